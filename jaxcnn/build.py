@@ -1,0 +1,444 @@
+"""Config -> the pieces of a run: sources, model, optimizer, steps bound to devices. Checks every name.
+
+Everything derived from the config (steps, scaled rate, statistics of the data) is computed here, from its final
+values.
+"""
+
+import dataclasses
+import math
+import platform
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from importlib import metadata
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from jaxcnn import data as data_lib
+from jaxcnn.augment import make_augment, make_normalise
+from jaxcnn.config import Config, ModelConfig
+from jaxcnn.data import Source
+from jaxcnn.errors import UserError, nearest
+from jaxcnn.losses import make_loss
+from jaxcnn.metrics import Metrics, metrics_for
+from jaxcnn.models import MODELS
+from jaxcnn.models.norm import BatchNorm
+from jaxcnn.optim import make_optimizer, make_schedule
+from jaxcnn.parallel import Parallel, make_parallel
+from jaxcnn.step import Augment, Loss, TrainState, eval_step, gather, init_state, train_step, train_steps
+
+RESIDENT_BYTES = 2 * 2**30  # a decoded set up to this size lives on the device
+MAX_STEPS_PER_CALL = 32  # on accelerators; each call then costs the host 1/32 of a dispatch a step
+Progress = Callable[[str, int, int], None]  # what, done, total
+
+
+@dataclass(frozen=True)
+class Run:
+    """A config's pieces, ready to be called; nothing is compiled, and no example but one decoded."""
+
+    config: Config
+    source: Source
+    resident: bool
+    mean: tuple[float, ...]  # per channel, of images in 0..1
+    std: tuple[float, ...]
+    model: nn.Module
+    optimizer: optax.GradientTransformation
+    schedule: optax.Schedule
+    parallel: Parallel
+    metrics: type[Metrics]
+    steps_per_epoch: float  # batches may cross an epoch's end, so this is no whole number
+    total_steps: int
+    steps_per_call: int
+    eval_batch_size: int
+    loss: Loss
+    augment: Augment
+    train_call: Callable  # (state, totals, data, inputs, key) -> (state, totals, step)
+    eval_call: Callable  # (variables, totals, data, inputs) -> totals
+
+    def init(self) -> TrainState:
+        """The state before the first step, on the default device."""
+        return jax.jit(self._init)(jax.random.key(self.config.seed))
+
+    def abstract_state(self) -> TrainState:
+        """Shapes and dtypes of the state; computes nothing."""
+        return jax.eval_shape(self._init, jax.random.key(self.config.seed))
+
+    def data_facts(self) -> dict[str, Any]:
+        """What a run's folder says of its data."""
+        return {
+            "name": self.source.name,
+            "fingerprint": self.source.fingerprint,
+            "image_shape": list(self.source.image_shape),
+            "class_names": list(self.source.class_names),
+            "num_examples": {name: len(split) for name, split in self.source.splits.items()},
+            "mean": list(self.mean),
+            "std": list(self.std),
+        }
+
+    def _init(self, key: jax.Array) -> TrainState:
+        ema = self.config.optimizer.ema_decay is not None
+        return init_state(key, self.source.image_shape, model=self.model, optimizer=self.optimizer, ema=ema)
+
+
+def build(
+    config: Config,
+    *,
+    progress: Progress | None = None,
+    statistics: tuple[Any, Any] | None = None,
+    stand_in: bool = False,
+) -> tuple[Run, "Feed"]:
+    """Builds a run and the feed of its data.
+
+    Args:
+      config: validated.
+      progress: told while images are decoded.
+      statistics: (mean, std) that the run was trained with, when it already was.
+      stand_in: a set that is not here may be replaced by its expected shapes: enough for a dry run.
+
+    Raises:
+      UserError: a name, a size or a device that is not there.
+    """
+    parallel = make_parallel(config.parallel, platform=config.platform, num_devices=config.num_devices)
+    if config.batch_size % (parallel.num_devices * config.optimizer.accumulate):
+        raise UserError(
+            f"batch_size={config.batch_size} does not divide over {parallel.num_devices} devices x "
+            f"optimizer.accumulate={config.optimizer.accumulate}"
+        )
+    model_class = _model_class(config.model)
+    source = _open_source(config, progress, stand_in=stand_in)
+    num_train = len(source.splits["train"])
+    resident = _resident(config, source)
+    feed = (ResidentFeed if resident else StreamingFeed)(config, source, parallel, progress or (lambda *_: None))
+    if statistics is None and None in _given(config):
+        statistics = feed.statistics()
+    measured = statistics or ((), ())
+    mean, std = (tuple(map(float, given or own)) for given, own in zip(_given(config), measured, strict=True))
+    channels = source.image_shape[-1]
+    if not len(mean) == len(std) == channels:
+        raise UserError(f"data.mean and data.std need {channels} values each, one a channel; got {mean} and {std}")
+
+    model = make_model(config.model, model_class, num_classes=len(source.class_names), axis_name=parallel.axis_name)
+    _check_traces(model, source)
+    steps_per_epoch = num_train / config.batch_size
+    total_steps = config.num_steps or max(1, round(config.num_epochs * steps_per_epoch))
+    schedule = make_schedule(
+        config.schedule, peak=peak_rate(config), total_steps=total_steps, steps_per_epoch=steps_per_epoch
+    )
+    optimizer = make_optimizer(config.optimizer, schedule)
+    metrics, loss = metrics_for(len(source.class_names)), make_loss(config.loss)
+    augment = make_augment(config.augment, mean=mean, std=std, image_shape=source.image_shape)
+    step = partial(
+        train_step,
+        model=model,
+        optimizer=optimizer,
+        loss=loss,
+        augment=augment,
+        metrics=metrics,
+        accumulate=config.optimizer.accumulate,
+        ema_decay=config.optimizer.ema_decay,
+        unroll=parallel.unroll,
+        axis_name=parallel.axis_name,
+    )
+    evaluate_batch = partial(
+        eval_step,
+        model=model,
+        loss=loss,
+        normalise=make_normalise(mean, std),
+        metrics=metrics,
+        axis_name=parallel.axis_name,
+    )
+
+    def eval_batch(variables, totals, data, inputs):
+        return totals.merge(evaluate_batch(variables, feed.fetch(data, inputs)))
+
+    steps_per_call = _steps_per_call(config, parallel, resident, steps_per_epoch)
+    wanted = min(config.eval_batch_size or config.batch_size, max(len(s) for s in source.splits.values()))
+    run = Run(
+        config=config,
+        source=source,
+        resident=resident,
+        mean=mean,
+        std=std,
+        model=model,
+        optimizer=optimizer,
+        schedule=schedule,
+        parallel=parallel,
+        metrics=metrics,
+        steps_per_epoch=steps_per_epoch,
+        total_steps=total_steps,
+        steps_per_call=steps_per_call,
+        eval_batch_size=math.ceil(wanted / parallel.num_devices) * parallel.num_devices,
+        loss=loss,
+        augment=augment,
+        train_call=parallel.compile(
+            partial(train_steps, step=step, fetch=feed.fetch, unroll=parallel.unroll), sharded={3: 1}, donate=(0, 1)
+        ),
+        eval_call=parallel.compile(eval_batch, sharded={3: 0}, donate=(1,)),
+    )
+    return run, feed
+
+
+def describe(run: Run, experiment: str, num_params: int) -> str:
+    """The first lines a person sees: backend, data, model, and over what batch norm normalises."""
+    parallel, source, config = run.parallel, run.source, run.config
+    kind = parallel.devices[0].device_kind
+    sizes = " / ".join(f"{len(split):,} {name}" for name, split in source.splits.items())
+    lines = [
+        f"{experiment}: {parallel.devices[0].platform} ({kind}), {parallel.num_devices} devices by {parallel.mode}, "
+        f"{jax.process_count()} processes",
+        f"data {source.name}: {sizes}; {'x'.join(map(str, source.image_shape))}, {len(source.class_names)} classes, "
+        + ("on the device" if run.resident else f"streamed by {config.data.num_workers} workers"),
+        f"model {config.model.name}: {num_params:,} parameters, {config.model.dtype}; "
+        f"{run.total_steps:,} steps of {config.batch_size} images, {run.steps_per_call} a call",
+    ]
+    if hasattr(run.model, "norm"):
+        share = config.batch_size // config.optimizer.accumulate
+        over = share if config.model.batch_norm == "global" else share // parallel.num_devices
+        lines.append(f"batch norm normalises over {over} images ({config.model.batch_norm})")
+    return "\n".join(lines)
+
+
+def versions() -> dict[str, str]:
+    """The versions that a result depends on."""
+    names = ("jaxcnn", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
+    found = {name: metadata.version(name) for name in names if _installed(name)}
+    return {"python": platform.python_version(), **found}
+
+
+def _installed(name: str) -> bool:
+    try:
+        return bool(metadata.version(name))
+    except metadata.PackageNotFoundError:
+        return False
+
+
+def peak_rate(config: Config) -> float:
+    """The schedule's peak: learning_rate, scaled linearly with the batch where asked (Goyal et al. 2017)."""
+    reference = config.optimizer.reference_batch_size
+    return config.optimizer.learning_rate * (config.batch_size / reference if reference else 1)
+
+
+def _given(config: Config) -> tuple[tuple[float, ...] | None, tuple[float, ...] | None]:
+    return config.data.mean, config.data.std
+
+
+def _open_source(config: Config, progress: Progress | None, *, stand_in: bool) -> Source:
+    try:
+        return data_lib.open_source(config.data)
+    except UserError as error:
+        source = data_lib.stand_in_source(config.data) if stand_in else None
+        if source is None:
+            raise
+        if progress:
+            progress(f"shapes as expected, for {error}", 0, 0)
+        return source
+
+
+def _model_class(config: ModelConfig) -> Callable[..., nn.Module]:
+    if config.name not in MODELS:
+        raise UserError(f"model.name={config.name!r} is not known; {nearest(config.name, MODELS)}")
+    return MODELS[config.name]
+
+
+def make_model(
+    config: ModelConfig, model_class: Callable[..., nn.Module], *, num_classes: int, axis_name: str | None = None
+) -> nn.Module:
+    """Builds a model from what the config says and the model takes. Raises UserError for an option it does not take."""
+    options = {
+        "dropout_rate": config.dropout_rate,
+        "stem": config.stem,
+        "norm": partial(
+            BatchNorm,
+            momentum=config.batch_norm_momentum,
+            axis_name=axis_name,
+            synchronise=config.batch_norm == "global",
+            dtype=jnp.dtype(config.dtype),
+        ),
+    }
+    base = model_class.func if isinstance(model_class, partial) else model_class
+    takes = {each.name for each in dataclasses.fields(base)}  # type: ignore[arg-type]
+    default = ModelConfig()
+    for option, fields in (
+        ("dropout_rate", ("dropout_rate",)),
+        ("stem", ("stem",)),
+        ("norm", ("batch_norm", "batch_norm_momentum")),
+    ):
+        for field in fields:
+            if option not in takes and getattr(config, field) != getattr(default, field):
+                raise UserError(f"model.{field}: {config.name} has no such option; remove it")
+    options = {name: value for name, value in options.items() if name in takes}
+    return model_class(num_classes=num_classes, dtype=jnp.dtype(config.dtype), **options)
+
+
+def _check_traces(model: nn.Module, source: Source) -> None:
+    """Traces the model abstractly, so that images too small for it are said before anything is compiled."""
+    images = jax.ShapeDtypeStruct((2, *source.image_shape), jnp.float32)
+    jax.eval_shape(partial(model.init, train=False), jax.random.key(0), images)
+
+
+def _resident(config: Config, source: Source) -> bool:
+    if config.data.resident is not None:
+        if config.data.resident and config.augment.random_resized_crop:
+            raise UserError("augment.random_resized_crop works at decode: set data.resident=false")
+        return config.data.resident
+    return data_lib.resident_bytes(source) <= RESIDENT_BYTES and not config.augment.random_resized_crop
+
+
+def _steps_per_call(config: Config, parallel: Parallel, resident: bool, steps_per_epoch: float) -> int:
+    """From config and platform alone. On CPUs a step is long beside its dispatch, and unrolling it compiles long."""
+    if not resident:
+        if config.steps_per_call not in (None, 1):
+            raise UserError("steps_per_call is for data that lives on the device; streaming takes one step a call")
+        return 1
+    if config.steps_per_call is not None:
+        return config.steps_per_call
+    if parallel.unroll:
+        return 1
+    return min(MAX_STEPS_PER_CALL, 2 ** int(math.log2(max(1.0, steps_per_epoch / 8))))
+
+
+class ResidentFeed:
+    """Feeds a data set that lives on the device: a call's inputs are only the numbers of its examples."""
+
+    fetch = staticmethod(gather)
+
+    def __init__(self, config: Config, source: Source, parallel: Parallel, progress: Progress):
+        self._config, self._source, self._parallel, self._progress = config, source, parallel, progress
+        self._host: dict[str, tuple[np.ndarray, np.ndarray]] = {}
+        self._device: dict[str, Any] = {}
+
+    def arrays(self, split: str) -> tuple[np.ndarray, np.ndarray]:
+        """(images uint8 [n, height, width, channels], labels int32 [n]) of a split, in host memory."""
+        if split not in self._host:
+            self._host[split] = data_lib.load_arrays(
+                self._source.splits[split],
+                fingerprint=self._source.fingerprint,
+                image_shape=self._source.image_shape,
+                cache=self._config.data.cache,
+                progress=lambda done, total: self._progress(f"decoding {self._source.name}", done, total),
+            )
+        return self._host[split]
+
+    def statistics(self) -> tuple[Any, Any]:
+        """(mean, std) a channel of the train split."""
+        return data_lib.channel_statistics(self.arrays("train")[0])
+
+    def data(self, split: str = "train") -> dict[str, jax.Array]:
+        """A split on every device."""
+        if split not in self._device:
+            images, labels = self.arrays(split)
+            self._device[split] = self._parallel.replicate({"image": images, "label": labels})
+        return self._device[split]
+
+    def inputs(self, step: int, num_steps: int) -> Any:
+        """Inputs of one call: example numbers [num_steps, batch], spread over the devices."""
+        size, count = self._config.batch_size, len(self._source.splits["train"])
+        rows = self._parallel.local_rows(size)
+        index = np.stack(
+            [
+                data_lib.batch_indices(self._config.seed, s, num_examples=count, batch_size=size)[rows]
+                for s in range(step, step + num_steps)
+            ]
+        )
+        return self._parallel.shard(index.astype(np.int32), axis=1)
+
+    def batch(self, step: int) -> dict[str, np.ndarray]:
+        """The global batch of a step, in host memory."""
+        images, labels = self.arrays("train")
+        index = data_lib.batch_indices(
+            self._config.seed, step, num_examples=len(labels), batch_size=self._config.batch_size
+        )
+        return {"image": images[index], "label": labels[index]}
+
+    def evaluation(self, split: str, batch_size: int) -> Iterator[tuple[Any, Any]]:
+        """(data, inputs) for each call over a split, the last one padded."""
+        data, count = self.data(split), len(self._source.splits[split])
+        rows = self._parallel.local_rows(batch_size)
+        for start in range(0, count, batch_size):
+            index = np.arange(start, start + batch_size, dtype=np.int32)
+            yield (
+                data,
+                self._parallel.shard({"index": np.minimum(index, count - 1)[rows], "mask": (index < count)[rows]}),
+            )
+
+    def close(self) -> None:
+        """Lets go of the device's copy."""
+        self._device.clear()
+
+
+class StreamingFeed:
+    """Feeds batches decoded by worker processes, ahead of the step that needs them."""
+
+    def __init__(self, config: Config, source: Source, parallel: Parallel, progress: Progress):
+        self._config, self._source, self._parallel, self._progress = config, source, parallel, progress
+        self._iterator: Iterator[dict[str, np.ndarray]] | None = None
+        self._next_step = -1
+
+    @staticmethod
+    def fetch(data: Any, batch: Any) -> Any:
+        """The batch itself."""
+        return batch
+
+    def statistics(self) -> tuple[Any, Any]:
+        """(mean, std) a channel, over a sample of the train split."""
+        return data_lib.measure_statistics(self._source.splits["train"], image_shape=self._source.image_shape)
+
+    def data(self, split: str = "train") -> dict[str, jax.Array]:
+        """Nothing lives on the device."""
+        return {}
+
+    def inputs(self, step: int, num_steps: int) -> Any:
+        """Inputs of one call: its batch, with a leading axis of one step."""
+        if self._iterator is None or step != self._next_step:
+            self.close()
+            data = self._config.data
+            self._iterator = self._batches(
+                step, data.num_workers, process_index=jax.process_index(), process_count=jax.process_count()
+            )
+        self._next_step = step + num_steps
+        batch = next(self._iterator)
+        return self._parallel.shard({name: array[None] for name, array in batch.items()}, axis=1)
+
+    def _batches(self, step: int, num_workers: int, **process: int) -> Iterator[dict[str, np.ndarray]]:
+        return data_lib.train_batches(
+            self._source.splits["train"],
+            seed=self._config.seed,
+            batch_size=self._config.batch_size,
+            start_step=step,
+            image_shape=self._source.image_shape,
+            augment=self._config.augment,
+            num_workers=num_workers,
+            prefetch_batches=self._config.data.prefetch_batches,
+            **process,
+        )
+
+    def batch(self, step: int) -> dict[str, np.ndarray]:
+        """The global batch of a step, in host memory."""
+        return next(self._batches(step, 0))
+
+    def evaluation(self, split: str, batch_size: int) -> Iterator[tuple[Any, Any]]:
+        """(data, inputs) for each call over a split, the last one padded."""
+        for batch in data_lib.evaluation_batches(
+            self._source.splits[split],
+            batch_size=batch_size,
+            image_shape=self._source.image_shape,
+            num_workers=self._config.data.num_workers,
+            prefetch_batches=self._config.data.prefetch_batches,
+            process_index=jax.process_index(),
+            process_count=jax.process_count(),
+        ):
+            yield {}, self._parallel.shard(batch)
+
+    def close(self) -> None:
+        """Ends the worker processes."""
+        if self._iterator is not None and hasattr(self._iterator, "close"):
+            self._iterator.close()
+        self._iterator = None
+
+
+Feed = ResidentFeed | StreamingFeed

@@ -1,0 +1,418 @@
+"""The schema of a run: small dataclasses of plain data, one comment a field, with its unit.
+
+Nothing derived is stored (build.py computes steps and rates from the final config), so an override leaves nothing
+stale. Loading a file, overriding from the command line and checking types and ranges are here; names of models and
+data sets are checked where they are known, in build.py.
+"""
+
+import dataclasses
+import itertools
+import json
+import math
+import re
+import sys
+import types
+import typing
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from absl import flags
+from ml_collections import config_flags
+
+from jaxcnn.errors import UserError, nearest
+
+
+def _among(*values: str) -> dict[str, Any]:
+    return {"choices": values}
+
+
+def _range(low: float = -math.inf, high: float = math.inf, *, above: float = -math.inf) -> dict[str, Any]:
+    return {"low": low, "high": high, "above": above}
+
+
+@dataclass(slots=True)
+class DataConfig:
+    """Which data, how they are split, and where they live."""
+
+    name: str = "digits"  # digits | tfds:NAME[/CONFIG][:VERSION]
+    dir: str | None = None  # where prepared sets lie; none: $TFDS_DATA_DIR, else ~/tensorflow_datasets
+    train_split: str = "train"  # the source's split to learn from
+    validation_split: str | None = None  # none: the source's own, else a slice held out of train
+    validation_fraction: float = field(default=0.1, metadata=_range(above=0, high=0.5))  # held out of train
+    split_seed: int = field(default=0, metadata=_range(0))  # which examples are held out; not varied with `seed`
+    image_size: int | None = field(default=None, metadata=_range(1))  # pixels; none: as stored
+    expected_examples: int | None = field(default=None, metadata=_range(1))  # of train_split; checked when opened, and
+    expected_classes: int | None = field(default=None, metadata=_range(2))  # what --dry_run assumes of an absent set
+    mean: tuple[float, ...] | None = None  # per channel, in 0..1; none: measured from train
+    std: tuple[float, ...] | None = None  # per channel, in 0..1; none: measured from train
+    resident: bool | None = None  # decoded set lives on the device; none: when it takes at most 2 GiB
+    cache: bool = True  # keep the decoded set under ~/.cache/jaxcnn (or $JAXCNN_CACHE_DIR)
+    num_workers: int = field(default=4, metadata=_range(0))  # decoding processes when streaming; 0: in-process
+    prefetch_batches: int = field(default=4, metadata=_range(1))  # batches decoded ahead when streaming
+
+
+@dataclass(slots=True)
+class AugmentConfig:
+    """What the images go through in training, in this order."""
+
+    flip: bool = False  # mirror left-right with probability 1/2
+    crop_padding: int = field(default=0, metadata=_range(0))  # pixels of reflected border, then a random crop back
+    cutout: int = field(default=0, metadata=_range(0))  # side in pixels of a random square set to the mean
+    random_resized_crop: bool = False  # streaming only, at decode: area 8-100 %, aspect 3/4-4/3 (GoogLeNet's)
+
+
+@dataclass(slots=True)
+class ModelConfig:
+    """Which model, and the options that it takes."""
+
+    name: str = "cnn"  # a key of jaxcnn.models.MODELS
+    stem: str = field(default="small", metadata=_among("small", "imagenet"))  # 3x3 stride 1, or 7x7 stride 2 and pool
+    dropout_rate: float = field(default=0.0, metadata=_range(0, 0.95))
+    dtype: str = field(default="float32", metadata=_among("float32", "bfloat16"))  # of compute; params stay float32
+    batch_norm: str = field(default="global", metadata=_among("global", "per_device"))  # the batch it normalises over
+    batch_norm_momentum: float = field(default=0.9, metadata=_range(0, 1))  # of the running statistics
+
+
+@dataclass(slots=True)
+class LossConfig:
+    """What is minimised."""
+
+    name: str = field(default="cross_entropy", metadata=_among("cross_entropy", "focal", "kl", "mse", "mae"))
+    label_smoothing: float = field(default=0.0, metadata=_range(0, 0.99))
+    focal_gamma: float = field(default=2.0, metadata=_range(0))  # Lin et al. 2017, eq. 4
+
+
+@dataclass(slots=True)
+class OptimizerConfig:
+    """How the weights move; its links, in order, are in optim.py."""
+
+    name: str = field(
+        default="nesterov",
+        metadata=_among("sgd", "momentum", "nesterov", "adagrad", "rmsprop", "adam", "adamw", "lamb", "lion", "muon"),
+    )
+    learning_rate: float = field(default=0.1, metadata=_range(above=0))  # at the schedule's peak
+    reference_batch_size: int | None = field(default=None, metadata=_range(1))  # the rate is scaled by batch_size/this
+    momentum: float = field(default=0.9, metadata=_range(0, 0.9999))  # momentum, nesterov, rmsprop (0: none), muon
+    beta1: float = field(default=0.9, metadata=_range(0, 0.9999))  # adam, adamw, lamb, lion; muon's adam
+    beta2: float | None = field(default=None, metadata=_range(0, 0.99999))  # none: lion 0.99, rmsprop 0.9, else 0.999
+    epsilon: float = field(default=1e-8, metadata=_range(above=0))
+    weight_decay: float = field(default=0.0, metadata=_range(0))  # on kernels only
+    weight_decay_mode: str = field(
+        default="auto", metadata=_among("auto", "l2", "decoupled")
+    )  # auto: as the name implies
+    l1: float = field(default=0.0, metadata=_range(0))  # penalty sum |w|, on kernels only
+    clip_norm: float | None = field(default=None, metadata=_range(above=0))  # global norm of the gradient
+    clip_value: float | None = field(default=None, metadata=_range(above=0))  # each entry of the gradient
+    accumulate: int = field(default=1, metadata=_range(1))  # micro-batches a step
+    ema_decay: float | None = field(default=None, metadata=_range(above=0, high=0.999999))  # none: no average kept
+
+
+@dataclass(slots=True)
+class ScheduleConfig:
+    """The learning rate over the run."""
+
+    name: str = field(default="cosine", metadata=_among("cosine", "step", "one_cycle", "linear", "constant"))
+    warmup_epochs: float = field(
+        default=0.0, metadata=_range(0)
+    )  # linear, from 0; not for one_cycle, which has its own
+    final_fraction: float = field(default=0.0, metadata=_range(0, 1))  # cosine, linear: last rate / peak rate
+    step_epochs: tuple[float, ...] = ()  # step: the epochs at which the rate is multiplied by step_factor
+    step_factor: float = field(default=0.1, metadata=_range(above=0, high=1))
+    peak_fraction: float = field(default=0.3, metadata=_range(above=0, high=0.99))  # one_cycle: where the peak stands
+
+
+@dataclass(slots=True)
+class CheckpointConfig:
+    """What is saved, when, and which weights are the result."""
+
+    every_epochs: float = field(default=1.0, metadata=_range(above=0))
+    every_steps: int | None = field(default=None, metadata=_range(1))  # given: instead of every_epochs
+    keep_last: int = field(default=2, metadata=_range(1))
+    keep_best: int = field(default=1, metadata=_range(0))  # 0: the last weights are the result
+    best_metric: str = field(default="accuracy", metadata=_among("accuracy", "loss", "top5_accuracy"))  # on validation
+    asynchronous: bool = True  # write while training goes on
+
+
+@dataclass(slots=True)
+class Config:
+    """A run is a pure function of this, the data, and nothing else."""
+
+    seed: int = field(default=0, metadata=_range(0, 2**31 - 1))
+    batch_size: int = field(default=128, metadata=_range(1))  # global, over all devices
+    eval_batch_size: int | None = field(default=None, metadata=_range(1))  # none: batch_size; rounded up to devices
+    num_epochs: float = field(default=10.0, metadata=_range(above=0))
+    num_steps: int | None = field(default=None, metadata=_range(1))  # given: instead of num_epochs
+    eval_every_epochs: float = field(default=1.0, metadata=_range(above=0))
+    log_every_steps: int = field(default=50, metadata=_range(1))
+    data: DataConfig = field(default_factory=DataConfig)
+    augment: AugmentConfig = field(default_factory=AugmentConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    loss: LossConfig = field(default_factory=LossConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    parallel: str = field(default="jit", metadata=_among("jit", "pmap"))  # over a mesh, or pmap
+    platform: str | None = field(default=None, metadata=_among("cpu", "gpu", "tpu"))  # none: the best there is
+    num_devices: int | None = field(default=None, metadata=_range(1))  # none: all
+    steps_per_call: int | None = field(default=None, metadata=_range(1))  # steps in one program; none: by platform
+    tensorboard: bool = True
+    compilation_cache: bool = True  # compiled programs are kept under ~/.cache/jaxcnn (or $JAXCNN_CACHE_DIR)
+
+
+# What may differ between two commands on one workdir: how a run is watched, kept and spread over devices, not what it
+# computes.
+RESUMABLE_FIELDS = (
+    "eval_batch_size", "log_every_steps", "checkpoint", "parallel", "platform", "num_devices", "steps_per_call",
+    "tensorboard", "compilation_cache", "data.dir", "data.cache", "data.num_workers", "data.prefetch_batches",
+    "data.resident",
+)  # fmt: skip
+
+
+def load_config(argv: list[str], *, flag_values: flags.FlagValues) -> tuple[Config, str]:
+    """Parses a command line with `--config FILE[:ARG]` and `--config.a.b=v`, and whatever flags `flag_values` defines.
+
+    Args:
+      argv: the command line, the program's name first.
+      flag_values: the command's other flags; parsed too.
+
+    Returns:
+      The validated config and the experiment's name (`cifar10`, or `cifar10-resnet18` for `cifar10.py:resnet18`).
+
+    Raises:
+      UserError: anything is wrong with the command, the file, a name, a type or a value.
+    """
+    argv, nones = _take_nones(argv)
+    config_flags.DEFINE_config_file("config", None, "experiment file, FILE[:ARG]", flag_values, sys_argv=argv)
+    path = next((a.split("=", 1)[1] for a in argv if re.match(r"--?config=", a)), None)
+    for before, after in itertools.pairwise(argv):
+        path = after if before in ("--config", "-config") else path
+    if path is None:
+        raise UserError("no experiment given; pass --config experiments/digits.py")
+    _check_file(path)
+    sys.modules.pop("config_config", None)  # ml_collections would load a second file into the first one's module
+    try:
+        rest = flag_values(argv)
+        config = flag_values.config
+    except UserError:
+        raise
+    except flags.IllegalFlagValueError as error:
+        raise UserError(_describe_illegal(str(error))) from None
+    except AttributeError as error:
+        raise UserError(f"{path}: {_describe_attribute(error)}") from None
+    except flags.Error as error:
+        raise UserError(str(error).replace("\n", " ")) from None
+    except Exception as error:  # whatever the experiment's own code raises
+        raise UserError(f"{path}: {type(error).__name__}: {' '.join(str(error).split())[-300:]}") from None
+    if len(rest) > 1:
+        raise UserError(f"unexpected argument {rest[1]!r}; options are written --name=value")
+    if not isinstance(config, Config):
+        raise UserError(f"{path}: get_config() must return a jaxcnn.config.Config, not {type(config).__name__}")
+    for name in nones:
+        parent, leaf = _resolve(config, name)
+        setattr(parent, leaf, None)
+    validate(config)
+    return config, experiment_name(path)
+
+
+def experiment_name(path: str) -> str:
+    """`experiments/cifar10.py:resnet18` -> `cifar10-resnet18`."""
+    file, _, argument = path.partition(":")
+    return Path(file).stem + (f"-{argument}" if argument else "")
+
+
+def to_dict(config: Config) -> dict[str, Any]:
+    """The config as plain JSON data."""
+    return json.loads(json.dumps(dataclasses.asdict(config)))
+
+
+def from_dict(data: dict[str, Any], schema: type = Config, where: str = "config") -> Any:
+    """The inverse of `to_dict`. Raises UserError on a field that this version does not have."""
+    hints = typing.get_type_hints(schema)
+    values = {}
+    for name, value in data.items():
+        if name not in hints:
+            raise UserError(f"{where} has no field {name!r}; {nearest(name, hints)}")
+        if dataclasses.is_dataclass(hints[name]):
+            value = from_dict(value, hints[name], f"{where}.{name}")
+        values[name] = tuple(value) if isinstance(value, list) else value
+    return schema(**values)
+
+
+def flatten(config: Config) -> dict[str, Any]:
+    """`{"optimizer.learning_rate": 0.1, …}`: every field by its path on the command line."""
+    flat: dict[str, Any] = {}
+
+    def visit(node: Any, prefix: str) -> None:
+        for each in dataclasses.fields(node):
+            value = getattr(node, each.name)
+            if dataclasses.is_dataclass(value):
+                visit(value, f"{prefix}{each.name}.")
+            else:
+                flat[prefix + each.name] = value
+
+    visit(config, "")
+    return flat
+
+
+def changed_fields(saved: Config, now: Config) -> list[str]:
+    """The fields, `name (saved -> now)`, in which two configs train differently."""
+    old, new = flatten(saved), flatten(now)
+    return [
+        f"{name} ({old.get(name)} -> {value})"
+        for name, value in new.items()
+        if value != old.get(name) and not any(name == f or name.startswith(f + ".") for f in RESUMABLE_FIELDS)
+    ]
+
+
+def validate(config: Config) -> None:
+    """Checks every field's type, choice and range, then what must hold between fields. Raises UserError."""
+    _validate_fields(config, "")
+    optimizer, schedule, loss = config.optimizer, config.schedule, config.loss
+    if config.batch_size % optimizer.accumulate:
+        raise UserError(
+            f"batch_size={config.batch_size} does not divide into optimizer.accumulate={optimizer.accumulate} parts"
+        )
+    if schedule.name == "step" and not schedule.step_epochs:
+        raise UserError("schedule.name=step needs schedule.step_epochs, e.g. --config.schedule.step_epochs='(30,60)'")
+    for ignored, reason in (
+        (schedule.name != "step" and schedule.step_epochs, "schedule.step_epochs is read by schedule.name=step only"),
+        (
+            schedule.name == "one_cycle" and schedule.warmup_epochs,
+            "one_cycle warms up by itself: schedule.warmup_epochs",
+        ),
+        (loss.name != "cross_entropy" and loss.label_smoothing, "loss.label_smoothing is for cross_entropy only"),
+    ):
+        if ignored:
+            raise UserError(f"{reason}; remove it")
+
+
+def _validate_fields(node: Any, prefix: str) -> None:
+    hints = typing.get_type_hints(type(node))
+    for each in dataclasses.fields(node):
+        name, value, hint = prefix + each.name, getattr(node, each.name), hints[each.name]
+        if dataclasses.is_dataclass(hint):
+            if type(value) is not hint:
+                raise UserError(f"{name} must be a {_type_name(hint)}, not {value!r}")
+            _validate_fields(value, name + ".")
+            continue
+        value = _conform(name, value, hint)
+        setattr(node, each.name, value)
+        if value is None:
+            continue
+        limits = each.metadata
+        if "choices" in limits and value not in limits["choices"]:
+            raise UserError(f"{name}={value!r} is not known; {nearest(str(value), limits['choices'])}")
+        for number in value if isinstance(value, tuple) else (value,):
+            if isinstance(number, float) and not math.isfinite(number):
+                raise UserError(f"{name}={value} must be finite")
+        if "low" in limits and not (limits["low"] <= value <= limits["high"] and value > limits["above"]):
+            bounds = [f"> {limits['above']:g}"] if limits["above"] > -math.inf else []
+            bounds += [f">= {limits['low']:g}"] if limits["low"] > -math.inf else []
+            bounds += [f"<= {limits['high']:g}"] if limits["high"] < math.inf else []
+            raise UserError(f"{name}={value} is out of range; it must be {' and '.join(bounds)}")
+
+
+def _conform(name: str, value: Any, hint: Any) -> Any:
+    """`value` as the declared type (an int serves as a float); UserError if it is of another."""
+    options = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
+    for option in options:
+        if option is type(None) and value is None:
+            return None
+        if typing.get_origin(option) is tuple and isinstance(value, tuple | list):
+            return tuple(_conform(name, item, typing.get_args(option)[0]) for item in value)
+        if option is float and isinstance(value, int) and not isinstance(value, bool):
+            return float(value)
+        if isinstance(option, type) and isinstance(value, option) and not (option is int and isinstance(value, bool)):
+            return value
+    raise UserError(f"{name}={value!r} must be {_type_name(hint)}")
+
+
+def _type_name(hint: Any) -> str:
+    if isinstance(hint, types.UnionType):
+        return " or ".join(_type_name(option) for option in typing.get_args(hint))
+    if typing.get_origin(hint) is tuple:
+        return f"a tuple of {typing.get_args(hint)[0].__name__}s, e.g. '(0.5, 0.5)'"
+    if dataclasses.is_dataclass(hint):
+        return str(getattr(hint, "__name__", hint))
+    return {int: "an integer", float: "a number", bool: "true or false", str: "a string", type(None): "none"}[hint]
+
+
+def _hint(path: str) -> Any:
+    """The declared type of a dotted path. Raises UserError naming the nearest field."""
+    schema: Any = Config
+    parts = path.split(".")
+    for depth, part in enumerate(parts):
+        where = ".".join(["config", *parts[:depth]])
+        if not dataclasses.is_dataclass(schema):
+            raise UserError(f"--config.{path}: {where} is a plain value, it has no field {part!r}")
+        hints = typing.get_type_hints(schema)
+        if part not in hints:
+            raise UserError(f"--config.{path}: {where} has no field {part!r}; {nearest(part, hints)}")
+        schema = hints[part]
+    if dataclasses.is_dataclass(schema):
+        fields = ", ".join(typing.get_type_hints(schema))
+        raise UserError(f"--config.{path}: config.{path} is a group; set one of its fields: {fields}")
+    return schema
+
+
+def _resolve(config: Config, path: str) -> tuple[Any, str]:
+    *groups, leaf = path.split(".")
+    node: Any = config
+    for group in groups:
+        node = getattr(node, group)
+    return node, leaf
+
+
+def _take_nones(argv: list[str]) -> tuple[list[str], list[str]]:
+    """Checks the path of every override, and takes out `--config.x=none`, which ml_collections cannot parse."""
+    kept, nones, index = [], [], 0
+    while index < len(argv):
+        argument = argv[index]
+        index += 1
+        match = re.match(r"--?(?:no)?config\.([^=]*)(?:=(.*))?$", argument, re.DOTALL)
+        if argument == "--" or match is None:
+            kept.append(argument)
+            continue
+        hint = _hint(match[1])
+        nullable = isinstance(hint, types.UnionType) and type(None) in typing.get_args(hint)
+        value = match[2]
+        if value is None and bool not in (hint, *typing.get_args(hint)):
+            if index == len(argv) or argv[index].startswith("--"):
+                raise UserError(f"{argument} has no value; write {argument}={_type_name(hint).split()[-1]}")
+            value, index = argv[index], index + 1
+            argument = f"{argument}={value}"
+        if nullable and value is not None and value.lower() == "none":
+            nones.append(match[1])
+        else:
+            kept.append(argument)
+    return kept, nones
+
+
+def _check_file(path: str) -> None:
+    file = Path(path.partition(":")[0])
+    if not file.is_file():
+        folder = file.parent if file.parent.is_dir() else Path("experiments")
+        files = [str(folder / each.name) for each in folder.glob("*.py")] if folder.is_dir() else []
+        raise UserError(
+            f"experiment file {str(file)!r} does not exist; "
+            + (nearest(str(file), files) if files else "run from the project's root, where experiments/ lies")
+        )
+
+
+def _describe_illegal(message: str) -> str:
+    match = re.match(r"flag --config\.([\w.]+)=(.*?): ", message, re.DOTALL)
+    if not match:  # the experiment's own error, behind a traceback
+        return f"{message.split(': ')[0].removeprefix('flag --config=')}: {message.strip().splitlines()[-1]}"
+    return f"--config.{match[1]}={match[2]}: must be {_type_name(_hint(match[1]))}"
+
+
+def _describe_attribute(error: AttributeError) -> str:
+    if isinstance(error.obj, types.ModuleType) and error.name == "get_config":
+        return "the experiment defines no get_config()"
+    match = re.match(r"'(\w+)' object has no attribute '(\w+)'", str(error))
+    schema = globals().get(match[1]) if match else None
+    if match and dataclasses.is_dataclass(schema):
+        names = (each.name for each in dataclasses.fields(schema))
+        return f"{match[1]} has no field {match[2]!r}; {nearest(match[2], names)}"
+    return str(error)

@@ -1,0 +1,22 @@
+"""Images as numpy uint8: where they come from, which belong to which split, and in what order they are read."""
+
+from jaxcnn.data.order import batch_indices
+from jaxcnn.data.resident import cache_dir, channel_statistics, load_arrays, resident_bytes
+from jaxcnn.data.sources import Source, Split, open_source, stand_in_source
+from jaxcnn.data.streaming import Batches, evaluation_batches, measure_statistics, train_batches
+
+__all__ = [
+    "Batches",
+    "Source",
+    "Split",
+    "batch_indices",
+    "cache_dir",
+    "channel_statistics",
+    "evaluation_batches",
+    "load_arrays",
+    "measure_statistics",
+    "open_source",
+    "resident_bytes",
+    "stand_in_source",
+    "train_batches",
+]

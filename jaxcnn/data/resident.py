@@ -1,0 +1,179 @@
+"""A whole set as two arrays, for sets that fit on the device, and the cache of its decoding on disk.
+
+A cache is trusted only while the files it was made from and its own checksums stay the same. It may always be absent:
+nothing that goes wrong with it ends a run. Nothing is random here.
+"""
+
+import hashlib
+import json
+import logging
+import os
+import shutil
+import tempfile
+import zlib
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+
+from jaxcnn.data.sources import ImageShape, Records, Source, Split, fit_image
+
+Progress = Callable[[int, int], None]  # called with (done, total) examples
+
+_FORMAT = 1  # raise when decoding or the cache's files change
+_CHUNK = 512  # examples a thread decodes at a time
+
+_log = logging.getLogger(__name__)
+
+
+def cache_dir() -> Path:
+    """$JAXCNN_CACHE_DIR, else jaxcnn below $XDG_CACHE_HOME, else ~/.cache/jaxcnn."""
+    if own := os.environ.get("JAXCNN_CACHE_DIR"):
+        return Path(own).expanduser()
+    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "jaxcnn"
+
+
+def load_arrays(
+    split: Split, *, fingerprint: str, image_shape: ImageShape, cache: bool, progress: Progress | None = None
+) -> tuple[np.ndarray, np.ndarray]:
+    """Images uint8 [N, H, W, C] and labels int32 [N] of a split, in its order.
+
+    With a cache all records are decoded, so that the other splits of the same records find them; without, only those
+    of the split. Either way each record is decoded once.
+    """
+    folder = _cache_folder(split.records, fingerprint, image_shape) if cache and split.records.files else None
+    if folder is None:
+        return _decode(split.records, split.indices, image_shape, progress)
+    arrays = _load_cached(folder, len(split.records), image_shape)
+    if arrays is None:
+        if not _can_write(folder.parent):
+            return _decode(split.records, split.indices, image_shape, progress)
+        arrays = _decode(split.records, np.arange(len(split.records)), image_shape, progress)
+        _save_cached(folder, *arrays)
+    images, labels = arrays
+    return images[split.indices], labels[split.indices]
+
+
+def channel_counts(images: np.ndarray) -> np.ndarray:
+    """How often each of the 256 levels occurs: [..., C] uint8 to int64 [C, 256]."""
+    channels = images.shape[-1]
+    pixels = images.reshape(-1, channels)
+    counts = np.zeros((channels, 256), np.int64)
+    for start in range(0, len(pixels), 1 << 18):  # bincount widens to eight bytes, so a piece that stays in the cache
+        for channel, levels in enumerate(pixels[start : start + (1 << 18)].T):
+            counts[channel] += np.bincount(levels, minlength=256)
+    return counts
+
+
+def statistics_of_counts(counts: np.ndarray) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and standard deviation a channel, in 0..1, of int64 [C, 256].
+
+    The deviation is at least one level (1/255), so that a constant channel becomes zeros and not NaN.
+    """
+    levels = np.arange(256, dtype=np.float64) / 255
+    shares = counts / counts.sum(axis=1, keepdims=True)
+    mean = shares @ levels
+    variance = (shares * (levels - mean[:, None]) ** 2).sum(axis=1)
+    std = np.maximum(np.sqrt(variance), 1 / 255)
+    return tuple(mean.tolist()), tuple(std.tolist())
+
+
+def channel_statistics(images: np.ndarray) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and standard deviation a channel, in 0..1, over all pixels of uint8 [N, H, W, C]; exact in float64."""
+    return statistics_of_counts(channel_counts(images))
+
+
+def resident_bytes(source: Source) -> int:
+    """Memory that all three splits take on the device, images and labels."""
+    height, width, channels = source.image_shape
+    return sum(len(split) for split in source.splits.values()) * (height * width * channels + 4)
+
+
+def _decode(
+    records: Records, indices: np.ndarray, image_shape: ImageShape, progress: Progress | None
+) -> tuple[np.ndarray, np.ndarray]:
+    images = np.empty((len(indices), *image_shape), np.uint8)
+    labels = np.empty(len(indices), np.int32)
+
+    def decode_chunk(start: int) -> int:
+        for offset, example in enumerate(records.read(indices[start : start + _CHUNK])):
+            images[start + offset] = fit_image(example["image"], image_shape)
+            labels[start + offset] = example["label"]
+        return min(start + _CHUNK, len(indices))
+
+    with ThreadPoolExecutor(os.cpu_count()) as threads:  # OpenCV decodes without holding Python's lock
+        starts = range(0, len(indices), _CHUNK)
+        try:
+            for done in threads.map(decode_chunk, starts):
+                if progress is not None:
+                    progress(done, len(indices))
+        except BaseException:
+            threads.shutdown(cancel_futures=True)  # a damaged record ends it now, not after the rest
+            raise
+    return images, labels
+
+
+# ---- the cache: one folder a set of records, with images.npy, labels.npy and checksums.json
+
+
+def _cache_folder(records: Records, fingerprint: str, image_shape: ImageShape) -> Path:
+    states = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in records.files]
+    key = json.dumps([_FORMAT, fingerprint, records.name, states, image_shape])
+    readable = "".join(letter if letter.isalnum() else "-" for letter in records.files[0].name.split(".")[0])
+    return cache_dir() / "decoded" / f"{readable}-{hashlib.sha256(key.encode()).hexdigest()[:16]}"
+
+
+def _can_write(folder: Path) -> bool:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            return True
+    except OSError as error:
+        _log.warning("no cache of decoded images: cannot write in %s (%s)", folder, error.strerror or error)
+        return False
+
+
+def _load_cached(folder: Path, num_records: int, image_shape: ImageShape) -> tuple[np.ndarray, np.ndarray] | None:
+    """The arrays, mapped, not read; none where there is no cache or it is damaged."""
+    if not folder.exists():
+        return None
+    try:
+        checksums = json.loads((folder / "checksums.json").read_text())
+        images = np.load(folder / "images.npy", mmap_mode="r")
+        labels = np.load(folder / "labels.npy")
+        sound = (
+            (images.shape, images.dtype) == ((num_records, *image_shape), np.uint8)
+            and (labels.shape, labels.dtype) == ((num_records,), np.int32)
+            and checksums == _checksums(images, labels)
+        )
+    except (OSError, ValueError, EOFError):
+        sound = False
+    if not sound:
+        _log.warning("the cache of decoded images in %s is damaged; decoding again", folder)
+        return None
+    return images, labels
+
+
+def _save_cached(folder: Path, images: np.ndarray, labels: np.ndarray) -> None:
+    """Writes aside, then renames: a reader sees all or nothing, and of two writers the later wins."""
+    aside = replaced = None
+    try:
+        aside = Path(tempfile.mkdtemp(prefix=".writing-", dir=folder.parent))
+        replaced = aside.with_name(f"{aside.name}-replaced")
+        np.save(aside / "images.npy", images)
+        np.save(aside / "labels.npy", labels)
+        (aside / "checksums.json").write_text(json.dumps(_checksums(images, labels)))
+        if folder.exists():  # damaged, or just written by another process
+            folder.rename(replaced)
+        aside.rename(folder)
+    except OSError as error:
+        if not folder.exists():  # else another process was faster
+            _log.warning("no cache of decoded images: cannot write %s (%s)", folder, error.strerror or error)
+    finally:
+        for leftover in filter(None, (aside, replaced)):
+            shutil.rmtree(leftover, ignore_errors=True)
+
+
+def _checksums(*arrays: np.ndarray) -> list[int]:
+    return [zlib.crc32(np.ascontiguousarray(array).data) for array in arrays]

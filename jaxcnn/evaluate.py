@@ -1,0 +1,87 @@
+"""Evaluates a run from its folder alone: python -m jaxcnn.evaluate --workdir DIR [--split test] [--step best|last|N]
+
+Prints the table and one line of JSON. Exit codes as jaxcnn.main's.
+"""
+
+import json
+
+from absl import flags
+
+from jaxcnn import workdir as workdir_lib
+from jaxcnn.config import from_dict, validate
+from jaxcnn.errors import UserError, nearest
+from jaxcnn.logs import RunLog, complain
+from jaxcnn.main import run_command
+
+
+def main(argv: list[str], start: float) -> int:
+    """Rebuilds the run, restores a checkpoint, measures a split; returns the exit code."""
+    values = flags.FlagValues()
+    flags.DEFINE_string("workdir", None, "the run's folder", flag_values=values)
+    flags.DEFINE_string("split", "test", "train, validation or test", flag_values=values)
+    flags.DEFINE_string("step", "best", "which checkpoint: best (on validation), last, or its step", flag_values=values)
+    if {"--help", "-help", "-h", "--helpfull"} & set(argv):
+        print(f"{__doc__}\n{values.get_help()}")
+        return 0
+    try:
+        rest = values(argv)
+    except flags.Error as error:
+        raise UserError(" ".join(str(error).split())) from None
+    if len(rest) > 1:
+        raise UserError(f"unexpected argument {rest[1]!r}; options are written --name=value")
+    if not values.workdir:
+        raise UserError("no run given; pass --workdir, e.g. --workdir runs/digits")
+    if values.split not in ("train", "validation", "test"):
+        raise UserError(
+            f"--split={values.split} is not known; {nearest(values.split, ('train', 'validation', 'test'))}"
+        )
+    workdir = workdir_lib.resolve(values.workdir)
+    saved = workdir_lib.read_config(workdir)
+    config = from_dict(saved["config"])
+    config.platform = config.num_devices = None  # wherever it was trained, it is evaluated here
+    validate(config)
+
+    import jax
+
+    from jaxcnn import loop
+    from jaxcnn.build import build
+    from jaxcnn.checkpoint import Checkpoints
+    from jaxcnn.parallel import set_up
+
+    set_up(None, compilation_cache=config.compilation_cache)
+    if config.batch_size % (len(jax.devices()) * config.optimizer.accumulate):
+        config.num_devices = 1
+    log = RunLog(workdir, tensorboard=False)
+    run, feed = build(config, progress=log.work, statistics=(saved["data"]["mean"], saved["data"]["std"]))
+    if run.source.fingerprint != saved["data"]["fingerprint"]:
+        raise UserError(f"the data found are not those that the run in {workdir} was trained on; see --config.data.dir")
+    folder = workdir / "checkpoints"
+    if not folder.exists():
+        raise UserError(f"{workdir} has no checkpoint yet")
+    checkpoints = Checkpoints(folder, best_metric=loop.best_metric(run), read_only=True, report=complain)
+    steps = checkpoints.steps()
+    if not steps:
+        raise UserError(f"{workdir} has no checkpoint yet")
+    chosen = {"best": checkpoints.best_step() or steps[-1], "last": steps[-1]}
+    step = chosen.get(values.step) or (int(values.step) if values.step.isdigit() else None)
+    if step not in steps:
+        raise UserError(
+            f"--step={values.step}: there are checkpoints of steps {', '.join(map(str, steps))}; or best, last"
+        )
+    like = {"state": run.abstract_state(), "totals": jax.eval_shape(run.metrics.empty)}
+    state = checkpoints.restore(step, like)[0]["state"]
+    variables = run.parallel.replicate(loop.result_variables(run, state))
+    result = loop.evaluate_split(run, feed, variables, values.split)
+    feed.close()
+    checkpoints.close()
+    log.say(f"{saved['experiment']}, step {step:,}, {values.split}:")
+    print(
+        json.dumps(
+            {"split": values.split, "step": step, **result, "num_examples": len(run.source.splits[values.split])}
+        )
+    )
+    return 0
+
+
+if __name__ == "__main__":
+    run_command(main)

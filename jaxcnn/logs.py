@@ -1,0 +1,236 @@
+"""What a run tells: metrics.jsonl, timing.jsonl, TensorBoard, summary.json, and the lines and bar in the terminal.
+
+metrics.jsonl holds nothing that depends on the clock: a run that was killed and resumed writes the same bytes as one
+that was not.
+"""
+
+import json
+import math
+import os
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from etils import epath
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+
+def write_atomically(path: epath.Path, text: str) -> None:
+    """The file holds either what it held before or all of `text`, whenever the process is killed."""
+    partial = path.parent / f".{path.name}.{os.getpid()}.partial"
+    partial.write_text(text)
+    partial.replace(path)
+
+
+def read_rows(path: epath.Path) -> list[dict[str, Any]]:
+    """The rows of a JSON-lines file up to the first that is not whole; none when there is no file."""
+    rows = []
+    for line in path.read_text().splitlines() if path.exists() else []:
+        try:
+            rows.append(json.loads(line))
+        except ValueError:
+            break
+    return rows
+
+
+class RunLog:
+    """Writes one run's folder and terminal."""
+
+    def __init__(self, workdir: epath.Path, *, tensorboard: bool = True, console: Console | None = None):
+        self._workdir = workdir
+        self._remote = "://" in os.fspath(workdir)
+        self.console = console or Console(highlight=False, soft_wrap=True)
+        self._rows: dict[str, list[dict[str, Any]]] = {name: [] for name in _FILES}
+        self._with_tensorboard = tensorboard
+        self._tensorboard: _TensorBoard | None = None
+        self._progress: Progress | None = None
+        self._work: Progress | None = None
+        self._task = self._work_task = TaskID(0)
+        self._train: dict[str, float] = {}
+        self._timing: dict[str, float] = {}
+
+    def resume(self, step: int) -> None:
+        """Opens the files. Rows after `step`, which a killed run wrote and this one will write again, are dropped."""
+        for name in _FILES:
+            self._rows[name] = [row for row in read_rows(self._workdir / name) if row["step"] <= step]
+            self._rewrite(name)
+        if self._with_tensorboard:
+            self._tensorboard = _TensorBoard(self._workdir / "tensorboard", step)
+
+    def metrics(self, step: int, epoch: float, split: str, values: dict[str, float]) -> None:
+        """A row of metrics.jsonl and its points in TensorBoard."""
+        self._append("metrics.jsonl", {"step": step, "epoch": round(epoch, 4), "split": split, **values})
+        if self._tensorboard:
+            self._tensorboard.scalars(split, step, values)
+
+    def timing(self, step: int, values: dict[str, float]) -> None:
+        """A row of timing.jsonl: seconds and rates."""
+        self._append("timing.jsonl", {"step": step, **{name: float(f"{v:.6g}") for name, v in values.items()}})
+        if self._tensorboard:
+            self._tensorboard.scalars("train", step, values)
+
+    def _append(self, name: str, row: dict[str, Any]) -> None:
+        self._rows[name].append(row)
+        if not self._remote:  # object stores do not append: there the file is rewritten by flush
+            with Path(self._workdir / name).open("a") as file:
+                file.write(_line(row))
+
+    def _rewrite(self, name: str) -> None:
+        write_atomically(self._workdir / name, "".join(_line(row) for row in self._rows[name]))
+
+    def flush(self) -> None:
+        """Everything told so far is in the run's folder. Called before each save."""
+        if self._remote:
+            for name in _FILES:
+                self._rewrite(name)
+        if self._tensorboard:
+            self._tensorboard.flush()
+
+    def say(self, line: str, *, style: str | None = None) -> None:
+        """A line on the terminal."""
+        self.console.print(line, style=style, markup=False)
+
+    def work(self, what: str, done: int, total: int) -> None:
+        """Tells of long work before training: a bar where someone is looking, else a line when it begins."""
+        if not self.console.is_terminal or not total:
+            if done == 0:
+                self.say(f"{what}: {total:,}" if total else what)
+            return
+        if self._work is None:
+            self._work = Progress(console=self.console, transient=True)
+            self._work_task = self._work.add_task(what, total=total)
+            self._work.start()
+        self._work.update(self._work_task, completed=done, description=what)
+        if done >= total:
+            self._work.stop()
+            self._work = None
+
+    def start_progress(self, total_steps: int, step: int) -> None:
+        """Shows a bar, where someone is looking."""
+        if self.console.is_terminal:
+            self._progress = Progress(
+                TextColumn("{task.description}"),
+                BarColumn(),
+                TextColumn("{task.completed}/{task.total} steps  {task.fields[values]}"),
+                TimeRemainingColumn(),
+                console=self.console,
+                transient=True,
+            )
+            self._task = self._progress.add_task("training", total=total_steps, completed=step, values="compiling …")
+            self._progress.start()
+
+    def first_step(self, seconds: float) -> None:
+        """The first call has compiled and run."""
+        self.say(f"compiled, first step done after {seconds:.1f} s")
+
+    def interval(self, step: int, values: dict[str, float], timing: dict[str, float]) -> None:
+        """Moves the bar."""
+        self._train, self._timing = values, timing
+        if self._progress:
+            text = f"loss {values['loss']:.4f}  accuracy {values['accuracy']:.4f}  {self._rate()}"
+            self._progress.update(self._task, completed=step, values=text)
+
+    def _rate(self) -> str:
+        if not self._timing:
+            return ""
+        rate = f"{self._timing['images_per_second']:,.0f} images/s"
+        # The devices idle only when the host never waits for them.
+        starved = self._timing["data_wait"] > 0.2 and self._timing["device_wait"] < 0.1
+        return rate + (f", {self._timing['data_wait']:.0%} of the time waiting for data" if starved else "")
+
+    def epoch(self, epoch: float, num_epochs: float, validation: dict[str, float]) -> None:
+        """The line that an evaluation leaves."""
+        parts = [f"epoch {epoch:.1f}/{num_epochs:.1f}"]
+        for name, values in (("train", self._train), ("validation", validation)):
+            shown = "  ".join(f"{k} {v:.4f}" for k, v in values.items() if k != "learning_rate")
+            parts += [f"{name}  {shown}"] if shown else []
+        self.say(" | ".join([*parts, self._rate()] if self._timing else parts))
+
+    def stop_progress(self) -> None:
+        """Takes the bar away."""
+        if self._progress:
+            self._progress.stop()
+            self._progress = None
+
+    def summary(self, summary: dict[str, Any]) -> None:
+        """Writes summary.json, the last act of a run that finished."""
+        self.flush()
+        write_atomically(self._workdir / "summary.json", json.dumps(summary, indent=2) + "\n")
+
+    def close(self) -> None:
+        """Takes the bar away and closes the files."""
+        self.stop_progress()
+        if self._tensorboard:
+            self._tensorboard.close()
+
+
+_FILES = ("metrics.jsonl", "timing.jsonl")
+
+
+def _line(row: dict[str, Any]) -> str:
+    return json.dumps(row) + "\n"
+
+
+def closing_table(console: Console, summary: dict[str, Any]) -> None:
+    """The table that ends a run, from its summary."""
+    table = Table(title=f"{summary['experiment']}: {summary['weights']}", title_justify="left")
+    names = sorted({name for values in summary["splits"].values() for name in values} - {"num_examples"})
+    for column in ("split", "examples", *names):
+        table.add_column(column, justify="left" if column == "split" else "right")
+    for split, values in summary["splits"].items():
+        cells = (f"{values[name]:.4f}" if name in values else "" for name in names)
+        table.add_row(split, f"{values['num_examples']:,}", *cells)
+    console.print(table)
+    seconds = summary["seconds"]
+    console.print(
+        f"{summary['step']:,} steps, {summary['epochs']:g} epochs, {summary['num_params']:,} parameters; "
+        f"training {seconds['train']:.1f} s ({summary['images_per_second']:,.0f} images/s), "
+        f"set-up {seconds['setup']:.1f} s, compiling {seconds['compile']:.1f} s, "
+        f"evaluating {seconds['evaluate']:.1f} s",
+        markup=False,
+    )
+
+
+class _TensorBoard:
+    """One event file a split, so that TensorBoard draws train and validation in one chart."""
+
+    def __init__(self, folder: epath.Path, step: int):
+        self._folder, self._step = folder, step
+        self._remote = "://" in os.fspath(folder)  # tensorboardX writes locally; then the files are copied
+        self._local = Path(tempfile.mkdtemp(prefix="jaxcnn-tensorboard-")) if self._remote else Path(folder)
+        self._writers: dict[str, Any] = {}
+
+    def scalars(self, split: str, step: int, values: dict[str, float]) -> None:
+        if split not in self._writers:
+            from tensorboardX import SummaryWriter
+
+            # Points of a killed run after the step it resumes from are disowned.
+            purge = self._step + 1 if self._step else None
+            self._writers[split] = SummaryWriter(str(self._local / split), purge_step=purge)
+        for name, value in values.items():
+            if math.isfinite(value):
+                self._writers[split].add_scalar(name, value, step, walltime=time.time())
+
+    def flush(self) -> None:
+        for writer in self._writers.values():
+            writer.flush()
+        if self._remote:
+            for file in self._local.rglob("*"):
+                if file.is_file():
+                    target = self._folder / str(file.relative_to(self._local))
+                    target.parent.mkdir(parents=True, exist_ok=True)
+                    target.write_bytes(file.read_bytes())
+
+    def close(self) -> None:
+        for writer in self._writers.values():
+            writer.close()
+        self.flush()
+
+
+def complain(error: Exception | str) -> None:
+    """One line on stderr."""
+    print(f"jaxcnn: {error}", file=sys.stderr, flush=True)

@@ -1,0 +1,277 @@
+"""The loop: restore, step, log, evaluate, save. All that touches disk, clock or signals is called from here."""
+
+import signal
+import threading
+import time
+from collections import deque
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import jax
+import numpy as np
+
+from jaxcnn.build import Feed, Run
+from jaxcnn.checkpoint import Checkpoints, DamagedError, flatten
+from jaxcnn.diagnosis import first_bad_layer
+from jaxcnn.errors import Preempted, RunError
+from jaxcnn.evaluation import evaluate
+from jaxcnn.logs import RunLog
+from jaxcnn.step import TrainState
+
+CALLS_IN_FLIGHT = 4  # how far the host runs ahead of the devices; more would only hold more batches in memory
+
+
+def train(run: Run, feed: Feed, log: RunLog, checkpoints: Checkpoints) -> dict[str, Any]:
+    """Trains to the end, from wherever the checkpoints stand, and measures the result.
+
+    Returns:
+      What summary.json says of it: `step`, `epochs`, `weights`, `splits`, `seconds`, `images_per_second`.
+
+    Raises:
+      RunError: the loss is not finite, data are damaged or a save failed; the last good checkpoint stays.
+      Preempted: a signal came, and everything is saved.
+    """
+    config, parallel, cadence = run.config, run.parallel, run.config.checkpoint
+    host = {"state": run.init(), "totals": run.metrics.empty()}
+    restored = checkpoints.restore_newest(jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), host))
+    step, best = 0, None
+    if restored:
+        step, host, extra = restored
+        best = extra["best"]
+        log.say(f"resuming at step {step:,} of {run.total_steps:,}")
+    log.resume(step)
+
+    state, totals = parallel.replicate(host["state"]), parallel.replicate(host["totals"])
+    key, data = parallel.replicate(jax.random.key(config.seed)), feed.data("train")
+    interval = _Interval(run, feed, log)
+    in_flight: deque[jax.Array] = deque()
+    clock = _Clock(step)
+    log.start_progress(run.total_steps, step)
+    with _signals() as signals:
+        while step < run.total_steps:
+            num_steps = min(run.steps_per_call - step % run.steps_per_call, run.total_steps - step)
+            with clock.waiting("data_wait"):
+                inputs = feed.inputs(step, num_steps)
+            state, totals, ticket = run.train_call(state, totals, data, inputs, key)
+            before, step = step, step + num_steps
+            if clock.seconds["compile"] == 0:
+                jax.block_until_ready(ticket)
+                log.first_step(clock.lap("compile", step))
+            in_flight.append(ticket)
+            if len(in_flight) > CALLS_IN_FLIGHT:
+                with clock.waiting("device_wait"):
+                    jax.block_until_ready(in_flight.popleft())
+
+            interval.fetch(state, clock)  # of the call before: this one keeps the devices busy meanwhile
+            last = step == run.total_steps
+            evaluating = last or _crossed(before, step, config.eval_every_epochs * run.steps_per_epoch)
+            if evaluating or _crossed(before, step, config.log_every_steps):
+                totals = interval.end(step, totals)
+            saving = last or _crossed(before, step, cadence.every_steps or cadence.every_epochs * run.steps_per_epoch)
+            if not (evaluating or saving or signals):
+                continue
+
+            interval.fetch(state, clock)
+            jax.block_until_ready(ticket)
+            in_flight.clear()
+            clock.lap("train", step)
+            metrics = None
+            if evaluating:
+                metrics = evaluate_raw_and_ema(run, feed, state, "validation")
+                log.metrics(step, step / run.steps_per_epoch, "validation", metrics)
+                log.epoch(step / run.steps_per_epoch, run.total_steps / run.steps_per_epoch, metrics)
+                value = metrics[best_metric(run)]
+                lower = cadence.best_metric == "loss"
+                if cadence.keep_best and (best is None or (value <= best if lower else value >= best)):
+                    best, saving = value, True
+                clock.lap("evaluate", step)
+            if saving or signals:
+                host = {"state": parallel.unreplicate(state), "totals": parallel.unreplicate(totals)}
+                _check_finite(run, feed, host)
+                log.flush()
+                checkpoints.save(step, host, {"best": best}, metrics)
+                clock.lap("save", step)
+            if signals:
+                checkpoints.wait()
+                raise Preempted(f"{signals[0]}: saved at step {step:,}; the same command goes on from there")
+    log.stop_progress()
+    checkpoints.wait()
+
+    chosen, weights = _choose(run, checkpoints, parallel.unreplicate(state), log)
+    variables = parallel.replicate(chosen)
+    splits = {}
+    clock.lap("save", step)
+    for split in ("validation", "test"):
+        values = evaluate_split(run, feed, variables, split)
+        splits[split] = {**values, "num_examples": len(run.source.splits[split])}
+    clock.lap("evaluate", step)
+    return {
+        "step": step,
+        "epochs": round(step / run.steps_per_epoch, 4),
+        "weights": weights,
+        "splits": splits,
+        "seconds": clock.seconds,
+        "images_per_second": clock.steps_timed * config.batch_size / max(clock.seconds["train"], 1e-9),
+    }
+
+
+def evaluate_split(run: Run, feed: Feed, variables: dict[str, Any], split: str) -> dict[str, float]:
+    """Metrics of replicated variables over a whole split."""
+    return evaluate(
+        run.eval_call,
+        variables,
+        feed.evaluation(split, run.eval_batch_size),
+        metrics=run.metrics,
+        parallel=run.parallel,
+        num_examples=len(run.source.splits[split]),
+    )
+
+
+def evaluate_raw_and_ema(run: Run, feed: Feed, state: TrainState, split: str) -> dict[str, float]:
+    """Metrics of a replicated state: the weights', and as `ema_*` those of their average."""
+    metrics = evaluate_split(run, feed, {"params": state.params, "batch_stats": state.batch_stats}, split)
+    if state.ema is not None:
+        averaged = evaluate_split(run, feed, state.ema, split)
+        metrics.update({f"ema_{name}": value for name, value in averaged.items()})
+    return metrics
+
+
+def best_metric(run: Run) -> str:
+    """The validation metric that chooses the weights: the average's, where one is kept."""
+    name = run.config.checkpoint.best_metric
+    return name if run.config.optimizer.ema_decay is None else f"ema_{name}"
+
+
+def result_variables(run: Run, state: TrainState) -> dict[str, Any]:
+    """The variables that a state's result is measured with."""
+    return state.ema if state.ema is not None else {"params": state.params, "batch_stats": state.batch_stats}
+
+
+def _choose(run: Run, checkpoints: Checkpoints, last: TrainState, log: RunLog) -> tuple[dict[str, Any], str]:
+    """The best checkpoint's variables, or the last ones when no best is kept, and words for which they are."""
+    ema = ", ema" if run.config.optimizer.ema_decay is not None else ""
+    step = checkpoints.best_step() if run.config.checkpoint.keep_best else None
+    if step is None:
+        return result_variables(run, last), f"last{ema}"
+    try:
+        state = checkpoints.restore(step, {"state": last, "totals": run.metrics.empty()})[0]["state"]
+    except DamagedError as error:
+        log.say(f"{error}; the last weights are measured instead")
+        return result_variables(run, last), f"last{ema}"
+    return result_variables(run, state), f"best validation {run.config.checkpoint.best_metric}{ema}"
+
+
+class _Interval:
+    """The training metrics between two rows of the log, fetched from the devices one call late."""
+
+    def __init__(self, run: Run, feed: Feed, log: RunLog):
+        self._run, self._feed, self._log = run, feed, log
+        self._pending: tuple[int, Any] | None = None
+        # A sum that is not finite stays so (nan * 0 = nan), and the guard in train_steps stays shut.
+        self._zero = run.parallel.compile(lambda totals: jax.tree.map(lambda x: x * 0, totals), sharded={})
+
+    def end(self, step: int, totals: Any) -> Any:
+        """Ends the interval at `step`; returns the totals that the next one starts with."""
+        self._pending = step, totals
+        return self._zero(totals)
+
+    def fetch(self, state: TrainState, clock: "_Clock") -> None:
+        """Writes the row of the interval that has ended, if one has. Raises RunError if its loss is not finite."""
+        if self._pending is None:
+            return
+        (step, totals), self._pending = self._pending, None
+        totals = self._run.parallel.unreplicate(totals)
+        if not np.isfinite(totals.loss.total):
+            raise _not_finite(self._run, self._feed, self._run.parallel.unreplicate(state))
+        values = {name: float(value) for name, value in totals.compute().items()}
+        values["learning_rate"] = float(self._run.schedule(step - 1))
+        self._log.metrics(step, step / self._run.steps_per_epoch, "train", values)
+        timing = clock.interval(step, self._run.config.batch_size)
+        self._log.timing(step, timing)
+        self._log.interval(step, values, timing)
+
+
+def _check_finite(run: Run, feed: Feed, host: dict[str, Any]) -> None:
+    """Nothing that is not finite is ever saved."""
+    if not all(np.isfinite(x).all() for x in flatten(host).values() if x.dtype.kind == "f"):
+        raise _not_finite(run, feed, host["state"])
+
+
+def _not_finite(run: Run, feed: Feed, state: TrainState) -> RunError:
+    step = int(state.step)
+    where = first_bad_layer(
+        state, feed.batch(step), jax.random.key(run.config.seed), model=run.model, loss=run.loss, augment=run.augment
+    )
+    return RunError(
+        f"NaN or Inf at step {step + 1:,}, {where}; the last good checkpoint is kept. Lower optimizer.learning_rate, "
+        "or set optimizer.clip_norm=1"
+    )
+
+
+def _crossed(before: int, after: int, every: float) -> bool:
+    """Whether a multiple of `every` lies in (before, after]."""
+    return int(after / every + 1e-9) > int(before / every + 1e-9)
+
+
+@contextmanager
+def _signals() -> Iterator[list[str]]:
+    """Collects the names of SIGTERM, SIGINT; the second one ends the process as it would have without us."""
+    received: list[str] = []
+    if threading.current_thread() is not threading.main_thread():
+        yield received
+        return
+
+    def receive(number: int, frame: Any) -> None:
+        received.append(signal.Signals(number).name)
+        signal.signal(number, signal.SIG_DFL)
+
+    previous = {number: signal.signal(number, receive) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield received
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+
+class _Clock:
+    """Where the seconds go."""
+
+    def __init__(self, step: int):
+        self.seconds = {"compile": 0.0, "train": 0.0, "evaluate": 0.0, "save": 0.0}
+        self.steps_timed = 0  # steps whose time counts as training: all but the first call's
+        self._lap = self._interval_start = time.perf_counter()
+        self._lap_step = self._interval_step = step
+        self._waits = {"data_wait": 0.0, "device_wait": 0.0}
+
+    @contextmanager
+    def waiting(self, what: str) -> Iterator[None]:
+        """Counts the block's time as spent on `what` in this interval."""
+        start = time.perf_counter()
+        yield
+        self._waits[what] += time.perf_counter() - start
+
+    def lap(self, what: str, step: int) -> float:
+        """Seconds since the last lap, counted as `what`."""
+        now = time.perf_counter()
+        passed, self._lap = now - self._lap, now
+        self.seconds[what] += passed
+        if what == "train":
+            self.steps_timed += step - self._lap_step
+        else:  # an interval's rate is that of training alone
+            self._interval_start += passed
+        if what == "compile":
+            self._interval_start, self._interval_step = now, step
+            self._waits = dict.fromkeys(self._waits, 0.0)
+        self._lap_step = step
+        return passed
+
+    def interval(self, step: int, batch_size: int) -> dict[str, float]:
+        """Rates since the last interval: images/s, and the shares of the time spent waiting for data and devices."""
+        now = time.perf_counter()
+        passed, steps = max(now - self._interval_start, 1e-9), step - self._interval_step
+        timing = {"seconds": passed, "images_per_second": steps * batch_size / passed}
+        timing |= {name: seconds / passed for name, seconds in self._waits.items()}
+        self._interval_start, self._interval_step = now, step
+        self._waits = dict.fromkeys(self._waits, 0.0)
+        return timing

@@ -1,0 +1,141 @@
+"""Trains: python -m jaxcnn.main --config experiments/cifar10.py [--config.a.b=v ...] [--workdir DIR] [--dry_run]
+
+The same command again resumes, or prints the summary of a run that has finished. Exit codes: 0 finished, 1 failed,
+2 wrong command, config or workdir, 75 stopped by a signal and saved.
+"""
+
+import os
+import signal
+import sys
+import time
+from typing import Any, NoReturn
+
+from absl import flags
+
+from jaxcnn import workdir as workdir_lib
+from jaxcnn.config import Config, load_config
+from jaxcnn.errors import Preempted, RunError, UserError
+from jaxcnn.logs import RunLog, closing_table, complain
+
+
+def main(argv: list[str], start: float) -> int:
+    """Parses, builds, trains, prints; returns the exit code. `start` is the clock when the command began."""
+    values = flags.FlagValues()
+    flags.DEFINE_string("workdir", None, "the run's folder; default runs/<experiment>", flag_values=values)
+    flags.DEFINE_bool("dry_run", False, "resolve and show everything, train nothing", flag_values=values)
+    if {"--help", "-help", "-h", "--helpfull"} & set(argv):
+        print(f"{__doc__}\n{values.get_help()}")
+        return 0
+    config, experiment = load_config(argv, flag_values=values)
+    if values.workdir == "":
+        raise UserError("--workdir is empty; leave it out for runs/<experiment>")
+    workdir = workdir_lib.resolve(values.workdir or os.path.join("runs", experiment))
+    workdir_lib.check(workdir, experiment, config)
+    log = RunLog(workdir, tensorboard=config.tensorboard)
+    summary = workdir_lib.read_summary(workdir)
+    if summary is not None and not values.dry_run:
+        log.say(f"{workdir} holds this run, finished:")
+        closing_table(log.console, summary)
+        return 0
+
+    from jaxcnn.build import build  # imports JAX; whatever is wrong above was said in a tenth of the time
+    from jaxcnn.parallel import set_up
+
+    set_up(config.platform, compilation_cache=config.compilation_cache)
+    if values.dry_run:
+        from jaxcnn.preview import preview
+
+        run, _ = build(config, progress=log.work, stand_in=True)
+        preview(run, log.console, experiment=experiment, workdir=workdir)
+        return 0
+    with workdir_lib.claimed(workdir):
+        run, feed = build(config, progress=log.work)
+        try:
+            return _train(run, feed, experiment, workdir, log, start)
+        finally:
+            feed.close()
+            log.close()
+
+
+def _train(run: Any, feed: Any, experiment: str, workdir: Any, log: RunLog, start: float) -> int:
+    import jax
+
+    from jaxcnn import loop
+    from jaxcnn.build import describe, versions
+    from jaxcnn.checkpoint import Checkpoints
+
+    config: Config = run.config
+    num_params = sum(leaf.size for leaf in jax.tree.leaves(run.abstract_state().params))
+    workdir_lib.write_config(workdir, experiment, config, run.data_facts(), versions())
+    log.say(describe(run, experiment, num_params))
+    checkpoints = Checkpoints(
+        workdir / "checkpoints",
+        keep_last=config.checkpoint.keep_last,
+        keep_best=config.checkpoint.keep_best,
+        best_metric=loop.best_metric(run),
+        asynchronous=config.checkpoint.asynchronous,
+        report=complain,
+    )
+    set_up_seconds = time.perf_counter() - start
+    try:
+        result = loop.train(run, feed, log, checkpoints)
+    finally:
+        checkpoints.close()
+    summary = {
+        "experiment": experiment,
+        "status": "finished",
+        **result,
+        "num_params": num_params,
+        "seconds": {"setup": set_up_seconds, **result["seconds"]},
+        "platform": run.parallel.devices[0].platform,
+        "num_devices": run.parallel.num_devices,
+        "num_processes": jax.process_count(),
+        "seed": config.seed,
+        "versions": versions(),
+    }
+    log.summary(summary)
+    closing_table(log.console, summary)
+    log.say(f"everything is in {workdir}")
+    return 0
+
+
+def run_command(command: Any) -> NoReturn:
+    """Runs `command(argv, start)` and leaves with the exit code that its outcome has, and one line on stderr."""
+    start = time.perf_counter()
+    quiet_libraries()
+
+    def stop(number: int, frame: Any) -> None:
+        raise Preempted(f"{signal.Signals(number).name}: stopped outside of training; the same command goes on")
+
+    signal.signal(signal.SIGTERM, stop)
+    signal.signal(signal.SIGINT, stop)
+    try:
+        code = command(sys.argv, start)
+    except (UserError, RunError, Preempted) as error:
+        complain(error)
+        code = error.exit_code
+    except BrokenPipeError:
+        code = 0  # whoever read our lines has left
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except Exception as error:
+        if "RESOURCE_EXHAUSTED" not in str(error) and not isinstance(error, MemoryError):
+            raise
+        complain(
+            f"out of memory ({' '.join(str(error).split())[:120]}); lower batch_size, or raise optimizer.accumulate"
+        )
+        code = 1
+    sys.stdout.flush()
+    sys.exit(code)
+
+
+def quiet_libraries() -> None:
+    """Only our own lines reach the terminal, and errors."""
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # XLA's C++ log
+    from absl import logging
+
+    logging.set_verbosity(logging.ERROR)
+    logging.set_stderrthreshold("error")
+
+
+if __name__ == "__main__":
+    run_command(main)

@@ -1,0 +1,26 @@
+"""A multilayer perceptron: the baseline that shows what convolutions are worth."""
+
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from jax.typing import DTypeLike
+
+
+class MLP(nn.Module):
+    """Dense layers with ReLU on all pixels at once."""
+
+    num_classes: int
+    hidden: Sequence[int] = (512, 512)
+    dropout_rate: float = 0.0  # after each hidden layer
+    dtype: DTypeLike = jnp.float32
+
+    @nn.compact
+    def __call__(self, images: jax.Array, *, train: bool) -> jax.Array:
+        """Images [batch, height, width, channels], flattened, to logits [batch, num_classes]."""
+        x = images.reshape(images.shape[0], -1)
+        for number, features in enumerate(self.hidden, start=1):
+            x = nn.relu(nn.Dense(features, dtype=self.dtype, name=f"dense{number}")(x))
+            x = nn.Dropout(self.dropout_rate, deterministic=not train)(x)
+        return nn.Dense(self.num_classes, dtype=jnp.float32, name="head")(x)

@@ -1,0 +1,73 @@
+"""Batch normalisation (Ioffe and Szegedy 2015), over one device's batch or over the global one.
+
+Parameters, statistics and the arithmetic between them are float32, whatever the compute dtype.
+"""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from jax.typing import DTypeLike
+
+Means = tuple[jax.Array, ...]
+
+
+def _on_this_device(means: Means) -> Means:
+    return means
+
+
+def _centre(x: jax.Array, over_devices: Callable[[Means], Means]) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Returns x - mean, the mean and the variance (divided by n), over all axes but the last."""
+    axes = tuple(range(x.ndim - 1))
+    # A float32 mean is wrong by about 1e-7 of its size, which can be more than the spread. So it is only an anchor, and
+    # what it missed is measured on the differences: the corrected two-pass algorithm (Chan, Golub and LeVeque 1983).
+    # In exact arithmetic no result depends on the anchor, hence no gradient does.
+    (anchor,) = over_devices((jnp.mean(x, axes),))
+    centred = x - jax.lax.stop_gradient(anchor)
+    missed, square = over_devices((jnp.mean(centred, axes), jnp.mean(jnp.square(centred), axes)))
+    var = jnp.maximum(square - jnp.square(missed), 0.0)
+    return centred - missed, jax.lax.stop_gradient(anchor) + missed, var
+
+
+class BatchNorm(nn.Module):
+    """Normalises the last axis over all others, on every device of `axis_name` together when synchronised.
+
+    Running statistics hold the biased variance (divided by n; PyTorch's, by n - 1). They are equal on all devices even
+    when each normalises by its own batch: they then follow the devices' average mean and average variance.
+    """
+
+    use_running_average: bool
+    momentum: float = 0.9  # running <- momentum * running + (1 - momentum) * batch
+    epsilon: float = 1e-5
+    axis_name: str | None = None  # the mapped axis; none: one device, or jit over a mesh, which sees the global batch
+    synchronise: bool = True
+    dtype: DTypeLike = jnp.float32  # of the output
+    scale_init: nn.initializers.Initializer = nn.initializers.ones_init()
+
+    @nn.compact
+    def __call__(self, inputs: jax.Array) -> jax.Array:
+        """Same shape, in `dtype`; in training it also moves the running statistics."""
+        channels = inputs.shape[-1:]
+        scale = self.param("scale", self.scale_init, channels, jnp.float32)
+        bias = self.param("bias", nn.initializers.zeros_init(), channels, jnp.float32)
+        running_mean = self.variable("batch_stats", "mean", jnp.zeros, channels, jnp.float32)
+        running_var = self.variable("batch_stats", "var", jnp.ones, channels, jnp.float32)
+
+        x = inputs.astype(jnp.float32)
+        if self.use_running_average:
+            centred, var = x - running_mean.value, running_var.value
+        else:
+            centred, mean, var = _centre(x, self._over_devices if self.synchronise else _on_this_device)
+            batch_mean, batch_var = (mean, var) if self.synchronise else self._over_devices((mean, var))
+            if not self.is_initializing():
+                running_mean.value = self.momentum * running_mean.value + (1 - self.momentum) * batch_mean
+                running_var.value = self.momentum * running_var.value + (1 - self.momentum) * batch_var
+        outputs = centred * (jax.lax.rsqrt(var + self.epsilon) * scale) + bias
+        return outputs.astype(self.dtype)
+
+    def _over_devices(self, means: Means) -> Means:
+        if self.axis_name is None or self.is_initializing():  # a model is initialised outside the mapped axis
+            return means
+        averaged: Means = jax.lax.pmean(means, self.axis_name)
+        return averaged

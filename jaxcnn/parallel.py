@@ -1,0 +1,162 @@
+"""Puts a pure step on devices: `jax.pmap`, or `jax.jit` over a mesh. The only file that knows how many there are.
+
+In both modes a step sees this device's part of the global batch and names the axis over which it averages, so one
+pure function serves both; a lone device under `jit` has no axis at all.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from jaxcnn.data import cache_dir
+from jaxcnn.errors import UserError, nearest
+
+AXIS = "data"
+
+
+@dataclass(frozen=True)
+class Parallel:
+    """How a run is spread: `mode` "jit" or "pmap", over these devices of all processes."""
+
+    mode: str
+    devices: tuple[jax.Device, ...]
+
+    @property
+    def num_devices(self) -> int:
+        """Of all processes."""
+        return len(self.devices)
+
+    @property
+    def axis_name(self) -> str | None:
+        """The axis a step averages over; None when it sees the whole batch."""
+        return AXIS if self.mode == "pmap" or self.num_devices > 1 else None
+
+    @property
+    def unroll(self) -> bool:
+        """Whether loops over convolutions must be written out: XLA's CPU compiler only speeds up the entry's."""
+        return self.devices[0].platform == "cpu"
+
+    @property
+    def _mesh(self) -> Mesh:
+        return Mesh(np.array(self.devices), (AXIS,))
+
+    def _put(self, x: Any, spec: PartitionSpec) -> jax.Array:
+        sharding = NamedSharding(self._mesh, spec)
+        if jax.process_count() == 1:
+            return jax.device_put(x, sharding)
+        return jax.make_array_from_process_local_data(sharding, np.asarray(x))
+
+    def replicate(self, tree: Any) -> Any:
+        """Host arrays -> the same on every device, in the form `compile`d functions take."""
+        if self.mode == "jit":
+            return jax.tree.map(lambda x: self._put(x, PartitionSpec()), tree)
+        num_local = self.num_devices // jax.process_count()
+        return jax.tree.map(
+            lambda x: self._put(jax.numpy.broadcast_to(x, (num_local, *np.shape(x))), PartitionSpec(AXIS)), tree
+        )
+
+    def unreplicate(self, tree: Any) -> Any:
+        """Replicated -> host numpy arrays of their own memory. Waits for the devices."""
+        local = jax.device_get(jax.tree.map(lambda x: x.addressable_shards[0].data, tree))
+        drop = (lambda x: x[0]) if self.mode == "pmap" else (lambda x: x)
+        return jax.tree.map(lambda x: np.array(drop(x)), local)
+
+    def shard(self, tree: Any, axis: int = 0) -> Any:
+        """Spreads this process's rows, along `axis`, of host arrays, over its devices."""
+        if self.mode == "jit":
+            if self.num_devices == 1:
+                return tree  # the call itself transfers it, fastest
+            return jax.tree.map(lambda x: self._put(x, PartitionSpec(*[None] * axis, AXIS)), tree)
+        num_local = self.num_devices // jax.process_count()
+
+        def split(x: np.ndarray) -> jax.Array:
+            parts = np.reshape(x, (*x.shape[:axis], num_local, -1, *x.shape[axis + 1 :]))
+            return self._put(np.moveaxis(parts, axis, 0), PartitionSpec(AXIS))
+
+        return jax.tree.map(split, tree)
+
+    def abstract(self, tree: Any, axis: int | None = None) -> Any:
+        """Shapes as `replicate` (or, given an axis, `shard`) would return arrays of them, for lowering."""
+
+        def one(x: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
+            spec = PartitionSpec() if axis is None else PartitionSpec(*[None] * axis, AXIS)
+            shape = x.shape
+            if self.mode == "pmap":
+                spec = PartitionSpec(AXIS)
+                if axis is not None:
+                    shape = (*shape[:axis], shape[axis] // self.num_devices, *shape[axis + 1 :])
+                shape = (self.num_devices, *shape)
+            return jax.ShapeDtypeStruct(shape, x.dtype, sharding=NamedSharding(self._mesh, spec))
+
+        return jax.tree.map(one, tree)
+
+    def compile(self, function: Callable, *, sharded: dict[int, int], donate: Sequence[int] = ()) -> Callable:
+        """Compiles a function of positional arrays.
+
+        Args:
+          function: all its results are the same on every device.
+          sharded: argument number -> the axis along which the argument is spread; others are replicated.
+          donate: numbers of the arguments whose memory the results may take.
+        """
+        if self.mode == "pmap":
+            return jax.pmap(function, axis_name=AXIS, devices=self.devices, donate_argnums=tuple(donate))
+        if self.num_devices == 1:
+            return jax.jit(function, donate_argnums=tuple(donate))
+
+        def over_mesh(*arguments):
+            specs = tuple(
+                PartitionSpec(*[None] * sharded[i], AXIS) if i in sharded else PartitionSpec()
+                for i in range(len(arguments))
+            )
+            mapped = jax.shard_map(
+                function, mesh=self._mesh, in_specs=specs, out_specs=PartitionSpec(), check_vma=False
+            )
+            return mapped(*arguments)
+
+        return jax.jit(over_mesh, donate_argnums=tuple(donate))
+
+    @property
+    def local_rows(self) -> Callable[[int], slice]:
+        """Batch size -> the rows of the global batch that this process feeds."""
+        return partial(_rows, index=jax.process_index(), count=jax.process_count())
+
+
+def _rows(batch_size: int, *, index: int, count: int) -> slice:
+    return slice(index * batch_size // count, (index + 1) * batch_size // count)
+
+
+def set_up(platform: str | None, *, compilation_cache: bool) -> None:
+    """Settings of JAX that must come before its first use."""
+    if platform is not None:
+        jax.config.update("jax_platforms", {"gpu": "cuda"}.get(platform, platform))
+    if compilation_cache and not jax.config.read("jax_compilation_cache_dir"):
+        jax.config.update("jax_compilation_cache_dir", str(cache_dir() / "compiled"))
+    if compilation_cache:
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+        jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+    else:
+        jax.config.update("jax_enable_compilation_cache", False)
+
+
+def make_parallel(mode: str, *, platform: str | None = None, num_devices: int | None = None) -> Parallel:
+    """Finds the devices. Raises UserError when they are not there: a run never falls back to the CPU unasked."""
+    try:
+        devices = jax.devices(platform)
+    except RuntimeError:
+        present = sorted({device.platform for device in jax.devices()})
+        raise UserError(
+            f"platform={platform} has no device here; JAX sees: {', '.join(present)}. For a GPU or TPU install the "
+            "matching extra, e.g. pip install 'jaxcnn[cuda12]'"
+        ) from None
+    if num_devices is not None:
+        if num_devices > len(devices):
+            raise UserError(f"num_devices={num_devices}, but there are {len(devices)} {devices[0].platform} devices")
+        devices = devices[:num_devices]
+    if mode not in ("jit", "pmap"):
+        raise UserError(f"parallel={mode!r} is not known; {nearest(mode, ('jit', 'pmap'))}")
+    return Parallel(mode, tuple(devices))

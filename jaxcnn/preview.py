@@ -1,0 +1,63 @@
+"""What `--dry_run` shows: the resolved config, the model's table, the schedule, the compiled step's cost."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from clu import parameter_overview
+from etils import epath
+from rich.console import Console
+
+from jaxcnn.build import Run, describe
+from jaxcnn.config import flatten
+
+
+def preview(run: Run, console: Console, *, experiment: str, workdir: epath.Path) -> None:
+    """Prints it all. Compiles the train step, runs nothing."""
+    state = run.abstract_state()
+    num_params = sum(leaf.size for leaf in jax.tree.leaves(state.params))
+    say = lambda line="": console.print(line, markup=False)
+    say(f"{describe(run, experiment, num_params)}\nworkdir: {workdir}\n")
+    for name, value in flatten(run.config).items():
+        say(f"  {name} = {value!r}")
+    say(parameter_overview.get_parameter_overview(state.params, include_stats=False))
+    if state.batch_stats:
+        say(f"and {sum(leaf.size for leaf in jax.tree.leaves(state.batch_stats)):,} running batch statistics")
+
+    say(f"\n{run.total_steps:,} steps of {run.config.batch_size} images, {run.steps_per_epoch:,.2f} an epoch")
+    say("learning rate by step:")
+    for step in sorted({round(share * (run.total_steps - 1)) for share in (0, 0.05, 0.1, 0.25, 0.5, 0.75, 1)}):
+        say(f"  {step:>9,}  epoch {step / run.steps_per_epoch:7.2f}  {float(run.schedule(step)):.6g}")
+    say("\ncompiling the train step …")
+    cost, memory = step_cost(run)
+    per_image = cost / run.config.batch_size
+    say(f"FLOPs a step, on all devices: {cost:.4g} ({per_image:.4g} an image, as XLA counts them)")
+    for name, size in memory.items():
+        say(f"memory a device, {name}: {size / 2**20:,.1f} MiB")
+
+
+def step_cost(run: Run) -> tuple[float, dict[str, int]]:
+    """(FLOPs of one step over all devices, bytes a device by kind) of the compiled train step."""
+    parallel, source = run.parallel, run.source
+    size, shape = run.config.batch_size, source.image_shape
+    struct = jax.ShapeDtypeStruct
+    if run.resident:
+        count = len(source.splits["train"])
+        data: Any = {"image": struct((count, *shape), jnp.uint8), "label": struct((count,), jnp.int32)}
+        inputs: Any = struct((1, size), jnp.int32)
+    else:
+        data, inputs = {}, {"image": struct((1, size, *shape), jnp.uint8), "label": struct((1, size), jnp.int32)}
+    totals = jax.eval_shape(run.metrics.empty)
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    arguments = parallel.abstract((run.abstract_state(), totals, data)), parallel.abstract(inputs, axis=1)
+    train_call: Any = run.train_call
+    compiled = train_call.lower(*arguments[0], arguments[1], parallel.abstract(key)).compile()
+    cost = compiled.cost_analysis()
+    cost = cost[0] if isinstance(cost, list) else cost
+    analysis = compiled.memory_analysis()
+    memory = {
+        "arguments (state, data)": analysis.argument_size_in_bytes,
+        "results that take no argument's place": analysis.output_size_in_bytes - analysis.alias_size_in_bytes,
+        "temporary": analysis.temp_size_in_bytes,
+    }
+    return cost.get("flops", float("nan")) * parallel.num_devices, {**memory, "peak, about": sum(memory.values())}

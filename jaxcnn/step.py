@@ -1,0 +1,204 @@
+"""The pure core: the state of training, and one step of it.
+
+Arrays are positional, what is static is keyword-only and bound once. Nothing here knows the config, the disk, the
+clock, or how many devices there are.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import flax.linen as nn
+import flax.struct
+import jax
+import jax.numpy as jnp
+import optax
+
+from jaxcnn.metrics import Metrics, collect, example_values
+
+# What is random in a run comes from its one key, folded with one of these, so that each can be held still while
+# another varies. The order of the data and its augmentation at decode have theirs in data/order.py.
+INIT_STREAM, AUGMENT_STREAM, DROPOUT_STREAM = 10, 11, 12
+
+Batch = dict[str, jax.Array]  # image uint8 [batch, height, width, channels], label [batch] or [batch, classes], mask
+Augment = Callable[[jax.Array, jax.Array, jax.Array], tuple[jax.Array, jax.Array]]
+Loss = Callable[[jax.Array, jax.Array], jax.Array]
+
+
+@flax.struct.dataclass
+class TrainState:
+    """Everything that training changes: arrays only."""
+
+    step: jax.Array  # int32 [], updates applied
+    params: Any  # float32
+    batch_stats: Any  # float32; empty for models without batch norm
+    opt_state: Any
+    ema: Any  # {"params", "batch_stats"} averaged over steps, or None
+
+
+def init_state(
+    key: jax.Array,
+    image_shape: tuple[int, int, int],
+    *,
+    model: nn.Module,
+    optimizer: optax.GradientTransformation,
+    ema: bool = False,
+) -> TrainState:
+    """Initial state of a model for images [height, width, channels]; a function of the run's key alone."""
+    images = jnp.zeros((1, *image_shape), jnp.float32)
+    variables = model.init(jax.random.fold_in(key, INIT_STREAM), images, train=False)
+    params, batch_stats = variables["params"], variables.get("batch_stats", {})
+    return TrainState(
+        step=jnp.zeros((), jnp.int32),
+        params=params,
+        batch_stats=batch_stats,
+        opt_state=optimizer.init(params),
+        # Copies: two donated arguments may not share a buffer.
+        ema=jax.tree.map(jnp.copy, {"params": params, "batch_stats": batch_stats}) if ema else None,
+    )
+
+
+def train_step(
+    state: TrainState,
+    batch: Batch,
+    key: jax.Array,
+    *,
+    model: nn.Module,
+    optimizer: optax.GradientTransformation,
+    loss: Loss,
+    augment: Augment,
+    metrics: type[Metrics],
+    accumulate: int = 1,
+    ema_decay: float | None = None,
+    unroll: bool = False,
+    axis_name: str | None = None,
+) -> tuple[TrainState, Metrics]:
+    """One update from one batch, and the sums of its metrics.
+
+    Args:
+      state: before the step.
+      batch: this device's part of the global batch, at [axis_index * size, (axis_index + 1) * size) of it.
+      key: the run's constant key.
+      accumulate: micro-batches whose gradients are averaged; must divide the device's part.
+      ema_decay: of the average of params and batch statistics; None when the state holds none.
+      unroll: write the micro-batches out instead of looping (XLA on CPUs runs convolutions in loops ~30 x slower).
+      axis_name: mapped axis over the devices that share the global batch; None on one device.
+    """
+    size = batch["label"].shape[0]
+    device = 0 if axis_name is None else jax.lax.axis_index(axis_name)
+    augment_key, dropout_key = (
+        jax.random.fold_in(jax.random.fold_in(key, stream), state.step) for stream in (AUGMENT_STREAM, DROPOUT_STREAM)
+    )
+    # One key an example, by its position in the global batch: one device and eight augment alike.
+    example_keys = jax.vmap(jax.random.fold_in, in_axes=(None, 0))(augment_key, device * size + jnp.arange(size))
+    images, labels = augment(example_keys, batch["image"], batch["label"])
+    dropout_key = jax.random.fold_in(dropout_key, device)
+
+    def mean_loss(params, batch_stats, images, labels, dropout_key):
+        logits, updated = model.apply(
+            {"params": params, "batch_stats": batch_stats},
+            images,
+            train=True,
+            mutable=["batch_stats"],
+            rngs={"dropout": dropout_key},
+        )
+        losses = loss(logits, labels)
+        return losses.mean(), (updated.get("batch_stats", {}), example_values(logits, labels, losses))
+
+    def micro_step(carry, micro_batch):
+        batch_stats, total = carry
+        grads, (batch_stats, values) = jax.grad(mean_loss, has_aux=True)(state.params, batch_stats, *micro_batch)
+        return (batch_stats, jax.tree.map(jnp.add, total, grads)), values
+
+    micro_batches = jax.tree.map(
+        lambda x: x.reshape(accumulate, -1, *x.shape[1:]), (images, labels)
+    ) + (jax.random.split(dropout_key, accumulate),)  # fmt: skip
+    zeros = jax.tree.map(jnp.zeros_like, state.params)
+    (batch_stats, grads), values = scan(micro_step, (state.batch_stats, zeros), micro_batches, unroll=unroll)
+    grads = jax.tree.map(lambda g: g / accumulate, grads)
+    if axis_name is not None:
+        grads = jax.lax.pmean(grads, axis_name)
+
+    updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+    params = optax.apply_updates(state.params, updates)
+    ema = state.ema
+    if ema_decay is not None:
+        ema = _average(ema, {"params": params, "batch_stats": batch_stats}, state.step + 1, ema_decay)
+    new_state = TrainState(state.step + 1, params=params, batch_stats=batch_stats, opt_state=opt_state, ema=ema)
+    values = {name: value.reshape(size) for name, value in values.items()}
+    return new_state, collect(metrics, values, jnp.ones(size, bool), axis_name=axis_name)
+
+
+def scan(body: Callable, carry: Any, xs: Any, *, unroll: bool) -> tuple[Any, Any]:
+    """`jax.lax.scan`; unrolled, or over one entry, it leaves no trace of a loop.
+
+    `jax.lax.scan(unroll=True)` does leave one, and XLA's CPU compiler runs convolutions inside it ~30 x slower.
+    """
+    length = jax.tree.leaves(xs)[0].shape[0]
+    if not unroll and length > 1:
+        return jax.lax.scan(body, carry, xs)
+    outputs = []
+    for i in range(length):
+        carry, output = body(carry, jax.tree.map(lambda x: x[i], xs))
+        outputs.append(output)
+    return carry, jax.tree.map(lambda *each: jnp.stack(each), *outputs)
+
+
+def _average(ema: Any, now: Any, step: jax.Array, decay: float) -> Any:
+    """Moves the average towards what is now; early on faster, by (1 + t) / (10 + t), as it began at the init."""
+    t = step.astype(jnp.float32)
+    keep = jnp.minimum(decay, (1 + t) / (10 + t))
+    return jax.tree.map(lambda old, new: keep * old + (1 - keep) * new, ema, now)
+
+
+def train_steps(
+    state: TrainState,
+    totals: Metrics,
+    data: Any,
+    inputs: Any,
+    key: jax.Array,
+    *,
+    step: Callable[[TrainState, Batch, jax.Array], tuple[TrainState, Metrics]],
+    fetch: Callable[[Any, Any], Batch],
+    unroll: bool = False,
+) -> tuple[TrainState, Metrics, jax.Array]:
+    """Several steps in one program: one for each leading entry of `inputs`, `fetch(data, input)` giving its batch.
+
+    Once the summed loss is not finite no further step is applied: the state stays as it was before the step that
+    failed, so that the host, which looks once an interval, can still say which step and which layer it was.
+
+    Returns:
+      The state, the totals with the steps' metrics added, and state.step again, a value to wait for.
+    """
+
+    def body(carry, inputs):
+        state, totals = carry
+        stepped, metrics = step(state, fetch(data, inputs), key)
+        totals = totals.merge(metrics)
+        finite = jnp.isfinite(totals.loss.total)
+        return (jax.tree.map(lambda new, old: jnp.where(finite, new, old), stepped, state), totals), None
+
+    (state, totals), _ = scan(body, (state, totals), inputs, unroll=unroll)
+    return state, totals, jnp.copy(state.step)
+
+
+def eval_step(
+    variables: dict[str, Any],
+    batch: Batch,
+    *,
+    model: nn.Module,
+    loss: Loss,
+    normalise: Callable[[jax.Array], jax.Array],
+    metrics: type[Metrics],
+    axis_name: str | None = None,
+) -> Metrics:
+    """Sums and counts of one batch under fixed weights; examples whose mask is False do not count."""
+    logits: Any = model.apply(variables, normalise(batch["image"]), train=False)
+    values = example_values(logits, batch["label"], loss(logits, batch["label"]))
+    return collect(metrics, values, batch["mask"], axis_name=axis_name)
+
+
+def gather(data: dict[str, jax.Array], index: jax.Array | dict[str, jax.Array]) -> Batch:
+    """The batch at `index` [batch] (or {"index", "mask"}) of a data set that lives on the device."""
+    if isinstance(index, dict):
+        return {"image": data["image"][index["index"]], "label": data["label"][index["index"]], "mask": index["mask"]}
+    return {"image": data["image"][index], "label": data["label"][index]}

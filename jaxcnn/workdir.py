@@ -1,0 +1,109 @@
+"""A run's folder: whose it is, and what it says. Refuses to mix two runs in one folder."""
+
+import fcntl
+import json
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+from etils import epath
+
+from jaxcnn.config import Config, changed_fields, from_dict, to_dict
+from jaxcnn.errors import UserError
+from jaxcnn.logs import write_atomically
+
+_LOCK = ".lock"
+
+
+def resolve(workdir: str) -> epath.Path:
+    """An absolute path, or the URL as it is."""
+    return epath.Path(workdir) if "://" in workdir else epath.Path(os.path.abspath(os.path.expanduser(workdir)))
+
+
+def check(workdir: epath.Path, experiment: str, config: Config) -> None:
+    """Raises UserError if the folder cannot be this run's: it holds another run, or is not a run's folder at all."""
+    try:
+        if not workdir.exists():
+            return
+        if not workdir.is_dir():
+            raise UserError(f"workdir {workdir} is a file; pass --workdir a folder")
+        names = {each.name for each in workdir.iterdir()} - {_LOCK}
+    except (OSError, ImportError) as error:
+        raise UserError(f"workdir {workdir} cannot be read: {error}") from None
+    if "config.json" not in names:
+        strangers = sorted(name for name in names if not name.startswith(".config.json."))
+        if strangers:
+            raise UserError(f"workdir {workdir} holds no run, but has {strangers[0]!r} in it; pass an empty --workdir")
+        return
+    saved = read_config(workdir)
+    if saved["experiment"] != experiment:
+        raise UserError(f"workdir {workdir} holds a run of {saved['experiment']!r}; pass another --workdir")
+    changed = changed_fields(from_dict(saved["config"]), config)
+    if changed:
+        raise UserError(
+            f"workdir {workdir} holds a run with other settings: {', '.join(changed)}; pass another --workdir"
+        )
+
+
+def read_config(workdir: epath.Path) -> dict[str, Any]:
+    """What config.json says: `experiment`, `config`, `data`, `versions`. Raises UserError if there is no such run."""
+    file = workdir / "config.json"
+    try:
+        saved = json.loads(file.read_text())
+        if not {"experiment", "config", "data"} <= saved.keys():
+            raise ValueError("fields are missing")
+        return saved
+    except FileNotFoundError:
+        raise UserError(f"{workdir} holds no run: there is no config.json in it") from None
+    except (OSError, ValueError, AttributeError) as error:
+        raise UserError(f"{file} cannot be read ({error}); is {workdir} a run's folder?") from None
+
+
+def read_summary(workdir: epath.Path) -> dict[str, Any] | None:
+    """summary.json, which only a finished run has."""
+    try:
+        return json.loads((workdir / "summary.json").read_text())
+    except (OSError, ValueError):
+        return None
+
+
+def write_config(workdir: epath.Path, experiment: str, config: Config, data: dict[str, Any], versions: Any) -> None:
+    """Makes the folder this run's.
+
+    Raises:
+      UserError: it cannot be written, or the data are not those that the run in it was trained on.
+    """
+    if (workdir / "config.json").exists():
+        saved = read_config(workdir)["data"]
+        if saved["fingerprint"] != data["fingerprint"]:
+            raise UserError(f"the data are not those that the run in {workdir} was trained on; pass another --workdir")
+        return
+    content = {
+        "experiment": experiment,
+        "config": to_dict(config),
+        "data": data,
+        "command": sys.argv,
+        "versions": versions,
+    }
+    write_atomically(workdir / "config.json", json.dumps(content, indent=2) + "\n")
+
+
+@contextmanager
+def claimed(workdir: epath.Path) -> Iterator[None]:
+    """Makes the folder, and keeps a second process out of it where it is local. Raises UserError."""
+    with ExitStack() as stack:
+        try:
+            workdir.mkdir(parents=True, exist_ok=True)
+            if "://" not in os.fspath(workdir):
+                lock = stack.enter_context(Path(workdir / _LOCK).open("w"))
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(
+                f"another process is training in {workdir}; wait for it, or pass another --workdir"
+            ) from None
+        except (OSError, ImportError) as error:
+            raise UserError(f"workdir {workdir} cannot be written: {error}") from None
+        yield

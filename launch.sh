@@ -1,0 +1,39 @@
+#!/usr/bin/env bash
+# Sets up .venv and launches, here or (later) on a cluster.
+#   ./launch.sh [train ARGS…]   train; without ARGS the embedded default, experiments/digits.py
+#   ./launch.sh test [ARGS…]    the fast tests (-m slow: the long ones); ARGS go to pytest
+#   ./launch.sh check           format, lint and types
+#   ./launch.sh setup           the environment alone
+# JAXCNN_EXTRAS (e.g. cuda12, cuda13, tpu) overrides what is found on the machine; PYTHON names the interpreter.
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")"
+
+setup() {                                     # setup EXTRA…: installs the project and these extras, once
+  local python="${PYTHON:-python3}" extras stamp
+  "$python" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' ||
+    { echo "launch.sh: needs Python 3.11 to 3.13; set PYTHON=python3.12 or the like" >&2; exit 2; }
+  extras="${JAXCNN_EXTRAS-$(accelerator)}"
+  for extra in "$@"; do extras="${extras:+$extras,}$extra"; done
+  stamp="$(cat pyproject.toml <("$python" --version) | cksum | tr ' ' '-')"
+  for extra in ${extras//,/ }; do [ -e ".venv/installed-$stamp-$extra" ] || local missing=1; done
+  [ -e ".venv/installed-$stamp" ] && [ -z "${missing:-}" ] && return
+  echo "installing into .venv: jaxcnn${extras:+[$extras]}"
+  [ -x .venv/bin/python ] || "$python" -m venv .venv
+  .venv/bin/python -m pip install --quiet --disable-pip-version-check --editable ".${extras:+[$extras]}"
+  touch ".venv/installed-$stamp"
+  for extra in ${extras//,/ }; do touch ".venv/installed-$stamp-$extra"; done
+}
+
+accelerator() {                               # the extra for the accelerator of this machine, or nothing
+  if command -v nvidia-smi >/dev/null && nvidia-smi -L >/dev/null 2>&1; then echo cuda12
+  elif compgen -G "/dev/accel*" >/dev/null || compgen -G "/dev/vfio/[0-9]*" >/dev/null; then echo tpu; fi
+}
+
+case "${1:-train}" in
+  train) shift || true; setup; exec .venv/bin/python -m jaxcnn.main "${@:---config=experiments/digits.py}" ;;
+  test)  shift; setup test; exec .venv/bin/python -m pytest -n 2 --dist loadgroup "$@" ;;
+  check) setup dev; .venv/bin/ruff format --check . && .venv/bin/ruff check . && exec .venv/bin/mypy ;;
+  setup) setup ;;
+  # Clusters come here: slurm) …, tpu) …, gpu) …
+  *)     echo "launch.sh: unknown command '$1'; one of: train, test, check, setup" >&2; exit 2 ;;
+esac

@@ -1,0 +1,37 @@
+"""Eight simulated CPU devices, a cache of its own for the whole suite, and where the real data may be."""
+
+import os
+import tempfile
+from pathlib import Path
+
+os.environ["JAX_PLATFORMS"] = "cpu"
+os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8"
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+os.environ["JAXCNN_CACHE_DIR"] = tempfile.mkdtemp(prefix="jaxcnn-test-cache-")
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(scope="session")
+def tfds_dir() -> str:
+    """Prepared mnist and cifar10: $JAXCNN_TEST_TFDS_DIR, else ../shared/data/tfds beside the project."""
+    folder = Path(os.environ.get("JAXCNN_TEST_TFDS_DIR") or ROOT.parent / "shared" / "data" / "tfds")
+    if not (folder / "mnist").is_dir():
+        pytest.skip(f"no prepared data sets in {folder}; set JAXCNN_TEST_TFDS_DIR")
+    return str(folder)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def tiny_model(request):
+    """`model.name=tiny`, where a module trains small runs."""
+    if not hasattr(request.module, "small_config"):
+        yield
+        return
+    from jaxcnn.models import MODELS
+    from tests.runs import TinyNet
+
+    MODELS["tiny"] = TinyNet
+    yield
+    del MODELS["tiny"]

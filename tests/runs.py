@@ -1,0 +1,116 @@
+"""Small runs for the tests: configs that train in a second or two, and a train() without the command around it."""
+
+import contextlib
+import dataclasses
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import flax.linen as nn
+import jax.numpy as jnp
+import numpy as np
+from etils import epath
+from rich.console import Console
+
+from jaxcnn import loop, workdir
+from jaxcnn.build import build, versions
+from jaxcnn.checkpoint import Checkpoints, flatten
+from jaxcnn.config import (
+    CheckpointConfig,
+    Config,
+    ModelConfig,
+    OptimizerConfig,
+    ScheduleConfig,
+    validate,
+)
+from jaxcnn.logs import RunLog
+from jaxcnn.models.norm import BatchNorm
+
+
+class TinyNet(nn.Module):
+    """Two convolutions, batch norm and dropout: what a CNN has, compiled in a second."""
+
+    num_classes: int
+    norm: Any = BatchNorm
+    dropout_rate: float = 0.0
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, images, *, train):
+        x = images
+        for number, features in enumerate((8, 16), start=1):
+            x = nn.Conv(features, (3, 3), strides=2, use_bias=False, dtype=self.dtype, name=f"conv{number}")(x)
+            x = self.norm(use_running_average=not train, dtype=self.dtype, name=f"norm{number}")(x)
+            x = nn.relu(x)
+        x = nn.Dropout(self.dropout_rate, deterministic=not train)(x.reshape(len(x), -1))
+        return nn.Dense(self.num_classes, dtype=self.dtype, name="head")(x).astype(jnp.float32)
+
+
+def small_config(**changes: Any) -> Config:
+    """A tiny CNN on the digits, 8 steps of 48 images, with an average of the weights; a key `a__b` sets config.a.b."""
+    config = Config(
+        num_steps=8,
+        batch_size=48,
+        log_every_steps=3,
+        model=ModelConfig(name="tiny", dropout_rate=0.1),
+        optimizer=OptimizerConfig(name="nesterov", learning_rate=0.05, ema_decay=0.9),
+        schedule=ScheduleConfig(name="cosine"),
+        checkpoint=CheckpointConfig(every_steps=2, keep_last=8),
+        eval_every_epochs=0.15,
+        tensorboard=False,
+        compilation_cache=False,
+    )
+    for path, value in changes.items():
+        *groups, leaf = path.split("__")
+        node: Any = config
+        for group in groups:
+            node = getattr(node, group)
+        assert leaf in {each.name for each in dataclasses.fields(node)}
+        setattr(node, leaf, value)
+    validate(config)
+    return config
+
+
+def train(config: Config, folder: Path, *, report: Any = None) -> dict[str, Any]:
+    """Trains in a folder, quietly; returns the loop's result."""
+    path = epath.Path(folder)
+    workdir.check(path, "test", config)
+    run, feed = build(config)
+    path.mkdir(parents=True, exist_ok=True)
+    workdir.write_config(path, "test", config, run.data_facts(), versions())
+    log = RunLog(path, tensorboard=config.tensorboard, console=Console(file=io.StringIO(), width=200))
+    checkpoints = Checkpoints(
+        path / "checkpoints",
+        keep_last=config.checkpoint.keep_last,
+        keep_best=config.checkpoint.keep_best,
+        best_metric=loop.best_metric(run),
+        asynchronous=config.checkpoint.asynchronous,
+        report=report or (lambda line: None),
+    )
+    with contextlib.closing(feed), contextlib.closing(checkpoints), contextlib.closing(log):
+        return loop.train(run, feed, log, checkpoints)
+
+
+def rows(folder: Path, split: str = "train") -> list[dict[str, Any]]:
+    """The rows of a run's metrics.jsonl."""
+    lines = (folder / "metrics.jsonl").read_text().splitlines()
+    return [row for row in map(json.loads, lines) if row["split"] == split]
+
+
+def arrays(folder: Path, config: Config, step: int | None = None) -> dict[str, np.ndarray]:
+    """A checkpoint's arrays by name; the newest unless a step is given."""
+    run, feed = build(config)
+    checkpoints = Checkpoints(folder / "checkpoints", best_metric=loop.best_metric(run), read_only=True)
+    like = {"state": run.abstract_state(), "totals": run.metrics.empty()}
+    tree, _ = checkpoints.restore(checkpoints.steps()[-1] if step is None else step, like)
+    checkpoints.close()
+    feed.close()
+    return flatten(tree)
+
+
+def assert_same_arrays(left: dict[str, np.ndarray], right: dict[str, np.ndarray]) -> None:
+    """Bit for bit."""
+    assert left.keys() == right.keys()
+    different = [name for name in left if left[name].tobytes() != right[name].tobytes()]
+    assert not different, different

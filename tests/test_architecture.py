@@ -1,0 +1,144 @@
+"""The project against its own words: floors, dead options, what the README and the experiments name."""
+
+import ast
+import dataclasses
+import importlib
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+PACKAGE = ROOT / "jaxcnn"
+
+# A module imports from strictly lower floors; within a folder sideways, in one direction.
+FLOORS = {
+    "errors": 0,
+    "config": 1, "models": 1, "metrics": 1, "checkpoint": 1, "logs": 1,
+    "losses": 2, "optim": 2, "data": 2, "augment": 2, "workdir": 2,
+    "step": 3,
+    "parallel": 4, "diagnosis": 4,
+    "build": 5,
+    "evaluation": 5,
+    "preview": 6, "loop": 6,
+    "main": 7,
+    "evaluate": 8,
+}  # fmt: skip
+
+
+def imports(path: Path) -> set[str]:
+    """The jaxcnn modules a file imports, anywhere in it."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names if alias.name.startswith("jaxcnn.")}
+        elif isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "jaxcnn":
+            assert node.level == 0
+            if node.module == "jaxcnn":
+                found |= {f"jaxcnn.{alias.name}" for alias in node.names}
+            else:
+                found.add(str(node.module))
+    return found
+
+
+def room(module: str) -> str:
+    return module.split(".")[1]
+
+
+def modules() -> list[Path]:
+    return sorted(path for path in PACKAGE.rglob("*.py") if path != PACKAGE / "__init__.py")
+
+
+def test_every_module_stands_on_a_floor():
+    assert {path.relative_to(PACKAGE).parts[0].removesuffix(".py") for path in modules()} == set(FLOORS)
+
+
+@pytest.mark.parametrize("path", modules(), ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_imports_go_down(path):
+    own = path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+    for module in imports(path):
+        assert room(module) == own or FLOORS[room(module)] < FLOORS[own], f"{path.name} imports {module}"
+
+
+def test_no_loops_within_a_folder():
+    for folder in {path.parent for path in modules()} - {PACKAGE}:
+        graph = {
+            f"jaxcnn.{folder.name}.{path.stem}": {m for m in imports(path) if m.startswith(f"jaxcnn.{folder.name}.")}
+            for path in folder.glob("*.py")
+        }
+        while graph:
+            free = {name for name, needs in graph.items() if not needs & graph.keys()}
+            assert free, f"import loop in {folder.name}: {sorted(graph)}"
+            graph = {name: needs for name, needs in graph.items() if name not in free}
+
+
+def test_every_option_is_read():
+    """Each field of the config is used outside config.py: no knob turns nothing."""
+    from jaxcnn.config import Config
+
+    text = "\n".join(path.read_text() for path in modules() if path.name != "config.py")
+
+    def visit(schema):
+        for each in dataclasses.fields(schema):
+            if dataclasses.is_dataclass(each.type):
+                yield from visit(each.type)
+            else:
+                yield schema.__name__, each.name
+
+    unread = [f"{owner}.{name}" for owner, name in visit(Config) if not re.search(rf"\.{name}\b", text)]
+    assert not unread, unread
+
+
+def test_no_tensorflow_or_torch_in_the_package():
+    for path in modules():
+        for node in ast.walk(ast.parse(path.read_text())):
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+            for name in names:
+                assert name.split(".")[0] not in ("tensorflow", "torch", "keras"), f"{path}: {name}"
+
+
+def test_the_readme_names_things_that_exist():
+    """Every `file.py:name` in the README is a file of the project and a name in it."""
+    named = re.findall(
+        r"`((?:jaxcnn|experiments|tests|benchmarks)/[\w/]+\.py):(\w+)`", (ROOT / "README.md").read_text()
+    )
+    assert len(named) >= 10
+    for file, name in named:
+        tree = ast.parse((ROOT / file).read_text())
+        defined = {
+            target
+            for node in ast.walk(tree)
+            for target in (
+                [node.name] if isinstance(node, ast.FunctionDef | ast.ClassDef)
+                else [t.id for t in node.targets if isinstance(t, ast.Name)] if isinstance(node, ast.Assign)
+                else [node.target.id] if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name)
+                else []
+            )
+        }  # fmt: skip
+        assert name in defined, f"README names {file}:{name}"
+
+
+def test_the_architecture_page_names_every_module():
+    page = (ROOT / "docs" / "architecture.md").read_text()
+    for path in PACKAGE.glob("*.py"):
+        if path.name != "__init__.py":
+            assert path.name in page, f"docs/architecture.md does not mention {path.name}"
+
+
+def test_modules_say_what_they_hold():
+    for path in modules():
+        doc = ast.get_docstring(ast.parse(path.read_text()))
+        assert doc, path
+        assert len(doc.splitlines()) <= 8, f"{path}: the docstring is longer than a newcomer reads"
+
+
+@pytest.mark.parametrize("name", ["main", "evaluate"])
+def test_importing_a_command_imports_no_jax(name):
+    """So that --help and a typo are answered at once."""
+    import subprocess
+    import sys
+
+    code = f"import sys, jaxcnn.{name}; sys.exit(int('jax' in sys.modules))"
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
+    importlib.import_module(f"jaxcnn.{name}")

@@ -1,0 +1,154 @@
+"""The config: overrides, types, derived values, and what people get wrong."""
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+from absl import flags
+
+from jaxcnn import config as config_lib
+from jaxcnn.build import build
+from jaxcnn.config import Config
+from jaxcnn.errors import UserError
+from tests.runs import small_config
+
+ROOT = Path(__file__).resolve().parents[1]
+DIGITS = str(ROOT / "experiments" / "digits.py")
+
+
+def load(*overrides: str, path: str = DIGITS) -> Config:
+    values = flags.FlagValues()
+    return config_lib.load_config(["main", f"--config={path}", *overrides], flag_values=values)[0]
+
+
+def another(value, metadata, hint):
+    """A valid value that differs, and how it is written on the command line."""
+    if "choices" in metadata:
+        other = next(choice for choice in metadata["choices"] if choice != value)
+        return other, other
+    if hint is bool or hint == bool | None:
+        return (not value), str(not value).lower()
+    if hint in (int, int | None):
+        other = (value or 0) + 3
+        return other, str(other)
+    if hint in (float, float | None):
+        low, high = max(metadata["low"], metadata["above"], 0.0), min(metadata["high"], 2.0)
+        other = low + (high - low) * (0.75 if value != low + (high - low) * 0.75 else 0.25)
+        return other, repr(other)
+    if hint in (str, str | None):
+        return "somewhere", "somewhere"
+    return (0.25, 0.5), "(0.25,0.5)"
+
+
+def leaves(schema=Config, prefix=""):
+    for each in dataclasses.fields(schema):
+        if dataclasses.is_dataclass(each.type):
+            yield from leaves(each.type, f"{prefix}{each.name}.")
+        else:
+            yield prefix + each.name, each
+
+
+@pytest.mark.parametrize(("path", "field"), leaves(), ids=lambda x: x if isinstance(x, str) else "")
+def test_every_field_can_be_overridden(path, field, monkeypatch):
+    # Rules between fields would need a second override.
+    monkeypatch.setattr(config_lib, "validate", lambda config: config_lib._validate_fields(config, ""))
+    before = config_lib.flatten(load())
+    value, text = another(before[path], field.metadata, field.type)
+    after = config_lib.flatten(load(f"--config.{path}={text}"))
+    assert after[path] == value
+    assert {name for name in after if after[name] != before[name]} == {path}
+
+
+def test_none_is_a_value_where_the_type_allows_it():
+    assert load("--config.optimizer.clip_norm=1").optimizer.clip_norm == 1.0
+    assert load("--config.optimizer.clip_norm=1", "--config.optimizer.clip_norm=none").optimizer.clip_norm is None
+    with pytest.raises(UserError, match="must be an integer"):
+        load("--config.seed=none")
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("--config.optimizer.learning_rte=0.1", "did you mean 'learning_rate'"),
+        ("--config.optimzer.learning_rate=0.1", "did you mean 'optimizer'"),
+        ("--config.seed.low=1", "config.seed is a plain value"),
+        ("--config.optimizer=sgd", "is a group; set one of its fields: name, learning_rate"),
+        ("--config.batch_size=many", "must be an integer"),
+        ("--config.batch_size=1.5", "must be an integer"),
+        ("--config.batch_size=0", "must be >= 1"),
+        ("--config.model.dropout_rate=1", "must be >= 0 and <= 0.95"),
+        ("--config.optimizer.learning_rate=0", "must be > 0"),
+        ("--config.optimizer.learning_rate=nan", "must be finite"),
+        ("--config.schedule.name=cosin", "did you mean 'cosine'"),
+        ("--config.parallel=pmpa", "did you mean 'pmap'"),
+        ("--config.tensorboard=maybe", "must be true or false"),
+        ("--config.data.mean=(0.5,'x')", "must be a number"),
+        ("--config.seed", "has no value"),
+        ("--config.schedule.name=step", "needs schedule.step_epochs"),
+        ("--config.schedule.step_epochs=(3,)", "read by schedule.name=step only"),
+        ("--config.schedule.name=one_cycle", "warms up by itself"),
+        ("--config.optimizer.accumulate=3", "does not divide"),
+        ("--confg.seed=1", "Unknown command line flag"),
+    ],
+)
+def test_mistakes_are_named(override, message):
+    with pytest.raises(UserError) as error:
+        load(override)
+    assert message in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("x = 1", "defines no get_config()"),
+        ("def get_config(): return 3", "must return a jaxcnn.config.Config, not int"),
+        ("def get_config(): return 1 / 0", "ZeroDivisionError"),
+        ("def get_config(:", "SyntaxError"),
+        ("import nothing_of_this_name", "No module named"),
+        (
+            "from jaxcnn.config import Config\ndef get_config():\n  c = Config()\n  c.batchsize = 3\n  return c",
+            "Config has no field 'batchsize'; did you mean 'batch_size'",
+        ),
+        ("from jaxcnn.config import Config\ndef get_config(): return Config(batch_size='3')", "must be an integer"),
+    ],
+)
+def test_mistakes_in_the_experiment_are_named(tmp_path, text, message):
+    file = tmp_path / "mine.py"
+    file.write_text(text)
+    with pytest.raises(UserError) as error:
+        load(path=str(file))
+    assert message in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_a_missing_experiment_names_the_nearest(tmp_path):
+    (tmp_path / "cifar10.py").write_text("")
+    with pytest.raises(UserError, match=r"did you mean '.*cifar10.py'"):
+        load(path=str(tmp_path / "cifar.py"))
+
+
+def test_json_round_trip():
+    config = load("--config.schedule.name=step", "--config.schedule.step_epochs=(3,4)")
+    assert config_lib.from_dict(config_lib.to_dict(config)) == config
+    with pytest.raises(UserError, match="has no field 'sed'"):
+        config_lib.from_dict({"sed": 1})
+
+
+def test_what_may_change_between_two_commands():
+    a, b = small_config(), small_config(parallel="pmap", log_every_steps=9, checkpoint__keep_last=1)
+    assert config_lib.changed_fields(a, b) == []
+    b = small_config(optimizer__learning_rate=0.06, seed=4)
+    assert config_lib.changed_fields(a, b) == ["seed (0 -> 4)", "optimizer.learning_rate (0.05 -> 0.06)"]
+
+
+def test_derived_values_follow_overrides():
+    """Batch size and epochs change the schedule's length and the scaled rate; nothing stays stale."""
+    changes = dict(num_steps=None, num_epochs=4.0, schedule__warmup_epochs=1.0, optimizer__reference_batch_size=48)
+    small, _ = build(small_config(**changes))
+    large, _ = build(small_config(**changes, batch_size=96))
+    longer, _ = build(small_config(**{**changes, "num_epochs": 8.0}))
+    assert (small.total_steps, large.total_steps, longer.total_steps) == (108, 54, 216)
+    assert float(large.schedule(14)) == pytest.approx(2 * float(small.schedule(27)), rel=0.02)
+    assert float(small.schedule(27)) == pytest.approx(0.05, rel=1e-3)  # the peak, after one epoch
+    assert float(small.schedule(107)) < 1e-3 < float(longer.schedule(107))

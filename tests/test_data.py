@@ -1,0 +1,734 @@
+"""Order, sources, splits, the decoded cache and streaming, on digits and on small sets written here."""
+
+import errno
+import itertools
+import json
+import os
+import pickle
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+
+from jaxcnn.config import AugmentConfig, DataConfig
+from jaxcnn.data import (
+    batch_indices,
+    channel_statistics,
+    evaluation_batches,
+    load_arrays,
+    measure_statistics,
+    open_source,
+    resident_bytes,
+    train_batches,
+)
+from jaxcnn.data import resident as resident_module
+from jaxcnn.data.order import AUGMENT_STREAM, record_of_position
+from jaxcnn.data.sources import Split, fit_image
+from jaxcnn.data.streaming import random_resized_crop
+from jaxcnn.errors import RunError, UserError
+from tests.fake_tfds import VARIED_SIZES, shard_lengths, shard_path, write_set
+
+ROOT = Path(__file__).resolve().parent.parent
+PREPARED = Path(os.environ.get("JAXCNN_TEST_TFDS_DIR") or ROOT.parent / "shared" / "data" / "tfds")
+
+
+# ---- order
+
+
+@pytest.mark.parametrize(("num_examples", "batch_size"), [(12, 4), (13, 4), (5, 13), (1, 3), (7, 7)])
+def test_every_example_once_an_epoch(num_examples: int, batch_size: int) -> None:
+    num_epochs = 6
+    num_steps = -(-num_epochs * num_examples // batch_size)
+    batches = [batch_indices(3, step, num_examples=num_examples, batch_size=batch_size) for step in range(num_steps)]
+    assert all(batch.shape == (batch_size,) for batch in batches)
+    stream = np.concatenate(batches)
+    epochs = stream[: num_epochs * num_examples].reshape(num_epochs, num_examples)
+    np.testing.assert_array_equal(np.sort(epochs, axis=1), np.tile(np.arange(num_examples), (num_epochs, 1)))
+    if num_examples > 4:
+        assert len({tuple(epoch) for epoch in epochs}) == num_epochs  # a fresh permutation each
+    assert [record_of_position(3, position, num_examples) for position in range(len(stream))] == stream.tolist()
+
+
+def test_order_depends_on_seed_and_step_alone() -> None:
+    def order(seed: int, steps: range) -> np.ndarray:
+        return np.stack([batch_indices(seed, step, num_examples=100, batch_size=32) for step in steps])
+
+    whole = order(0, range(12))
+    np.testing.assert_array_equal(order(0, range(7, 12)), whole[7:])
+    np.testing.assert_array_equal(order(0, range(11, -1, -1))[::-1], whole)
+    assert (order(1, range(12)) != whole).mean() > 0.9
+
+
+def test_order_is_pinned() -> None:
+    """A changed order would change every run that is resumed."""
+    permutation = np.random.default_rng([1, 42, 3]).permutation(10)
+    np.testing.assert_array_equal(batch_indices(42, 6, num_examples=10, batch_size=5), permutation[:5])
+
+
+def test_order_cannot_be_spoiled_by_its_reader() -> None:
+    with pytest.raises(ValueError, match="read-only"):
+        batch_indices(0, 0, num_examples=10, batch_size=5)[0] = 99
+
+
+def test_order_costs_microseconds() -> None:
+    batch_indices(0, 0, num_examples=50_000, batch_size=128)
+    start = time.perf_counter()
+    for step in range(390):
+        batch_indices(0, step, num_examples=50_000, batch_size=128)
+    assert (time.perf_counter() - start) / 390 < 50e-6  # 1 on an idle core
+
+
+# ---- sources and splits
+
+
+def labels_of(split: Split) -> np.ndarray:
+    return np.array([split[index]["label"] for index in range(len(split))])
+
+
+def test_digits() -> None:
+    source = open_source(DataConfig())
+    assert {name: len(split) for name, split in source.splits.items()} == {
+        "train": 1293,
+        "validation": 144,
+        "test": 360,
+    }
+    assert (source.image_shape, source.class_names) == ((8, 8, 1), tuple("0123456789"))
+    everything = np.concatenate([split.indices for split in source.splits.values()])
+    np.testing.assert_array_equal(np.sort(everything), np.arange(1797))
+
+    from sklearn.datasets import load_digits
+
+    bundled = load_digits()
+    split = source.splits["test"]
+    for index in range(0, 360, 7):
+        example = split[index]
+        record = split.indices[index]
+        assert (example["image"].dtype, example["image"].shape) == (np.uint8, (8, 8, 1))
+        np.testing.assert_array_equal(example["image"][:, :, 0], np.round(bundled.images[record] * 255 / 16))
+        assert example["label"] == bundled.target[record]
+    np.testing.assert_allclose(np.bincount(labels_of(split)), np.bincount(bundled.target) / 5, atol=1)
+
+
+def test_held_out_slice_follows_split_seed_alone() -> None:
+    def held_out(**fields: Any) -> set[int]:
+        source = open_source(DataConfig(**fields))
+        validation = source.splits["validation"].indices
+        assert not set(validation) & set(source.splits["train"].indices)
+        assert len(validation) + len(source.splits["train"]) == 1437
+        np.testing.assert_array_equal(validation, np.sort(validation))
+        return set(validation.tolist())
+
+    assert held_out() == held_out()
+    assert len(held_out(split_seed=1) & held_out()) < 40  # 14 of 144 by chance
+    assert held_out() < held_out(validation_fraction=0.3)
+
+
+def open_set(directory: Path, name: str = "shapes", **fields: Any) -> Any:
+    return open_source(DataConfig(name=f"tfds:{name}", dir=str(directory), **fields))
+
+
+@pytest.mark.parametrize(
+    ("stored", "fields", "expected"),
+    [
+        ({"train": 40, "test": 12}, {}, {"train": 36, "validation": 4, "test": 12}),
+        ({"train": 40, "validation": 8, "test": 12}, {}, {"train": 40, "validation": 8, "test": 12}),
+        ({"train": 40, "validation": 8}, {}, {"train": 36, "validation": 4, "test": 8}),  # as ImageNet
+        ({"train": 40}, {}, {"train": 32, "validation": 4, "test": 4}),
+        ({"train": 40}, {"validation_fraction": 0.25}, {"train": 26, "validation": 10, "test": 4}),
+        ({"train": 40, "test": 12}, {"validation_split": "test"}, {"train": 40, "validation": 12, "test": 12}),
+        ({"train": 40, "extra": 20, "test": 12}, {"train_split": "extra"}, {"train": 18, "validation": 2, "test": 12}),
+    ],
+)
+def test_which_split_is_which(
+    tmp_path: Path, stored: dict[str, int], fields: dict[str, Any], expected: dict[str, int]
+) -> None:
+    write_set(tmp_path, splits=stored)
+    source = open_set(tmp_path, **fields)
+    assert {name: len(split) for name, split in source.splits.items()} == expected
+    taken: dict[str, list[int]] = {}
+    for split in source.splits.values():
+        taken.setdefault(split.records.name, []).extend(split.indices.tolist())
+    if "validation_split" not in fields:
+        assert all(len(records) == len(set(records)) for records in taken.values())
+
+
+def test_a_test_split_without_labels_is_no_test(tmp_path: Path) -> None:
+    write_set(tmp_path, splits={"train": 40, "validation": 8, "test": 12}, unlabelled=("test",))
+    splits = open_set(tmp_path).splits
+    assert {name: len(split) for name, split in splits.items()} == {"train": 36, "validation": 4, "test": 8}
+    assert "'validation'" in splits["test"].records.name
+
+
+def test_records_are_what_was_written(tmp_path: Path) -> None:
+    """PNG is lossless, so channel order, record order over shards and labels are all held by equality."""
+    write_set(tmp_path / "one", num_shards=1)
+    write_set(tmp_path / "three", num_shards=3)
+    one, three = (open_set(tmp_path / folder).splits["test"] for folder in ("one", "three"))
+    import tensorflow_datasets as tfds
+
+    official = tfds.data_source("shapes", split="test", data_dir=tmp_path / "three")
+    for index in range(12):
+        for key in ("image", "label"):
+            np.testing.assert_array_equal(one[index][key], official[index][key])
+            np.testing.assert_array_equal(three[index][key], official[index][key])
+    assert official[0]["image"].max() > 150
+    copy = pickle.loads(pickle.dumps(three))
+    np.testing.assert_array_equal(copy[5]["image"], three[5]["image"])
+
+
+def test_fingerprint_is_of_the_data_not_of_its_place(tmp_path: Path) -> None:
+    write_set(tmp_path / "here")
+    write_set(tmp_path / "there")
+    write_set(tmp_path / "more", splits={"train": 41, "test": 12})
+    write_set(tmp_path / "newer", version="1.0.1")
+    here, there, more, newer = (open_set(tmp_path / name) for name in ("here", "there", "more", "newer"))
+    assert here.fingerprint == there.fingerprint
+    assert len({here.fingerprint, more.fingerprint, newer.fingerprint}) == 3
+
+
+def test_versions_and_configs(tmp_path: Path) -> None:
+    write_set(tmp_path, splits={"train": 20, "test": 2}, version="2.0.0")
+    write_set(tmp_path, splits={"train": 30, "test": 3}, version="10.0.0")
+    write_set(tmp_path, "sized", splits={"train": 20, "test": 4}, config="small")
+    assert len(open_set(tmp_path).splits["test"]) == 3
+    assert len(open_set(tmp_path, "shapes:2.0.0").splits["test"]) == 2
+    assert len(open_set(tmp_path, "sized").splits["test"]) == 4
+    assert len(open_set(tmp_path, "sized/small:1.0.0").splits["test"]) == 4
+    write_set(tmp_path, "sized", config="large")
+    with pytest.raises(UserError, match="configs: large, small"):
+        open_set(tmp_path, "sized")
+
+
+def test_grey_and_colour(tmp_path: Path) -> None:
+    write_set(tmp_path, "grey", image_shape=(10, 14, 1))
+    source = open_set(tmp_path, "grey", image_size=8)
+    assert source.image_shape == (8, 8, 1)
+    split = source.splits["test"]
+    images, _ = load_arrays(split, fingerprint="", image_shape=source.image_shape, cache=False)
+    assert images.shape == (12, 8, 8, 1)
+
+
+def test_data_dir_falls_back_to_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_set(tmp_path / "variable")
+    write_set(tmp_path / "home" / "tensorflow_datasets", splits={"train": 20, "test": 3})
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path / "variable"))
+    assert len(open_source(DataConfig(name="tfds:shapes")).splits["test"]) == 12
+    monkeypatch.delenv("TFDS_DATA_DIR")
+    assert len(open_source(DataConfig(name="tfds:shapes")).splits["test"]) == 3
+
+
+@pytest.mark.parametrize(
+    ("fields", "says"),
+    [
+        ({"name": "shapes"}, r"did you mean 'tfds:shapes'\?"),
+        ({"name": "digit"}, r"did you mean 'digits'\?"),
+        ({"name": "tfds:"}, "tfds:NAME"),
+        ({"name": "tfds:shapes:1.0.0:2"}, r"tfds:NAME\[/CONFIG\]"),
+        ({"name": "tfds:shape"}, r"did you mean 'shapes'\?.*tfds.builder\('shape', data_dir=.*'array_record'\)"),
+        ({"name": "tfds:shapes:9.9.9"}, "has version 1.0.0"),
+        ({"name": "tfds:shapes", "dir": "gs://bucket/sets"}, "gs://bucket/sets.*copy the set"),
+        ({"name": "tfds:shapes", "dir": "/nowhere"}, "no folder /nowhere"),
+        ({"name": "tfds:shapes", "train_split": "trian"}, r"data.train_split='trian'.*did you mean 'train'\?"),
+        ({"name": "tfds:shapes", "validation_split": "vali"}, "data.validation_split='vali'.*test, train"),
+        ({"name": "tfds:shapes", "validation_split": "train"}, "learned from"),
+        ({"name": "tfds:shapes", "train_split": "test"}, "measure on what was learned"),
+        ({"name": "tfds:varied"}, "image_size"),
+        ({"name": "tfds:records"}, "stored as tfrecord.*tfds convert_format --dataset_version_dir="),
+        ({"name": "tfds:tiny"}, "too few"),
+    ],
+)
+def test_mistakes_are_answered_in_one_line(tmp_path: Path, fields: dict[str, Any], says: str) -> None:
+    write_set(tmp_path)
+    write_set(tmp_path, "varied", image_shape=(None, None, 3))
+    write_set(tmp_path, "records", file_format="tfrecord")
+    write_set(tmp_path, "tiny", splits={"train": 2})
+    with pytest.raises(UserError, match=says) as error:
+        open_source(DataConfig(**{"dir": str(tmp_path), **fields}))
+    assert "\n" not in str(error.value)
+
+
+def test_a_set_without_labels_is_refused(tmp_path: Path) -> None:
+    folder = write_set(tmp_path)
+    features = json.loads((folder / "features.json").read_text())
+    del features["featuresDict"]["features"]["label"]
+    (folder / "features.json").write_text(json.dumps(features))
+    with pytest.raises(UserError, match="no image with a class label"):
+        open_set(tmp_path)
+
+
+def test_no_network_no_tensorflow_and_no_jax(tmp_path: Path) -> None:
+    write_set(tmp_path)
+    program = f"""
+import socket, sys
+def refuse(*arguments, **keywords): raise AssertionError(f"network: {{arguments}}")
+socket.socket.connect = socket.socket.connect_ex = socket.create_connection = socket.getaddrinfo = refuse
+from jaxcnn.config import DataConfig
+from jaxcnn.data import open_source
+from jaxcnn.errors import UserError
+open_source(DataConfig())
+slow = {{"sklearn", "jax", "tensorflow_datasets", "grain"}} & set(sys.modules)
+assert not slow, slow
+source = open_source(DataConfig(name="tfds:shapes", dir={str(tmp_path)!r}))
+assert source.splits["train"][0]["image"].shape == (12, 12, 3)
+for name in ("shape", "mnist", "imagenet2012"):
+    try:
+        open_source(DataConfig(name="tfds:" + name, dir={str(tmp_path)!r}))
+        raise SystemExit("opened what is not there")
+    except UserError:
+        pass
+assert not {{"tensorflow", "torch"}} & set(sys.modules)
+print("read")
+"""
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert done.stdout == "read\n", done.stderr
+
+
+@pytest.mark.parametrize(("name", "shape", "train"), [("cifar10", (32, 32, 3), 45_000), ("mnist", (28, 28, 1), 54_000)])
+def test_real_sets(name: str, shape: tuple[int, int, int], train: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    if not (PREPARED / name).is_dir():
+        pytest.skip(f"{name} is not prepared in {PREPARED}; $JAXCNN_TEST_TFDS_DIR names another folder")
+
+    def refuse(*arguments: object) -> None:
+        raise AssertionError(f"network: {arguments}")
+
+    monkeypatch.setattr(socket.socket, "connect", refuse)
+    source = open_set(PREPARED, name)
+    sizes = {split_name: len(split) for split_name, split in source.splits.items()}
+    assert sizes == {"train": train, "validation": train // 9, "test": 10_000}
+    assert (source.image_shape, len(source.class_names)) == (shape, 10)
+    test = Split(source.splits["test"].records, np.arange(0, 10_000, 5))
+    images, labels = load_arrays(test, fingerprint="", image_shape=shape, cache=False)
+    assert np.bincount(labels, minlength=10).min() > 120
+    mean, std = channel_statistics(images)
+    expected = ((0.491, 0.482, 0.447), (0.247, 0.243, 0.262)) if name == "cifar10" else ((0.131,), (0.308,))
+    np.testing.assert_allclose((mean, std), expected, atol=0.01)
+
+
+# ---- resizing
+
+
+@pytest.mark.parametrize(("height", "width"), [(10, 20), (20, 10), (40, 30), (3, 5), (15, 16), (16, 16)])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_fit_keeps_the_aspect_and_the_centre(height: int, width: int, channels: int) -> None:
+    rows, columns = np.mgrid[0:height, 0:width]
+    ramp = np.round(255 * ((columns + 0.5) / width + (rows + 0.5) / height) / 2).astype(np.uint8)
+    image = np.repeat(ramp[:, :, None], channels, axis=2)
+    fitted = fit_image(image, (16, 16, channels))
+    assert (fitted.shape, fitted.dtype) == ((16, 16, channels), np.uint8)
+    scale = max(16 / height, 16 / width)
+    steps = (np.arange(16) - 7.5) / scale  # of the source's pixels, around its centre
+    expected = 255 * (0.5 + steps[None, :] / width / 2 + steps[:, None] / height / 2)
+    inner = slice(3, 13)  # away from the border, where interpolation has to make up pixels
+    np.testing.assert_allclose(fitted[inner, inner, 0], expected[inner, inner], atol=9)
+
+
+# ---- resident
+
+
+@pytest.fixture
+def cached(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[int, Any, Any]]:
+    """Loads a split of a set written below tmp_path; gives how many records were decoded, images and labels."""
+    monkeypatch.setenv("JAXCNN_CACHE_DIR", str(tmp_path / "cache"))
+
+    def load(name: str = "train", cache: bool = True, **fields: Any) -> tuple[int, Any, Any]:
+        source = open_set(tmp_path, **fields)
+        decoded = [0]
+        arrays = load_arrays(
+            source.splits[name],
+            fingerprint=source.fingerprint,
+            image_shape=source.image_shape,
+            cache=cache,
+            progress=lambda done, total: decoded.append(done),
+        )
+        return max(decoded), *arrays
+
+    return load
+
+
+def test_arrays_are_the_split(tmp_path: Path, cached: Callable[..., tuple[int, Any, Any]]) -> None:
+    write_set(tmp_path)
+    split = open_set(tmp_path).splits["train"]
+    for _, images, labels in (cached(), cached(), cached(cache=False)):
+        assert (images.dtype, labels.dtype) == (np.uint8, np.int32)
+        np.testing.assert_array_equal(images, np.stack([split[index]["image"] for index in range(36)]))
+        np.testing.assert_array_equal(labels, labels_of(split))
+
+
+def test_each_record_is_decoded_once(tmp_path: Path, cached: Callable[..., tuple[int, Any, Any]]) -> None:
+    write_set(tmp_path)
+    assert [cached(name)[0] for name in ("train", "validation", "test", "train", "test")] == [40, 0, 12, 0, 0]
+    assert [cached(name, cache=False)[0] for name in ("train", "validation")] == [36, 4]
+    assert cached(split_seed=5, validation_fraction=0.2)[0] == 0  # other slices of the same records
+    assert [cached(image_size=size)[0] for size in (6, None, 6)] == [40, 0, 0]
+    assert not list((tmp_path / "cache" / "decoded").glob(".*"))
+
+
+def test_digits_need_no_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("JAXCNN_CACHE_DIR", str(tmp_path / "cache"))
+    source = open_source(DataConfig())
+    images, labels = load_arrays(
+        source.splits["train"], fingerprint=source.fingerprint, image_shape=(8, 8, 1), cache=True
+    )
+    assert images.shape == (1293, 8, 8, 1)
+    np.testing.assert_array_equal(labels, labels_of(source.splits["train"]))
+    assert not (tmp_path / "cache").exists()
+
+
+def test_changed_data_is_decoded_again(tmp_path: Path, cached: Callable[..., tuple[int, Any, Any]]) -> None:
+    folder = write_set(tmp_path)
+    _, before, _ = cached()
+    shard = shard_path(folder, "shapes", "train", 0, 2)
+    write_set(tmp_path / "other", seed=1)
+    other = shard_path(tmp_path / "other" / "shapes" / "1.0.0", "shapes", "train", 0, 2)
+    shard.write_bytes(other.read_bytes())
+    decoded, after, _ = cached()
+    assert decoded == 40
+    assert (before != after).any()
+    os.utime(shard, ns=(1, 1))
+    assert cached()[0] == 40
+
+
+@pytest.mark.parametrize("damage", ["flip", "truncate", "shape", "missing", "garbage"])
+def test_a_damaged_cache_is_noticed_and_rebuilt(
+    tmp_path: Path, cached: Callable[..., tuple[int, Any, Any]], damage: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    write_set(tmp_path)
+    _, before, _ = cached()
+    (images,) = (tmp_path / "cache" / "decoded").glob("*/images.npy")
+    stored = bytearray(images.read_bytes())
+    if damage == "flip":
+        stored[-1000] ^= 1
+        images.write_bytes(stored)
+    elif damage == "truncate":
+        images.write_bytes(stored[:-1000])
+    elif damage == "shape":
+        np.save(images, before)
+    elif damage == "missing":
+        (images.parent / "labels.npy").unlink()
+    else:
+        (images.parent / "checksums.json").write_text("{")
+    decoded, after, _ = cached()
+    assert decoded == 40
+    assert "damaged" in caplog.text
+    np.testing.assert_array_equal(after, before)
+    assert cached()[0] == 0
+
+
+def test_no_room_for_a_cache_is_a_warning(
+    tmp_path: Path,
+    cached: Callable[..., tuple[int, Any, Any]],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    write_set(tmp_path)
+    _, expected, _ = cached(cache=False)
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("JAXCNN_CACHE_DIR", str(tmp_path / "file" / "cache"))  # unwritable, also for root
+    decoded, images, _ = cached()
+    assert decoded == 36
+    assert "cannot write in" in caplog.text
+    np.testing.assert_array_equal(images, expected)
+
+    def full(*arguments: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setenv("JAXCNN_CACHE_DIR", str(tmp_path / "full"))
+    monkeypatch.setattr(resident_module.np, "save", full)
+    decoded, images, _ = cached()
+    assert decoded == 40
+    assert "No space left" in caplog.text
+    np.testing.assert_array_equal(images, expected)
+    assert not list((tmp_path / "full" / "decoded").iterdir())
+
+
+def test_two_at_once_leave_one_good_cache(
+    tmp_path: Path, cached: Callable[..., tuple[int, Any, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_set(tmp_path)
+    decode = resident_module._decode
+    started: list[bool] = []
+
+    def decode_while_another_saves(*arguments: Any) -> Any:
+        arrays = decode(*arguments)
+        if not started:
+            started.append(True)
+            assert cached()[0] == 40
+        return arrays
+
+    monkeypatch.setattr(resident_module, "_decode", decode_while_another_saves)
+    decoded, images, _ = cached()
+    assert (decoded, started) == (40, [True])
+    assert [path.name[0] for path in (tmp_path / "cache" / "decoded").iterdir()] == ["s"]
+    decoded, again, _ = cached()
+    assert decoded == 0
+    np.testing.assert_array_equal(again, images)
+
+
+def test_channel_statistics_are_exact() -> None:
+    images = np.random.default_rng(0).integers(0, 256, (300, 33, 31, 3)).astype(np.uint8)
+    images[..., 2] = 7
+    mean, std = channel_statistics(images)
+    pixels = images.reshape(-1, 3) / 255
+    np.testing.assert_allclose(mean, pixels.mean(axis=0), rtol=1e-12)
+    np.testing.assert_allclose(std[:2], pixels.std(axis=0)[:2], rtol=1e-10)
+    assert std[2] == 1 / 255  # constant
+
+
+def test_resident_bytes() -> None:
+    assert resident_bytes(open_source(DataConfig())) == 1797 * (64 + 4)
+
+
+# ---- streaming
+
+VARIED = (20, 20, 3)
+
+
+@pytest.fixture(scope="module")
+def varied(tmp_path_factory: pytest.TempPathFactory) -> Split:
+    """33 JPEGs of five sizes in 3 shards."""
+    directory = tmp_path_factory.mktemp("varied")
+    write_set(directory, splits={"train": 33, "test": 17}, image_shape=(None, None, 3), encoding="jpeg", num_shards=3)
+    source = open_set(directory, image_size=20, validation_split="test")
+    assert source.image_shape == VARIED
+    assert {source.splits["train"][index]["image"].shape[:2] for index in range(5)} == set(VARIED_SIZES)
+    return source.splits["train"]
+
+
+def stream(split: Split, **fields: Any) -> Any:
+    defaults = {
+        "seed": 5, "batch_size": 8, "start_step": 0, "image_shape": VARIED, "num_workers": 0, "prefetch_batches": 2,
+        "augment": AugmentConfig(),
+    }  # fmt: skip
+    return train_batches(split, **{**defaults, **fields})
+
+
+def take(batches: Any, num: int) -> list[dict[str, np.ndarray]]:
+    with batches:
+        return list(itertools.islice(batches, num))
+
+
+def assert_same(first: list[dict[str, np.ndarray]], second: list[dict[str, np.ndarray]]) -> None:
+    assert len(first) == len(second)
+    for one, other in zip(first, second, strict=True):
+        assert one.keys() == other.keys()
+        for key in one:
+            assert one[key].dtype == other[key].dtype
+            np.testing.assert_array_equal(one[key], other[key])
+
+
+def test_batches_are_the_records_in_order(varied: Split) -> None:
+    for step, batch in enumerate(take(stream(varied), 10)):
+        indices = batch_indices(5, step, num_examples=33, batch_size=8)
+        assert (batch["image"].dtype, batch["label"].dtype) == (np.uint8, np.int32)
+        assert type(batch["image"]) is np.ndarray
+        for row, index in enumerate(indices):
+            np.testing.assert_array_equal(batch["image"][row], fit_image(varied[index]["image"], VARIED))
+            assert batch["label"][row] == varied[index]["label"]
+
+
+def test_batches_do_not_depend_on_workers_or_start(varied: Split) -> None:
+    augment = AugmentConfig(random_resized_crop=True)
+    expected = take(stream(varied, augment=augment), 9)
+    position = 8 * 4 + 3
+    record = batch_indices(5, 4, num_examples=33, batch_size=8)[3]
+    crop = random_resized_crop(np.random.default_rng([AUGMENT_STREAM, 5, position]), varied[record]["image"], VARIED)
+    np.testing.assert_array_equal(expected[4]["image"][3], crop)
+    assert_same(take(stream(varied, augment=augment, start_step=4), 5), expected[4:])
+    assert_same(take(stream(varied, augment=augment, start_step=1, num_workers=1), 4), expected[1:5])
+    assert_same(take(stream(varied, augment=augment, start_step=2, num_workers=2), 7), expected[2:])
+
+
+def test_hosts_share_a_batch(varied: Split) -> None:
+    augment = AugmentConfig(random_resized_crop=True)
+    whole = take(stream(varied, augment=augment), 3)
+    parts = [take(stream(varied, augment=augment, process_index=i, process_count=4), 3) for i in range(4)]
+    joined = [{key: np.concatenate([part[step][key] for part in parts]) for key in whole[0]} for step in range(3)]
+    assert_same(joined, whole)
+    with pytest.raises(UserError, match="batch_size=8 does not divide over 3 hosts"):
+        stream(varied, process_count=3)
+
+
+@pytest.mark.parametrize(("batch_size", "process_count"), [(8, 1), (33, 1), (50, 1), (16, 4), (1, 1)])
+def test_evaluation_sees_every_record_once(varied: Split, batch_size: int, process_count: int) -> None:
+    parts = [
+        list(
+            evaluation_batches(
+                varied, batch_size=batch_size, image_shape=VARIED, num_workers=0, prefetch_batches=2,
+                process_index=index, process_count=process_count,
+            )
+        )
+        for index in range(process_count)
+    ]  # fmt: skip
+    num_batches = -(-33 // batch_size)
+    assert [len(part) for part in parts] == [num_batches] * process_count
+    joined = {
+        key: np.concatenate([part[step][key] for step in range(num_batches) for part in parts])
+        for key in ("image", "label", "mask")
+    }
+    assert joined["mask"].tolist() == [True] * 33 + [False] * (num_batches * batch_size - 33)
+    np.testing.assert_array_equal(joined["label"][:33], labels_of(varied))
+    np.testing.assert_array_equal(
+        joined["image"][:33], np.stack([fit_image(varied[index]["image"], VARIED) for index in range(33)])
+    )
+    assert not joined["image"][33:].any()
+
+
+def test_evaluation_with_workers_ends(varied: Split) -> None:
+    def evaluate(num_workers: int) -> list[dict[str, np.ndarray]]:
+        return list(
+            evaluation_batches(varied, batch_size=9, image_shape=VARIED, num_workers=num_workers, prefetch_batches=3)
+        )
+
+    assert_same(evaluate(2), evaluate(0))
+
+
+def test_random_resized_crop_is_a_box_of_the_image() -> None:
+    """On a ramp, what a crop shows tells where its box lay."""
+    rows, columns = np.mgrid[0:60, 0:80]
+    image = np.stack([rows * 4, columns * 3, rows * 0], axis=2).astype(np.uint8)
+    areas, aspects, tops = [], [], []
+    for position in range(400):
+        crop = random_resized_crop(np.random.default_rng([AUGMENT_STREAM, 0, position]), image, (32, 32, 3)).astype(
+            float
+        )
+        assert crop.shape == (32, 32, 3)
+        height = (crop[-4, 16, 0] - crop[3, 16, 0]) / 4 * 32 / 25
+        width = (crop[16, -4, 1] - crop[16, 3, 1]) / 3 * 32 / 25
+        areas.append(height * width / 4800)
+        aspects.append(width / height)
+        tops.append(crop[3, 16, 0] / 4)
+    assert 0.05 < min(areas) < 0.13
+    assert 0.9 < max(areas) < 1.08
+    assert 0.45 < np.mean(areas) < 0.58  # uniform in 0.08..1 but for boxes that do not fit
+    assert 0.68 < min(aspects) < 0.8
+    assert 1.25 < max(aspects) < 1.45
+    assert np.ptp(tops) > 25
+
+
+def test_measured_statistics(varied: Split) -> None:
+    mean, std = measure_statistics(varied, image_shape=VARIED)
+    images, _ = load_arrays(varied, fingerprint="", image_shape=VARIED, cache=False)
+    np.testing.assert_allclose((mean, std), channel_statistics(images), rtol=1e-12)
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_a_damaged_record_is_named(tmp_path: Path, num_workers: int) -> None:
+    """Bytes of one record in the second shard are overwritten."""
+    folder = write_set(tmp_path, encoding="png", splits={"train": 40, "test": 12})
+    shard = shard_path(folder, "shapes", "train", 1, 2)
+    split = open_set(tmp_path, validation_split="test").splits["train"]
+    stored = bytearray(shard.read_bytes())
+    encoded = cv2.imencode(".png", split[25]["image"][:, :, ::-1])[1].tobytes()
+    place = stored.find(encoded[40:80])
+    assert place >= 0
+    stored[place : place + 40] = bytes(40)
+    shard.write_bytes(stored)
+    split = open_set(tmp_path, validation_split="test").splits["train"]
+    says = r"tfds:shapes split 'train': record 25 is damaged"
+    with pytest.raises(RunError, match=says) as error:
+        take(stream(split, image_shape=(12, 12, 3), num_workers=num_workers), 5)
+    assert "\n" not in str(error.value)
+    if num_workers == 0:
+        with pytest.raises(RunError, match=says):
+            load_arrays(split, fingerprint="", image_shape=(12, 12, 3), cache=False)
+
+
+def test_damaged_sets_are_refused_when_opened(tmp_path: Path) -> None:
+    folder = write_set(tmp_path)
+    shard = shard_path(folder, "shapes", "train", 1, 2)
+    whole = shard.read_bytes()
+    information = json.loads((folder / "dataset_info.json").read_text())
+    assert shard_lengths(40, 2) == [20, 20]
+
+    information["splits"][0]["shardLengths"] = ["20", "21"]
+    (folder / "dataset_info.json").write_text(json.dumps(information))
+    with pytest.raises(RunError, match=r"split 'train'.*has 20 records, not 21"):
+        open_set(tmp_path)
+    information["splits"][0]["shardLengths"] = ["20", "20"]
+    (folder / "dataset_info.json").write_text(json.dumps(information))
+
+    shard.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(RunError, match="split 'train'"):
+        open_set(tmp_path)
+    shard.unlink()
+    with pytest.raises(RunError, match="is missing"):
+        open_set(tmp_path)
+    shard.write_bytes(whole)
+    assert len(open_set(tmp_path).splits["train"]) == 36
+    (folder / "dataset_info.json").write_text("{")
+    with pytest.raises(RunError, match="is damaged"):
+        open_set(tmp_path)
+
+
+def test_a_label_or_size_other_than_declared_is_damage(tmp_path: Path) -> None:
+    folder = write_set(tmp_path, num_classes=5)
+    features = json.loads((folder / "features.json").read_text())
+    label = features["featuresDict"]["features"]["label"]
+    label["classLabel"]["numClasses"] = "2"
+    (folder / "label.labels.txt").write_text("a\nb\n")
+    (folder / "features.json").write_text(json.dumps(features))
+    split = open_set(tmp_path).splits["train"]
+    with pytest.raises(RunError, match=r"record \d+ is damaged \(label \d of 2 classes\)"):
+        take(stream(split, image_shape=(12, 12, 3)), 5)
+
+    label["classLabel"]["numClasses"] = "5"
+    (folder / "label.labels.txt").write_text("a\nb\nc\nd\ne\n")
+    features["featuresDict"]["features"]["image"]["image"]["shape"]["dimensions"] = ["13", "12", "3"]
+    (folder / "features.json").write_text(json.dumps(features))
+    with pytest.raises(RunError, match=r"\(12, 12, 3\) where \(13, 12, 3\)"):
+        _ = open_set(tmp_path).splits["train"][0]
+
+
+def test_workers_end_with_their_parent(tmp_path: Path) -> None:
+    """Left open at exit, and killed: neither leaves processes behind; SIGTERM to a worker alone does not end it."""
+    write_set(tmp_path, splits={"train": 40, "test": 12})
+    program = tmp_path / "program.py"
+    program.write_text(
+        f"""
+import os, signal, sys, time, multiprocessing
+from jaxcnn.config import AugmentConfig, DataConfig
+from jaxcnn.data import open_source, train_batches
+if __name__ == "__main__":
+    split = open_source(DataConfig(name="tfds:shapes", dir={str(tmp_path)!r})).splits["train"]
+    batches = train_batches(split, seed=0, batch_size=4, start_step=0, image_shape=(12, 12, 3),
+                            augment=AugmentConfig(), num_workers=1, prefetch_batches=1)
+    next(batches)
+    (worker,) = multiprocessing.active_children()
+    os.kill(worker.pid, signal.SIGTERM)
+    for _ in range(8):
+        next(batches)
+    print(worker.pid, flush=True)
+    if sys.argv[1] == "kill":
+        os.kill(os.getpid(), signal.SIGKILL)
+"""
+    )
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    for ending, code in (("exit", 0), ("kill", -9)):
+        done = subprocess.run(
+            [sys.executable, program, ending], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=60
+        )
+        assert done.returncode == code, done.stderr
+        if ending == "exit":
+            assert "Exception ignored" not in done.stderr
+        worker = int(done.stdout)
+        deadline = time.monotonic() + 10
+        while is_alive(worker):
+            assert time.monotonic() < deadline, f"worker {worker} outlives its parent ({ending})"
+            time.sleep(0.05)
+
+
+def is_alive(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    state = Path(f"/proc/{process}/stat")  # a zombie that nobody waits for counts as ended
+    return not (state.exists() and state.read_text().rpartition(")")[2].split()[0] == "Z")

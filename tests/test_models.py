@@ -1,0 +1,353 @@
+"""Models: their sizes as published, their contract, and batch normalisation against numpy."""
+
+import dataclasses
+import functools
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import linen as nn
+
+from jaxcnn.errors import UserError
+from jaxcnn.models import MODELS
+from jaxcnn.models.norm import BatchNorm
+from jaxcnn.models.resnet import padded_shortcut, symmetric_conv
+
+CIFAR, IMAGENET, MNIST, DIGITS = (32, 32, 3), (224, 224, 3), (28, 28, 1), (8, 8, 1)
+
+# name, keywords, image shape, learnable parameters: for ResNets the published counts, else by hand
+COUNTS = [
+    ("mlp", {"num_classes": 10}, MNIST, 784 * 512 + 512 + 512 * 512 + 512 + 512 * 10 + 10),
+    ("lenet5", {"num_classes": 10}, MNIST, 61_706),
+    ("cnn", {"num_classes": 10}, MNIST, 824_458),
+    ("cnn", {"num_classes": 10}, DIGITS, 320 + 18_496 + (2 * 2 * 64 + 1) * 256 + 2_570),
+    ("resnet20", {"num_classes": 10}, CIFAR, 269_722),
+    ("resnet32", {"num_classes": 10}, CIFAR, 464_154),
+    ("resnet44", {"num_classes": 10}, CIFAR, 658_586),
+    ("resnet56", {"num_classes": 10}, CIFAR, 853_018),
+    ("resnet110", {"num_classes": 10}, CIFAR, 1_727_962),
+    ("resnet18", {"num_classes": 1000}, IMAGENET, 11_689_512),
+    ("resnet34", {"num_classes": 1000}, IMAGENET, 21_797_672),
+    ("resnet50", {"num_classes": 1000}, IMAGENET, 25_557_032),
+    ("resnet101", {"num_classes": 1000}, IMAGENET, 44_549_160),
+    ("resnet152", {"num_classes": 1000}, IMAGENET, 60_192_808),
+    ("resnet18", {"num_classes": 10, "stem": "small"}, CIFAR, 11_173_962),
+]
+
+# what each model takes besides num_classes; build.py passes nothing else
+KEYWORDS = {
+    "mlp": {"dtype", "dropout_rate"},
+    "lenet5": {"dtype"},
+    "cnn": {"dtype", "dropout_rate"},
+    **{f"resnet{depth}": {"dtype", "norm"} for depth in (20, 32, 44, 56, 110)},
+    **{f"resnet{depth}": {"dtype", "norm", "stem"} for depth in (18, 34, 50, 101, 152)},
+}
+
+# one of each kind, shallow, on small images: enough where depth changes nothing, and quick to compile
+KINDS = [
+    ("mlp", {}, DIGITS),
+    ("lenet5", {}, (12, 12, 1)),
+    ("cnn", {}, DIGITS),
+    ("resnet20", {"num_blocks": 1}, (8, 8, 3)),
+    ("resnet18", {"stem": "small", "stage_sizes": (1, 1)}, (8, 8, 3)),
+    ("resnet50", {"stem": "imagenet", "stage_sizes": (1,)}, (16, 16, 3)),
+]
+
+
+def build(name: str, **keywords: Any) -> nn.Module:
+    return MODELS[name](**{"num_classes": 10, **keywords})
+
+
+def shapes_of(model: nn.Module, image_shape: tuple[int, ...]) -> Any:
+    return jax.eval_shape(lambda: model.init(jax.random.key(0), jnp.zeros((2, *image_shape)), train=False))
+
+
+def random_variables(model: nn.Module, image_shape: tuple[int, ...]) -> Any:
+    """He-normal kernels by numpy, since compiling a model's own initialisation takes seconds."""
+    rng = np.random.default_rng(0)
+
+    def fill(path: tuple[Any, ...], leaf: jax.ShapeDtypeStruct) -> jax.Array:
+        match path[-1].key:
+            case "kernel":
+                fan_in = math.prod(leaf.shape[:-1])
+                return jnp.asarray(rng.normal(scale=(2 / fan_in) ** 0.5, size=leaf.shape), leaf.dtype)
+            case "scale" | "var":
+                return jnp.ones(leaf.shape, leaf.dtype)
+            case _:
+                return jnp.zeros(leaf.shape, leaf.dtype)
+
+    return jax.tree_util.tree_map_with_path(fill, shapes_of(model, image_shape))
+
+
+def random_images(*shape: int) -> jax.Array:
+    return jnp.asarray(np.random.default_rng(1).standard_normal(shape, np.float32))
+
+
+@pytest.mark.parametrize(("name", "keywords", "image_shape", "count"), COUNTS)
+def test_parameter_count_is_the_published_one(
+    name: str, keywords: dict[str, Any], image_shape: tuple[int, ...], count: int
+) -> None:
+    params = shapes_of(MODELS[name](**keywords), image_shape)["params"]
+    assert sum(leaf.size for leaf in jax.tree.leaves(params)) == count
+
+
+def test_every_model_is_counted() -> None:
+    assert {name for name, *_ in COUNTS} == set(MODELS) == set(KEYWORDS)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_models_declare_only_the_keywords_that_they_use(name: str) -> None:
+    declared = {field.name for field in dataclasses.fields(build(name))}
+    assert declared & {"dtype", "norm", "dropout_rate", "stem"} == KEYWORDS[name]
+
+
+@pytest.mark.parametrize(("name", "keywords", "image_shape"), KINDS)
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_computes_in_dtype_with_float32_parameters_and_logits(
+    name: str, keywords: dict[str, Any], image_shape: tuple[int, ...], dtype: Any
+) -> None:
+    model = build(name, dtype=dtype, **keywords)
+    variables = shapes_of(model, image_shape)
+    assert {leaf.dtype for leaf in jax.tree.leaves(variables)} == {jnp.dtype(jnp.float32)}
+
+    def forward(variables: Any, images: jax.Array) -> Any:
+        return model.apply(variables, images, train=False, capture_intermediates=True, mutable=["intermediates"])
+
+    logits, state = jax.eval_shape(forward, variables, jax.ShapeDtypeStruct((3, *image_shape), jnp.float32))
+    assert (logits.shape, logits.dtype) == ((3, 10), jnp.float32)
+    inner = {key: value for key, value in state["intermediates"].items() if key not in ("head", "__call__")}
+    assert {leaf.dtype for leaf in jax.tree.leaves(inner)} == {jnp.dtype(dtype)}
+
+
+@pytest.mark.parametrize(("name", "keywords", "image_shape"), KINDS)
+def test_evaluation_depends_on_the_image_alone(
+    name: str, keywords: dict[str, Any], image_shape: tuple[int, ...]
+) -> None:
+    model = build(name, **keywords)
+    images = random_images(4, *image_shape)
+    variables = random_variables(model, image_shape)
+    evaluate = jax.jit(functools.partial(model.apply, train=False))  # neither keys nor mutable collections
+    together, alone = evaluate(variables, images), evaluate(variables, images[:1])
+    assert np.isfinite(together).all()
+    assert np.std(together) > 1e-3
+    np.testing.assert_allclose(together[:1], alone, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(("name", "keywords", "image_shape"), KINDS[3:])
+def test_training_moves_every_running_statistic(
+    name: str, keywords: dict[str, Any], image_shape: tuple[int, ...]
+) -> None:
+    model = build(name, **keywords)
+    variables = random_variables(model, image_shape)
+    train = jax.jit(functools.partial(model.apply, train=True, mutable=["batch_stats"]))
+    _, state = train(variables, random_images(4, *image_shape))
+    moved = jax.tree.map(lambda old, new: bool(jnp.all(old != new)), variables["batch_stats"], state["batch_stats"])
+    assert set(jax.tree.leaves(moved)) == {True}
+
+
+@pytest.mark.parametrize("name", ["mlp", "cnn"])
+def test_dropout_acts_in_training_only(name: str) -> None:
+    images = random_images(4, *DIGITS)
+    model = build(name, dropout_rate=0.5)
+    variables = random_variables(model, DIGITS)
+
+    def train(seed: int) -> Any:
+        return model.apply(variables, images, train=True, rngs={"dropout": jax.random.key(seed)})
+
+    np.testing.assert_array_equal(train(1), train(1))
+    assert not np.allclose(train(1), train(2))
+    without = build(name).apply(variables, images, train=True)
+    np.testing.assert_array_equal(model.apply(variables, images, train=False), without)
+
+
+@pytest.mark.parametrize(("name", "image_shape"), [("lenet5", (8, 8, 1)), ("lenet5", (28, 11, 1)), ("cnn", (3, 8, 1))])
+def test_images_too_small_for_the_model_are_the_users_error(name: str, image_shape: tuple[int, ...]) -> None:
+    with pytest.raises(UserError, match=rf"^{name} needs images of at least .* got {image_shape[0]}x{image_shape[1]}"):
+        shapes_of(build(name), image_shape)
+
+
+def test_unknown_stem_names_the_nearest() -> None:
+    with pytest.raises(UserError, match="did you mean 'small'"):
+        shapes_of(build("resnet18", stem="smal"), CIFAR)
+
+
+def test_parameter_tree_reads_like_the_paper() -> None:
+    params = shapes_of(build("resnet50"), CIFAR)["params"]
+    stages = [
+        f"stage{stage}_block{block}" for stage, size in enumerate((3, 4, 6, 3), 1) for block in range(1, size + 1)
+    ]
+    assert set(params) == {"stem_conv", "stem_norm", *stages, "head"}
+    inner = {"conv1", "norm1", "conv2", "norm2", "conv3", "norm3"}
+    assert set(params["stage2_block2"]) == inner
+    assert set(params["stage2_block1"]) == {*inner, "shortcut_conv", "shortcut_norm"}
+
+
+def test_convolutions_of_residual_networks_start_he_normal_by_fan_out() -> None:
+    conv = symmetric_conv(64, 3, dtype=jnp.float32, name="conv")
+    params = conv.init(jax.random.key(0), jnp.zeros((1, 1, 1, 32)))["params"]
+    assert set(params) == {"kernel"}
+    assert params["kernel"].shape == (3, 3, 32, 64)
+    assert float(params["kernel"].std()) == pytest.approx((2 / (9 * 64)) ** 0.5, rel=0.03)
+    # a plain normal, not a truncated one, which would end at 2.3 standard deviations
+    assert float(jnp.abs(params["kernel"]).max()) > 3 * float(params["kernel"].std())
+
+
+def test_strided_convolutions_pad_both_sides_alike() -> None:
+    conv = symmetric_conv(1, 3, 2, dtype=jnp.float32, name="conv")
+    outputs: Any = conv.apply({"params": {"kernel": jnp.ones((3, 3, 1, 1))}}, jnp.ones((1, 4, 4, 1)))
+    np.testing.assert_array_equal(outputs[0, ..., 0], [[4, 6], [6, 9]])  # XLA's SAME has them the other way round
+
+
+def test_bottlenecks_have_their_stride_on_the_3x3_convolution() -> None:
+    model = build("resnet50", stem="small", stage_sizes=(1, 1))
+    variables = shapes_of(model, (8, 8, 3))
+
+    def forward(variables: Any) -> Any:
+        images = jnp.zeros((1, 8, 8, 3))
+        return model.apply(variables, images, train=False, capture_intermediates=True, mutable=["intermediates"])
+
+    block = jax.eval_shape(forward, variables)[1]["intermediates"]["stage2_block1"]
+    shapes = {name: block[name]["__call__"][0].shape for name in ("conv1", "conv2", "conv3", "shortcut_conv")}
+    assert shapes == {
+        "conv1": (1, 8, 8, 128),
+        "conv2": (1, 4, 4, 128),
+        "conv3": (1, 4, 4, 512),
+        "shortcut_conv": (1, 4, 4, 512),
+    }
+
+
+def test_padded_shortcut_subsamples_and_appends_zeros() -> None:
+    x = jnp.arange(18.0).reshape(1, 3, 3, 2)
+    y = padded_shortcut(x, 4, 2, conv=BatchNorm, norm=BatchNorm)
+    np.testing.assert_array_equal(y[0, ..., 0], [[0, 4], [12, 16]])
+    np.testing.assert_array_equal(y[..., 2:], 0)
+
+
+def normalise(
+    inputs: jax.Array, *, running: tuple[float, float] = (0.0, 1.0), train: bool = True, **keywords: Any
+) -> tuple[jax.Array, Any]:
+    """Outputs and new statistics of a norm with scale 1.5, bias 0.25 and these running statistics."""
+    channels = inputs.shape[-1:]
+    variables = {
+        "params": {"scale": jnp.full(channels, 1.5), "bias": jnp.full(channels, 0.25)},
+        "batch_stats": {"mean": jnp.full(channels, running[0]), "var": jnp.full(channels, running[1])},
+    }
+    norm = BatchNorm(use_running_average=not train, **keywords)
+    outputs, state = jax.jit(functools.partial(norm.apply, mutable=["batch_stats"]))(variables, inputs)
+    return outputs, state["batch_stats"]
+
+
+def expected(inputs: Any, epsilon: float = 1e-5) -> np.ndarray:
+    values = np.asarray(inputs, np.float64)
+    axes = tuple(range(values.ndim - 1))
+    return 1.5 * (values - values.mean(axes)) / np.sqrt(values.var(axes) + epsilon) + 0.25
+
+
+def test_batch_norm_is_numpys() -> None:
+    inputs = 3.0 + 2.0 * random_images(8, 4, 4, 5) * jnp.arange(1, 6)
+    outputs, stats = normalise(inputs, running=(1.0, 2.0), momentum=0.8)
+    values = np.asarray(inputs, np.float64)
+    np.testing.assert_allclose(outputs, expected(inputs), rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(stats["mean"], 0.8 * 1.0 + 0.2 * values.mean((0, 1, 2)), rtol=1e-5)
+    np.testing.assert_allclose(stats["var"], 0.8 * 2.0 + 0.2 * values.var((0, 1, 2)), rtol=1e-5)  # biased
+
+
+def test_batch_norm_evaluates_by_running_statistics_and_leaves_them() -> None:
+    inputs = random_images(2, 3, 3, 4)
+    outputs, stats = normalise(inputs, running=(1.0, 4.0), train=False, epsilon=0.0, axis_name="absent")
+    np.testing.assert_allclose(outputs, 1.5 * (inputs - 1.0) / 2.0 + 0.25, rtol=1e-5, atol=1e-6)
+    np.testing.assert_array_equal(stats["mean"], 1.0)
+    np.testing.assert_array_equal(stats["var"], 4.0)
+
+
+@pytest.mark.parametrize("batch", [8, 512])
+def test_batch_norm_is_right_far_from_zero(batch: int) -> None:
+    inputs = np.float32(1000.0) + np.float32(1e-3) * np.random.default_rng(0).standard_normal(
+        (batch, 8, 8, 3), np.float32
+    )
+    assert inputs.dtype == np.float32
+    outputs, stats = normalise(jnp.asarray(inputs), momentum=0.0, epsilon=1e-12)
+    np.testing.assert_allclose(stats["var"], np.asarray(inputs, np.float64).var((0, 1, 2)), rtol=1e-4)
+    np.testing.assert_allclose(outputs, expected(inputs, epsilon=1e-12), atol=1e-3)
+
+
+def test_batch_norm_of_a_constant_is_its_bias() -> None:
+    outputs, stats = normalise(jnp.full((64, 5, 5, 2), 1e8 / 3), momentum=0.0)
+    np.testing.assert_allclose(outputs, 0.25)
+    np.testing.assert_array_equal(stats["var"], 0.0)
+
+
+def test_batch_norm_in_bfloat16_counts_in_float32() -> None:
+    inputs = (5.0 + random_images(256, 4, 4, 2)).astype(jnp.bfloat16)
+    outputs, stats = normalise(inputs, momentum=0.0, dtype=jnp.bfloat16)
+    assert outputs.dtype == jnp.bfloat16
+    np.testing.assert_allclose(stats["mean"], np.asarray(inputs, np.float64).mean((0, 1, 2)), rtol=1e-5)
+    np.testing.assert_allclose(outputs, expected(inputs), rtol=2**-8, atol=2**-8)
+
+
+def far_apart_shards() -> jax.Array:
+    """Four devices' batches, [device, batch, height, width, channel], of different mean and spread."""
+    device = jnp.arange(4.0).reshape(4, 1, 1, 1, 1)
+    return (1 + device) * random_images(4, 8, 3, 3, 5) + 3 * device
+
+
+def test_synchronised_batch_norm_is_one_large_batch() -> None:
+    shards = far_apart_shards()
+    whole = shards.reshape(32, 3, 3, 5)
+    outputs, stats = jax.vmap(functools.partial(normalise, axis_name="device"), axis_name="device")(shards)
+    whole_outputs, whole_stats = normalise(whole)
+    np.testing.assert_allclose(outputs.reshape(whole.shape), whole_outputs, rtol=1e-5, atol=1e-5)
+    for name in ("mean", "var"):
+        for device in range(4):
+            np.testing.assert_allclose(stats[name][device], whole_stats[name], rtol=1e-5)
+
+
+def test_synchronised_batch_norm_has_the_gradient_of_one_large_batch() -> None:
+    shards = far_apart_shards()
+    weights = jnp.asarray(np.random.default_rng(2).standard_normal(shards.shape, np.float32))
+
+    def sharded_loss(shards: jax.Array) -> jax.Array:
+        outputs, _ = jax.vmap(functools.partial(normalise, axis_name="device"), axis_name="device")(shards)
+        return jnp.sum(weights * outputs)
+
+    def plain_loss(shards: jax.Array) -> jax.Array:  # the textbook formula, through which all of it is differentiated
+        mean, var = shards.mean((0, 1, 2, 3)), shards.var((0, 1, 2, 3))
+        return jnp.sum(weights * 1.5 * (shards - mean) / jnp.sqrt(var + 1e-5))
+
+    np.testing.assert_allclose(jax.grad(sharded_loss)(shards), jax.grad(plain_loss)(shards), rtol=1e-4, atol=1e-5)
+
+
+def test_batch_norm_per_device_normalises_alone_but_keeps_one_state() -> None:
+    shards = far_apart_shards()
+    per_device = functools.partial(normalise, axis_name="device", synchronise=False, momentum=0.0)
+    outputs, stats = jax.vmap(per_device, axis_name="device")(shards)
+    values = np.asarray(shards, np.float64)
+    for device in range(4):
+        np.testing.assert_allclose(outputs[device], expected(values[device]), rtol=1e-4, atol=1e-4)
+        np.testing.assert_allclose(stats["mean"][device], values.mean((1, 2, 3)).mean(0), rtol=1e-5)
+        np.testing.assert_allclose(stats["var"][device], values.var((1, 2, 3)).mean(0), rtol=1e-5)
+
+
+def test_batch_norm_starts_plain_and_outside_the_mapped_axis() -> None:
+    norm = BatchNorm(use_running_average=False, axis_name="device")
+    variables = norm.init(jax.random.key(0), 5 + random_images(4, 3, 3, 2))
+    assert set(variables["params"]) == {"scale", "bias"}
+    np.testing.assert_array_equal(variables["params"]["scale"], 1)
+    np.testing.assert_array_equal(variables["params"]["bias"], 0)
+    np.testing.assert_array_equal(variables["batch_stats"]["mean"], 0)
+    np.testing.assert_array_equal(variables["batch_stats"]["var"], 1)
+
+
+def test_a_model_with_synchronised_norms_sees_one_large_batch() -> None:
+    plain = build("resnet20", num_blocks=1)
+    synchronised = build("resnet20", num_blocks=1, norm=functools.partial(BatchNorm, axis_name="device"))
+    variables = random_variables(plain, (8, 8, 3))
+    shards = random_images(2, 2, 8, 8, 3)
+    train = functools.partial(synchronised.apply, variables, train=True, mutable=["batch_stats"])
+    logits, _ = jax.jit(jax.vmap(train, axis_name="device"))(shards)
+    train = functools.partial(plain.apply, variables, train=True, mutable=["batch_stats"])
+    whole, _ = jax.jit(train)(shards.reshape(4, 8, 8, 3))
+    np.testing.assert_allclose(logits.reshape(4, 10), whole, rtol=1e-3, atol=1e-3)
