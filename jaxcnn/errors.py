@@ -19,7 +19,7 @@ class RunError(Exception):
     exit_code = 1
 
 
-class Preempted(Exception):  # noqa: N818 - no error: it is what was asked for
+class Preempted(BaseException):
     """The run was told to stop and has saved; the same command continues it."""
 
     exit_code = 75

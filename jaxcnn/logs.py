@@ -50,7 +50,7 @@ class RunLog:
         self._progress: Progress | None = None
         self._work: Progress | None = None
         self._task = self._work_task = TaskID(0)
-        self._train: dict[str, float] = {}
+        self._since_epoch: list[tuple[int, dict[str, float]]] = []  # (examples, means) of each interval
         self._timing: dict[str, float] = {}
 
     def resume(self, step: int) -> None:
@@ -127,12 +127,16 @@ class RunLog:
         """The first call has compiled and run."""
         self.say(f"compiled, first step done after {seconds:.1f} s")
 
-    def interval(self, step: int, values: dict[str, float], timing: dict[str, float]) -> None:
+    def interval(self, step: int, values: dict[str, float], num_examples: int, timing: dict[str, float]) -> None:
         """Moves the bar."""
-        self._train, self._timing = values, timing
+        self._timing = timing
+        self._since_epoch.append((num_examples, values))
         if self._progress:
             text = f"loss {values['loss']:.4f}  accuracy {values['accuracy']:.4f}  {self._rate()}"
             self._progress.update(self._task, completed=step, values=text)
+
+    def _shown(self) -> list[str]:
+        return [name for name in self._since_epoch[0][1] if name != "learning_rate"] if self._since_epoch else []
 
     def _rate(self) -> str:
         if not self._timing:
@@ -145,8 +149,11 @@ class RunLog:
     def epoch(self, epoch: float, num_epochs: float, validation: dict[str, float]) -> None:
         """The line that an evaluation leaves."""
         parts = [f"epoch {epoch:.1f}/{num_epochs:.1f}"]
-        for name, values in (("train", self._train), ("validation", validation)):
-            shown = "  ".join(f"{k} {v:.4f}" for k, v in values.items() if k != "learning_rate")
+        total = sum(count for count, _ in self._since_epoch)
+        train = {k: sum(count * values[k] for count, values in self._since_epoch) / total for k in self._shown()}
+        self._since_epoch.clear()
+        for name, values in (("train", train), ("validation", validation)):
+            shown = "  ".join(f"{k} {v:.4f}" for k, v in values.items())
             parts += [f"{name}  {shown}"] if shown else []
         self.say(" | ".join([*parts, self._rate()] if self._timing else parts))
 
@@ -210,7 +217,9 @@ class _TensorBoard:
 
             # Points of a killed run after the step it resumes from are disowned.
             purge = self._step + 1 if self._step else None
-            self._writers[split] = SummaryWriter(str(self._local / split), purge_step=purge)
+            # Two files of one second would have one name; TensorBoard reads them in the order of their names.
+            suffix = f".{self._step:012d}"
+            self._writers[split] = SummaryWriter(str(self._local / split), purge_step=purge, filename_suffix=suffix)
         for name, value in values.items():
             if math.isfinite(value):
                 self._writers[split].add_scalar(name, value, step, walltime=time.time())
@@ -231,6 +240,6 @@ class _TensorBoard:
         self.flush()
 
 
-def complain(error: Exception | str) -> None:
+def complain(error: BaseException | str) -> None:
     """One line on stderr."""
     print(f"jaxcnn: {error}", file=sys.stderr, flush=True)

@@ -189,7 +189,7 @@ class _Interval:
         self._log.metrics(step, step / self._run.steps_per_epoch, "train", values)
         timing = clock.interval(step, self._run.config.batch_size)
         self._log.timing(step, timing)
-        self._log.interval(step, values, timing)
+        self._log.interval(step, values, int(totals.loss.count), timing)
 
 
 def _check_finite(run: Run, feed: Feed, host: dict[str, Any]) -> None:

@@ -132,9 +132,9 @@ def _rows(batch_size: int, *, index: int, count: int) -> slice:
 
 def set_up(platform: str | None, *, compilation_cache: bool) -> None:
     """Settings of JAX that must come before its first use."""
-    if platform is not None:
-        jax.config.update("jax_platforms", {"gpu": "cuda"}.get(platform, platform))
-    if compilation_cache and not jax.config.read("jax_compilation_cache_dir"):
+    if platform == "cpu":  # so that no accelerator is taken; a missing one is make_parallel's to say
+        jax.config.update("jax_platforms", platform)
+    if compilation_cache and not jax.config.jax_compilation_cache_dir:  # type: ignore[attr-defined]
         jax.config.update("jax_compilation_cache_dir", str(cache_dir() / "compiled"))
     if compilation_cache:
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)

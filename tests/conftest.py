@@ -7,7 +7,12 @@ from pathlib import Path
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8"
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-os.environ["JAXCNN_CACHE_DIR"] = tempfile.mkdtemp(prefix="jaxcnn-test-cache-")
+# One cache for the suite, and for the workers of pytest-xdist: many tests train the same small program.
+os.environ.setdefault("JAXCNN_TEST_CACHE_DIR", tempfile.mkdtemp(prefix="jaxcnn-test-cache-"))
+os.environ["JAXCNN_CACHE_DIR"] = os.environ["JAXCNN_TEST_CACHE_DIR"]
+os.environ["JAX_COMPILATION_CACHE_DIR"] = os.path.join(os.environ["JAXCNN_CACHE_DIR"], "compiled")
+os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
 
 import pytest
 

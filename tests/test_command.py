@@ -1,0 +1,356 @@
+"""The real commands, as subprocesses: killed, resumed, evaluated; and what people type wrong."""
+
+import json
+import os
+import pty
+import random
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from tests import fake_tfds
+from tests.runs import rows
+
+ROOT = Path(__file__).resolve().parents[1]
+DIGITS = "--config=experiments/digits.py"
+SHORT = [
+    "--config.num_steps=60", "--config.log_every_steps=7", "--config.optimizer.ema_decay=0.9",
+    "--config.model.name=mlp", "--config.checkpoint.every_steps=9", "--config.tensorboard=false",
+]  # fmt: skip
+
+
+def environment(devices=1, **changes):
+    flag = f"--xla_force_host_platform_device_count={devices}"
+    return {**os.environ, "XLA_FLAGS": flag, "JAX_PLATFORMS": "cpu", "COLUMNS": "120", **changes}
+
+
+def start(*arguments, module="main", devices=1, **changes):
+    return subprocess.Popen(
+        [sys.executable, "-m", f"jaxcnn.{module}", *map(str, arguments)],
+        cwd=ROOT,
+        env=environment(devices, **changes),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def run(*arguments, **options):
+    process = start(*arguments, **options)
+    output, errors = process.communicate(timeout=240)
+    return process.returncode, output, errors
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """A short run that nothing disturbs."""
+    folder = tmp_path_factory.mktemp("runs") / "whole"
+    code, output, errors = run(DIGITS, *SHORT, f"--workdir={folder}")
+    assert (code, errors) == (0, "")
+    return folder, output
+
+
+def kill_midway(folder, number, *, wanted_rows):
+    process = start(DIGITS, *SHORT, f"--workdir={folder}")
+    deadline = time.monotonic() + 120
+    while not (folder / "metrics.jsonl").exists() or (folder / "metrics.jsonl").read_text().count("\n") < wanted_rows:
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline
+        time.sleep(0.001)
+    process.send_signal(number)
+    output, errors = process.communicate(timeout=120)
+    return process.returncode, output, errors
+
+
+@pytest.mark.parametrize("trial", [1, 2])
+def test_killed_at_a_random_step_and_resumed(tmp_path, whole, trial):
+    """SIGKILL; the same command; bit for bit what it would have been."""
+    code, _, _ = kill_midway(tmp_path / "killed", signal.SIGKILL, wanted_rows=random.randint(1, 7))
+    assert code == -signal.SIGKILL
+    assert not (tmp_path / "killed" / "summary.json").exists()
+    code, _, errors = run(DIGITS, *SHORT, f"--workdir={tmp_path / 'killed'}")
+    assert code == 0, errors
+    assert (tmp_path / "killed" / "metrics.jsonl").read_bytes() == (whole[0] / "metrics.jsonl").read_bytes()
+    assert checksums(tmp_path / "killed") == checksums(whole[0])
+    found, expected = (json.loads((each / "summary.json").read_text()) for each in (tmp_path / "killed", whole[0]))
+    assert found["splits"] == expected["splits"]
+
+
+def checksums(folder):
+    """Of every array of the last checkpoint: params, optimizer, batch statistics, average, unfinished sums."""
+    found = json.loads((folder / "checkpoints" / "60" / "json" / "metadata").read_text())["checksums"]
+    assert {name.split("/")[1] for name in found if name.startswith("state")} >= {"params", "opt_state", "ema", "step"}
+    return found
+
+
+def test_a_signal_saves_and_exits_75(tmp_path, whole):
+    code, _, errors = kill_midway(tmp_path / "stopped", signal.SIGTERM, wanted_rows=2)
+    assert code == 75
+    assert re.fullmatch(r"jaxcnn: SIGTERM: saved at step \d+; the same command goes on from there\n", errors)
+    code, output, _ = run(DIGITS, *SHORT, f"--workdir={tmp_path / 'stopped'}")
+    assert code == 0
+    assert re.search(r"resuming at step \d+ of 60", output)
+    assert (tmp_path / "stopped" / "metrics.jsonl").read_bytes() == (whole[0] / "metrics.jsonl").read_bytes()
+
+
+def test_a_signal_before_the_first_step_exits_75(tmp_path):
+    process = start(DIGITS, *SHORT, f"--workdir={tmp_path / 'early'}")
+    time.sleep(0.6)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 75, errors
+    assert errors.count("\n") == 1, errors
+
+
+def test_what_a_person_sees(whole):
+    folder, output = whole
+    lines = output.splitlines()
+    assert lines[0].startswith("digits: cpu")
+    assert "1,293 train / 144 validation / 360 test; 8x8x1, 10 classes" in lines[1]
+    assert "model mlp: 301,066 parameters" in lines[2] or "parameters" in lines[2]
+    epochs = [line for line in lines if line.startswith("epoch ")]
+    assert len(epochs) == 3
+    assert "images/s" in epochs[-1]
+    assert re.search(r"│ test +│ +360 │", output)
+    assert "\x1b" not in output, "no colours or bars where nobody looks"
+    summary = json.loads((folder / "summary.json").read_text())
+    assert summary["status"] == "finished"
+    assert summary["step"] == 60
+    assert summary["weights"] == "best validation accuracy, ema"
+    assert summary.keys() == {
+        "experiment", "status", "step", "epochs", "num_params", "weights", "splits", "seconds", "images_per_second",
+        "platform", "num_devices", "num_processes", "seed", "versions",
+    }  # fmt: skip
+    assert summary["seconds"].keys() >= {"setup", "compile", "train", "evaluate"}
+
+
+def test_a_terminal_gets_a_progress_bar(tmp_path):
+    leader, follower = pty.openpty()
+    command = [sys.executable, "-m", "jaxcnn.main", DIGITS, *SHORT, f"--workdir={tmp_path / 'seen'}"]
+    process = subprocess.Popen(
+        command, cwd=ROOT, env=environment(TERM="xterm-256color"), stdout=follower, stderr=follower
+    )
+    os.close(follower)
+    seen = b""
+    while True:
+        try:
+            part = os.read(leader, 65536)
+        except OSError:
+            break
+        if not part:
+            break
+        seen += part
+    assert process.wait() == 0
+    assert b"/60 steps" in seen
+    assert b"loss" in seen
+
+
+def test_a_finished_run_prints_its_summary(whole):
+    before = {path: path.stat().st_mtime_ns for path in whole[0].rglob("*")}
+    code, output, errors = run(DIGITS, *SHORT, f"--workdir={whole[0]}")
+    assert (code, errors) == (0, "")
+    assert "finished" in output
+    assert re.search(r"│ test +│ +360 │", output)
+    assert {path: path.stat().st_mtime_ns for path in whole[0].rglob("*")} == before
+
+
+def test_evaluate_needs_the_folder_alone(tmp_path, whole):
+    """From another place, on other devices, from a copy of the folder."""
+    folder = tmp_path / "copied"
+    subprocess.run(["cp", "-r", whole[0], folder], check=True)
+    summary = json.loads((whole[0] / "summary.json").read_text())
+    for split, devices in (("test", 1), ("validation", 8)):
+        code, output, errors = run(f"--workdir={folder}", f"--split={split}", module="evaluate", devices=devices)
+        assert (code, errors) == (0, "")
+        found = json.loads(output.splitlines()[-1])
+        for name, value in summary["splits"][split].items():
+            assert found[name] == pytest.approx(value, rel=1e-5)
+    code, output, _ = run(f"--workdir={folder}", "--split=train", "--step=last", module="evaluate")
+    assert json.loads(output.splitlines()[-1])["num_examples"] == 1293
+
+
+def test_pmap_on_eight_devices(tmp_path):
+    code, output, errors = run(
+        DIGITS, *SHORT, "--config.parallel=pmap", f"--workdir={tmp_path / 'pmap'}", "--config.num_steps=10", devices=8
+    )
+    assert (code, errors) == (0, "")
+    assert "8 devices by pmap" in output
+
+
+def test_neither_tensorflow_nor_torch_is_imported(tmp_path):
+    """By a whole training run that streams from TFDS, with TensorBoard on."""
+    fake_tfds.write_set(tmp_path / "tfds", splits={"train": 60, "test": 20}, image_shape=(8, 8, 1))
+    code = f"""
+import sys
+from jaxcnn import main
+sys.argv = ["main", "{DIGITS}", "--config.data.name=tfds:shapes", "--config.data.dir={tmp_path}/tfds",
+            "--config.num_steps=3", "--config.batch_size=8", "--workdir={tmp_path}/run", "--config.data.resident=false",
+            "--config.data.num_workers=0"]
+try:
+    main.run_command(main.main)
+except SystemExit as end:
+    assert end.code == 0, end.code
+found = [name for name in ("tensorflow", "torch", "keras") if name in sys.modules]
+assert not found, found
+"""
+    result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=environment(), capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    assert (tmp_path / "run" / "tensorboard" / "train").is_dir()
+
+
+def test_dry_run_shows_everything_and_writes_nothing(tmp_path):
+    code, output, errors = run(DIGITS, "--dry_run", f"--workdir={tmp_path / 'none'}")
+    assert (code, errors) == (0, "")
+    for expected in (
+        "optimizer.learning_rate = ",
+        "| head/kernel",
+        "Total: 87,178",
+        "808 steps",
+        "FLOPs",
+        "MiB",
+    ):
+        assert expected in output
+    assert not (tmp_path / "none").exists()
+
+
+def test_dry_run_of_a_set_that_is_not_here(tmp_path):
+    code, output, errors = run(
+        "--config=experiments/imagenet_resnet50.py:resnet18", "--dry_run", "--config.batch_size=4",
+        "--config.data.image_size=64", f"--config.data.dir={tmp_path}",
+    )  # fmt: skip
+    assert (code, errors) == (0, "")
+    assert "Total: 11,689,512" in output
+    assert "not prepared" in output
+
+
+@pytest.mark.parametrize("module", ["main", "evaluate"])
+def test_help(module):
+    code, output, _ = run("--help", module=module)
+    assert code == 0
+    assert f"python -m jaxcnn.{module}" in output
+    assert "--workdir" in output
+
+
+# ---- A hostile afternoon: what is typed, the devices there are, the exit code, what the one line must say.
+
+HOSTILE = {
+    "no experiment": ([], "no experiment given; pass --config"),
+    "missing file": (["--config=experiments/digit.py"], "did you mean 'experiments/digits.py'"),
+    "a folder": (["--config=experiments"], "does not exist"),
+    "no get_config": (["--config=jaxcnn/errors.py"], "defines no get_config()"),
+    "argument that is not taken": (["--config=experiments/digits.py:big"], "takes 0 positional arguments"),
+    "unknown argument": (["--config=experiments/mnist.py:lenet"], "did you mean 'lenet5'"),
+    "unknown group": ([DIGITS, "--config.optimiser.name=adam"], "did you mean 'optimizer'"),
+    "unknown field": ([DIGITS, "--config.optimizer.lr=0.1"], "has no field 'lr'"),
+    "group": ([DIGITS, "--config.model=cnn"], "is a group; set one of its fields: name"),
+    "not an integer": ([DIGITS, "--config.batch_size=64k"], "must be an integer"),
+    "not a number": ([DIGITS, "--config.num_epochs=many"], "must be a number"),
+    "below range": ([DIGITS, "--config.batch_size=-8"], "must be >= 1"),
+    "not finite": ([DIGITS, "--config.optimizer.learning_rate=inf"], "must be"),
+    "no value": ([DIGITS, "--config.seed"], "has no value"),
+    "unknown flag": ([DIGITS, "--wrokdir=x"], "Did you mean: workdir"),
+    "stray word": ([DIGITS, "adam"], "unexpected argument 'adam'"),
+    "unknown model": ([DIGITS, "--config.model.name=resnet-20"], "did you mean 'resnet20'"),
+    "unknown optimizer": ([DIGITS, "--config.optimizer.name=adamw2"], "did you mean 'adamw'"),
+    "option of another model": ([DIGITS, "--config.model.stem=imagenet"], "cnn has no such option"),
+    "unknown data": ([DIGITS, "--config.data.name=mnits"], "is no known data set"),
+    "data not prepared": ([DIGITS, "--config.data.name=tfds:food101", "--config.data.dir={tmp}"], "is not prepared"),
+    "data as TFRecord": ([DIGITS, "--config.data.name=tfds:old", "--config.data.dir={tmp}/tfds"], "convert"),
+    "unknown split": ([DIGITS, "--config.data.train_split=training"], "did you mean 'train'"),
+    "mean of three for grey": ([DIGITS, "--config.data.mean=(0.5,0.5,0.5)"], "one a channel"),
+    "images too small": ([DIGITS, "--config.model.name=lenet5", "--config.model.dropout_rate=0"], "12"),
+    "crop too wide": ([DIGITS, "--config.augment.crop_padding=8"], "at most 7"),
+    "set too large for steps a call": (
+        [DIGITS, "--config.data.resident=false", "--config.steps_per_call=4"], "streaming takes one step a call",
+    ),
+    "does not accumulate": ([DIGITS, "--config.optimizer.accumulate=5"], "does not divide"),
+    "does not divide over devices": ([DIGITS, "--config.batch_size=50"], "does not divide over 8 devices"),
+    "too few devices": ([DIGITS, "--config.num_devices=16"], "there are 8 cpu devices"),
+    "no such platform": ([DIGITS, "--config.platform=tpu"], "has no device here; JAX sees: cpu"),
+    "workdir is a file": ([DIGITS, "--workdir={tmp}/file"], "is a file"),
+    "workdir of something else": ([DIGITS, "--workdir={tmp}/stranger"], "holds no run, but has 'thesis.tex'"),
+    "workdir of another experiment": ([DIGITS, "--workdir={tmp}/other"], "holds a run of 'cifar10'"),
+    "workdir with other settings": ([DIGITS, *SHORT, "--workdir={whole}", "--config.seed=5"], "seed (0 -> 5)"),
+    "workdir that cannot be": ([DIGITS, "--workdir=/proc/nothing/here"], "cannot be written"),
+    "workdir empty": ([DIGITS, "--workdir="], "--workdir is empty"),
+    "step schedule without steps": ([DIGITS, "--config.schedule.name=step", "--config.schedule.warmup_epochs=0"],
+                                    "needs schedule.step_epochs"),
+}  # fmt: skip
+HOSTILE_EVALUATE = {
+    "no run": ([], "no run given; pass --workdir"),
+    "not a run": (["--workdir={tmp}/stranger"], "holds no run"),
+    "no folder": (["--workdir={tmp}/nowhere"], "holds no run"),
+    "unknown split": (["--workdir={whole}", "--split=tset"], "did you mean 'test'"),
+    "unknown step": (["--workdir={whole}", "--step=59"], "there are checkpoints of steps"),
+    "damaged config": (["--workdir={tmp}/damaged"], "cannot be read"),
+}
+
+
+@pytest.fixture(scope="module")
+def traps(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("traps")
+    (folder / "file").write_text("")
+    for name, file, text in (
+        ("stranger", "thesis.tex", "years of work"),
+        ("other", "config.json", json.dumps({"experiment": "cifar10", "config": {}, "data": {}})),
+        ("damaged", "config.json", '{"experiment": "digi'),
+    ):
+        (folder / name).mkdir()
+        (folder / name / file).write_text(text)
+    fake_tfds.write_set(
+        folder / "tfds", "old", splits={"train": 4, "test": 2}, image_shape=(8, 8, 1), file_format="tfrecord"
+    )
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("module", "arguments", "message"),
+    [("main", *case) for case in HOSTILE.values()] + [("evaluate", *case) for case in HOSTILE_EVALUATE.values()],
+    ids=[*HOSTILE, *(f"evaluate: {name}" for name in HOSTILE_EVALUATE)],
+)
+def test_a_hostile_afternoon(module, arguments, message, traps, whole):
+    arguments = [argument.format(tmp=traps, whole=whole[0]) for argument in arguments]
+    if module == "main" and not any(argument.startswith("--workdir") for argument in arguments):
+        arguments.append(f"--workdir={traps}/fresh")
+    before = (whole[0] / "metrics.jsonl").read_bytes()
+    code, output, errors = run(*arguments, module=module, devices=8)
+    assert code == 2, (output, errors)
+    assert errors.count("\n") == 1, errors
+    assert errors.startswith("jaxcnn: ")
+    assert message in errors
+    assert "compiled" not in output
+    assert not (traps / "fresh" / "config.json").exists()
+    assert (traps / "stranger" / "thesis.tex").read_text() == "years of work"
+    assert (whole[0] / "metrics.jsonl").read_bytes() == before
+
+
+def test_nan_ends_with_exit_code_1_and_one_line(tmp_path):
+    code, _, errors = run(
+        DIGITS, "--config.model.name=mlp", "--config.optimizer.name=sgd", "--config.optimizer.learning_rate=1e15",
+        "--config.optimizer.weight_decay=0", f"--workdir={tmp_path / 'nan'}",
+    )  # fmt: skip
+    assert code == 1
+    assert re.fullmatch(r"jaxcnn: NaN or Inf at step \d+, first in .*\n", errors)
+    assert not (tmp_path / "nan" / "summary.json").exists()
+
+
+def test_damaged_data_end_with_exit_code_1(tmp_path):
+    folder = fake_tfds.write_set(tmp_path / "tfds", splits={"train": 40, "test": 9}, image_shape=(8, 8, 1))
+    shard = next(folder.glob("*train*00000-of*"))
+    shard.write_bytes(shard.read_bytes()[: shard.stat().st_size // 2])
+    code, _, errors = run(
+        DIGITS, "--config.data.name=tfds:shapes", f"--config.data.dir={tmp_path / 'tfds'}", "--config.batch_size=8",
+        f"--workdir={tmp_path / 'run'}",
+    )  # fmt: skip
+    assert code == 1
+    assert errors.count("\n") == 1
+    assert "damaged" in errors or "records" in errors
+
+
+def test_rows_are_complete(whole):
+    assert [row["step"] for row in rows(whole[0], "validation")] == [21, 41, 60]

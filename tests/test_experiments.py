@@ -1,0 +1,86 @@
+"""Every file in experiments/ loads, traces abstractly and survives an override."""
+
+import ast
+import functools
+import re
+from pathlib import Path
+
+import jax
+import pytest
+from absl import flags
+
+from jaxcnn.build import build
+from jaxcnn.config import Config, load_config
+from tests import fake_tfds
+from tests.runs import rows, small_config, train
+
+ROOT = Path(__file__).resolve().parents[1]
+VARIANTS = [
+    "digits.py", "mnist.py", "mnist.py:cnn", "mnist.py:mlp", "cifar10.py", "cifar10.py:resnet18",
+    "cifar10.py:resnet110",    "imagenet_resnet50.py", "imagenet_resnet50.py:resnet18",
+]  # fmt: skip
+SHAPES = {"tfds:mnist": (28, 28, 1), "tfds:cifar10": (32, 32, 3)}
+
+
+def load(variant: str, *overrides: str) -> Config:
+    argv = ["main", f"--config={ROOT}/experiments/{variant}", *overrides]
+    return load_config(argv, flag_values=flags.FlagValues())[0]
+
+
+def test_none_is_forgotten():
+    files = {path.name for path in (ROOT / "experiments").glob("*.py")}
+    assert files == {variant.split(":")[0] for variant in VARIANTS}
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_it_builds_and_traces(variant, tmp_path):
+    config = load(variant, "--config.batch_size=16", "--config.seed=3")
+    assert (config.batch_size, config.seed) == (16, 3)
+    if config.data.name in SHAPES:
+        name = config.data.name.removeprefix("tfds:")
+        fake_tfds.write_set(tmp_path, name, splits={"train": 40, "test": 10}, image_shape=SHAPES[config.data.name])
+        config.data.dir = str(tmp_path)
+    run, feed = build(config, stand_in=True)
+    state = run.abstract_state()
+    batch = {
+        "image": jax.ShapeDtypeStruct((16, *run.source.image_shape), "uint8"),
+        "label": jax.ShapeDtypeStruct((16,), "int32"),
+    }
+    keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), 16))
+    images, labels = jax.eval_shape(run.augment, keys, batch["image"], batch["label"])
+    assert images.shape == (16, *run.source.image_shape)
+    variables = {"params": state.params, "batch_stats": state.batch_stats}
+    apply = functools.partial(run.model.apply, train=False)
+    assert jax.eval_shape(apply, variables, images).shape == (16, len(run.source.class_names))
+    assert labels.shape == (16,)
+    feed.close()
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "experiments").glob("*.py")), ids=lambda path: path.name)
+def test_it_says_what_it_reaches(path):
+    """The docstring names the command and the accuracy reached, or that it was not run."""
+    doc = ast.get_docstring(ast.parse(path.read_text())) or ""
+    assert re.search(r"\d\d\.\d+ ?(±|%)|[Nn]ot run by us", doc), f"{path.name} does not say what it reaches"
+    assert f"--config experiments/{path.name}" in doc
+
+
+def test_imagenet_trains_two_steps_on_a_set_of_its_shape(tmp_path):
+    """JPEGs of many sizes, 1,000 classes, streamed by processes; a smaller model and image, the same path."""
+    fake_tfds.write_set(
+        tmp_path / "tfds", "imagenet2012", splits={"train": 40, "validation": 9}, image_shape=(None, None, 3),
+        num_classes=1000, encoding="jpeg", num_shards=2,
+    )  # fmt: skip
+    config = load(
+        "imagenet_resnet50.py:resnet18", "--config.batch_size=8", "--config.num_steps=2", "--config.log_every_steps=1",
+        "--config.data.image_size=32", "--config.data.expected_examples=none", "--config.model.dtype=float32",
+        f"--config.data.dir={tmp_path / 'tfds'}", "--config.data.num_workers=1", "--config.num_devices=2",
+        "--config.tensorboard=false",
+    )  # fmt: skip
+    result = train(config, tmp_path / "run")
+    assert [row["step"] for row in rows(tmp_path / "run")] == [1, 2]
+    assert result["splits"]["test"].keys() == {"loss", "accuracy", "top5_accuracy", "num_examples"}
+    assert result["splits"]["test"]["num_examples"] == 9
+
+
+def test_small_config_is_valid():
+    assert small_config().model.name == "tiny"

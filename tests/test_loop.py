@@ -1,0 +1,274 @@
+"""The loop, in this process: resume bit for bit, across modes, cadences, NaN, the best weights, the log's contract."""
+
+import json
+import os
+import signal
+import sys
+
+import numpy as np
+import pytest
+
+from jaxcnn import workdir
+from jaxcnn.errors import Preempted, RunError, UserError
+from jaxcnn.logs import RunLog
+from jaxcnn.parallel import Parallel
+from tests.runs import arrays, assert_same_arrays, rows, small_config, train
+
+
+@pytest.fixture
+def stop_at(monkeypatch):
+    """Sends this process a signal once a row of that step is logged."""
+
+    def arm(step, number=signal.SIGTERM):
+        original = RunLog.interval
+
+        def interval(self, at, *arguments):
+            original(self, at, *arguments)
+            if at == step:
+                monkeypatch.setattr(RunLog, "interval", original)
+                os.kill(os.getpid(), number)
+
+        monkeypatch.setattr(RunLog, "interval", interval)
+
+    return arm
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """A run of eight steps that nothing disturbs."""
+    folder = tmp_path_factory.mktemp("whole")
+    result = train(small_config(), folder)
+    return folder, result
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_killed_and_resumed_is_never_killed(tmp_path, whole, stop_at, number):
+    """Bit for bit: params, optimizer, batch statistics, average, metrics.jsonl, the result."""
+    config = small_config()
+    stop_at(3, number)
+    with pytest.raises(Preempted, match=rf"{number.name}: saved at step \d"):
+        train(config, tmp_path)
+    assert not (tmp_path / "summary.json").exists()
+    stopped_at = len([row for row in rows(tmp_path) if row["step"] <= 8])
+    assert 0 < stopped_at < len(rows(whole[0]))
+    result = train(config, tmp_path)
+    assert_same_arrays(arrays(tmp_path, config), arrays(whole[0], config))
+    assert (tmp_path / "metrics.jsonl").read_bytes() == (whole[0] / "metrics.jsonl").read_bytes()
+    assert result["splits"] == whole[1]["splits"]
+
+
+def test_the_signal_handlers_are_put_back(tmp_path, stop_at):
+    before = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)
+    stop_at(3)
+    with pytest.raises(Preempted):
+        train(small_config(), tmp_path)
+    assert (signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)) == before
+
+
+def test_rows_of_a_killed_run_are_written_again(tmp_path, whole):
+    """Killed without warning: rows after the last checkpoint, and half a line, are on disk."""
+    config = small_config()
+    train(config, tmp_path)
+    for step in (4, 6, 8):
+        for path in (tmp_path / "checkpoints").glob(str(step)):
+            path.rename(tmp_path / f"gone-{step}")
+    with (tmp_path / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 9, "ep')
+    train(config, tmp_path)
+    assert (tmp_path / "metrics.jsonl").read_bytes() == (whole[0] / "metrics.jsonl").read_bytes()
+
+
+def test_a_damaged_checkpoint_costs_only_time(tmp_path, whole):
+    config = small_config()
+    train(config, tmp_path)
+    for file in (tmp_path / "checkpoints" / "8").rglob("d/*"):
+        file.write_bytes(file.read_bytes()[:50])
+    reports: list[str] = []
+    result = train(config, tmp_path, report=reports.append)
+    assert len(reports) == 1
+    assert "checkpoints/8 is damaged" in reports[0]
+    assert_same_arrays(arrays(tmp_path, config), arrays(whole[0], config))
+    assert result["splits"] == whole[1]["splits"]
+
+
+@pytest.mark.parametrize(("mode", "num_devices"), [("jit", 8), ("pmap", 8), ("pmap", 1)])
+def test_resumes_on_other_devices_and_in_another_mode(tmp_path, stop_at, mode, num_devices):
+    """Without dropout, whose masks may differ: within 1e-4."""
+    config = small_config(model__dropout_rate=0.0, num_devices=1)
+    other = small_config(model__dropout_rate=0.0, parallel=mode, num_devices=num_devices)
+    train(config, tmp_path / "whole")
+    stop_at(3)
+    with pytest.raises(Preempted):
+        train(config, tmp_path / "moved")
+    train(other, tmp_path / "moved")
+    expected, found = rows(tmp_path / "whole"), rows(tmp_path / "moved")
+    assert [row["step"] for row in found] == [row["step"] for row in expected]
+    for a, b in zip(found, expected, strict=True):
+        assert a["loss"] == pytest.approx(b["loss"], rel=1e-4)
+
+
+def test_several_steps_a_call_stop_between_calls(tmp_path, stop_at):
+    config = small_config(steps_per_call=3, log_every_steps=1)
+    train(config, tmp_path / "whole")
+    stop_at(3)
+    with pytest.raises(Preempted, match=r"saved at step (3|6);"):
+        train(config, tmp_path / "stopped")
+    train(config, tmp_path / "stopped")
+    assert (tmp_path / "stopped" / "metrics.jsonl").read_bytes() == (tmp_path / "whole" / "metrics.jsonl").read_bytes()
+    assert_same_arrays(arrays(tmp_path / "stopped", config), arrays(tmp_path / "whole", config))
+
+
+def test_streamed_is_the_same_run(tmp_path, whole):
+    """The same order, augmentation and validation, whether the images live on the device or come by stream."""
+    config = small_config(data__resident=False, data__num_workers=0)
+    train(config, tmp_path)
+    for split in ("train", "validation"):
+        for a, b in zip(rows(tmp_path, split), rows(whole[0], split), strict=True):
+            assert a["loss"] == pytest.approx(b["loss"], rel=1e-4)
+            assert a["step"] == b["step"]
+
+
+def test_the_log_holds_what_it_should(whole):
+    folder, result = whole
+    train_rows, validation = rows(folder), rows(folder, "validation")
+    assert [row["step"] for row in train_rows] == [3, 5, 6, 8]
+    assert [row["step"] for row in validation] == [5, 8]
+    assert train_rows[0].keys() == {"step", "epoch", "split", "loss", "accuracy", "learning_rate"}
+    assert validation[0].keys() == {"step", "epoch", "split", "loss", "accuracy", "ema_loss", "ema_accuracy"}
+    assert train_rows[-1]["epoch"] == pytest.approx(8 * 48 / 1293, abs=1e-3)
+    timing = [json.loads(line) for line in (folder / "timing.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in timing] == [3, 5, 6, 8]
+    assert all(row["images_per_second"] > 0 and 0 <= row["data_wait"] <= 1 for row in timing)
+    assert result["step"] == 8
+    assert result["splits"]["test"]["num_examples"] == 360
+    saved = json.loads((folder / "config.json").read_text())
+    assert saved["data"]["num_examples"] == {"train": 1293, "validation": 144, "test": 360}
+    assert {path.name for path in folder.iterdir()} == {"config.json", "checkpoints", "metrics.jsonl", "timing.jsonl"}
+
+
+def test_train_metrics_are_of_every_example_since_the_last_row(tmp_path):
+    """Sums and counts: two rows of three steps and one of six say the same."""
+    fine = small_config(num_steps=6, log_every_steps=3, eval_every_epochs=9.0)
+    coarse = small_config(num_steps=6, log_every_steps=6, eval_every_epochs=9.0)
+    train(fine, tmp_path / "fine")
+    train(coarse, tmp_path / "coarse")
+    for name in ("loss", "accuracy"):
+        values = [row[name] for row in rows(tmp_path / "fine")]
+        assert np.mean(values) == pytest.approx(rows(tmp_path / "coarse")[0][name], rel=1e-6)
+
+
+def test_the_result_is_of_the_best_weights_by_validation(tmp_path):
+    """Made to be the first by a rate that then destroys them."""
+    config = small_config(
+        num_steps=20,
+        optimizer__ema_decay=None,
+        optimizer__name="adam",
+        schedule__name="step",
+        schedule__step_epochs=(10 / 26.9,),
+        schedule__step_factor=1.0,
+        checkpoint__keep_last=1,
+        model__dropout_rate=0.0,
+    )
+    result = train(config, tmp_path)
+    validation = rows(tmp_path, "validation")
+    best = max(validation, key=lambda row: (row["accuracy"], row["step"]))
+    assert result["weights"] == "best validation accuracy"
+    assert result["splits"]["validation"]["accuracy"] == pytest.approx(best["accuracy"])
+    assert result["splits"]["validation"]["loss"] == pytest.approx(best["loss"], rel=1e-5)
+    last = small_config(**{"checkpoint__keep_best": 0, "optimizer__ema_decay": None})
+    assert train(last, tmp_path / "last")["weights"] == "last"
+
+
+@pytest.mark.parametrize("steps_per_call", [1, 4])
+def test_nan_names_the_step_and_the_layer_and_keeps_what_is_good(tmp_path, steps_per_call):
+    config = small_config(
+        num_steps=40,
+        model__name="mlp",
+        model__dropout_rate=0.0,
+        optimizer__name="sgd",
+        optimizer__learning_rate=1e12,
+        schedule__name="constant",
+        schedule__warmup_epochs=4.0,
+        log_every_steps=7,
+        steps_per_call=steps_per_call,
+    )
+    with pytest.raises(RunError, match=r"NaN or Inf at step \d+, first in .*(dense|head|loss)") as error:
+        train(config, tmp_path)
+    assert "\n" not in str(error.value)
+    step = int(str(error.value).split("step ")[1].split(",")[0])
+    kept = (
+        arrays(tmp_path, config)
+        if (tmp_path / "checkpoints").exists() and list((tmp_path / "checkpoints").glob("[0-9]*"))
+        else {}
+    )
+    assert all(np.isfinite(array).all() for array in kept.values())
+    assert 1 <= step <= 40
+    with pytest.raises(RunError, match=f"at step {step},"):  # and it is the same step again
+        train(config, tmp_path)
+
+
+def test_early_trouble_is_no_success(tmp_path, monkeypatch):
+    """A failed asynchronous save ends the run."""
+
+    def fail(*arguments, **keywords):
+        raise OSError(28, "No space left on device")
+
+    import orbax.checkpoint as ocp
+
+    monkeypatch.setattr(ocp.CheckpointManager, "save", fail)
+    with pytest.raises(RunError, match=r"No space left on device.*is the disk full"):
+        train(small_config(), tmp_path)
+
+
+def test_another_run_in_the_folder_is_refused(tmp_path):
+    train(small_config(), tmp_path)
+    with pytest.raises(UserError, match=r"other settings: seed \(0 -> 1\), optimizer.learning_rate \(0.05 -> 0.1\)"):
+        train(small_config(seed=1, optimizer__learning_rate=0.1), tmp_path)
+    with pytest.raises(UserError, match="holds a run of 'test'"):
+        workdir.check(workdir.resolve(str(tmp_path)), "other", small_config())
+    saved = json.loads((tmp_path / "config.json").read_text())
+    saved["data"]["fingerprint"] = "other"
+    (tmp_path / "config.json").write_text(json.dumps(saved))
+    with pytest.raises(UserError, match="data are not those"):
+        train(small_config(), tmp_path)
+
+
+def test_two_processes_cannot_share_a_folder(tmp_path):
+    path = workdir.resolve(str(tmp_path))
+    with workdir.claimed(path), pytest.raises(UserError, match="another process is training"), workdir.claimed(path):
+        pass
+    with workdir.claimed(path):
+        pass
+
+
+def test_tensorboard_reads_it_back(tmp_path, stop_at):
+    """Also after a resume: one value a step."""
+    event_accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    config = small_config(tensorboard=True)
+    stop_at(3)
+    with pytest.raises(Preempted):
+        train(config, tmp_path)
+    train(config, tmp_path)
+    for split in ("train", "validation"):
+        accumulator = event_accumulator.EventAccumulator(str(tmp_path / "tensorboard" / split))
+        accumulator.Reload()
+        points = [(event.step, event.value) for event in accumulator.Scalars("loss")]
+        expected = [(row["step"], pytest.approx(row["loss"], rel=1e-6)) for row in rows(tmp_path, split)]
+        assert points == expected
+
+
+def test_no_host_sync_a_step(tmp_path, monkeypatch):
+    """Between two rows of the log nothing is fetched from the devices."""
+    fetched = []
+    original = Parallel.unreplicate
+
+    def unreplicate(self, tree):
+        fetched.append(tree)
+        return original(self, tree)
+
+    monkeypatch.setattr(Parallel, "unreplicate", unreplicate)
+    config = small_config(num_steps=24, log_every_steps=24, eval_every_epochs=9.0, checkpoint__every_steps=24)
+    train(config, tmp_path)
+    # the row; at the end two evaluations, the state and sums to save, the chosen weights, two splits
+    assert len(fetched) <= 9
+    assert "tensorflow" not in sys.modules
