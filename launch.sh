@@ -25,13 +25,14 @@ setup() {                                     # setup EXTRA…: installs the pro
 }
 
 accelerator() {                               # the extra for the accelerator of this machine, or nothing
-  if command -v nvidia-smi >/dev/null && nvidia-smi -L >/dev/null 2>&1; then echo cuda12
+  if command -v nvidia-smi >/dev/null && nvidia-smi -L >/dev/null 2>&1; then
+    case "$(nvidia-smi)" in *'CUDA Version: 1'[3-9]*) echo cuda13 ;; *) echo cuda12 ;; esac
   elif compgen -G "/dev/accel*" >/dev/null || compgen -G "/dev/vfio/[0-9]*" >/dev/null; then echo tpu; fi
 }
 
 case "${1:-train}" in
   train) shift || true; setup; exec .venv/bin/python -m jaxcnn.main "${@:---config=experiments/digits.py}" ;;
-  test)  shift; setup test; exec .venv/bin/python -m pytest -n 2 --dist loadgroup "$@" ;;
+  test)  shift; setup test; exec .venv/bin/python -m pytest -n 2 --dist loadfile "$@" ;;
   check) setup dev; .venv/bin/ruff format --check . && .venv/bin/ruff check . && exec .venv/bin/mypy ;;
   setup) setup ;;
   # Clusters come here: slurm) …, tpu) …, gpu) …

@@ -1,7 +1,11 @@
 """ResNet-50 v1.5 on ImageNet, 90 epochs; streams from a prepared TFDS `imagenet2012`.
 
-Goyal et al. 2017, Accurate, large minibatch SGD: rate 0.1 for each 256 images, 5 epochs of warm-up, label smoothing
-0.1 as later practice has it. Not run by us yet: published recipes of this kind reach 76 to 77 % top-1.
+Goyal et al. 2017, Accurate, large minibatch SGD: rate 0.1 for each 256 images, 5 epochs of warm-up. Label smoothing
+0.1.
+
+    python -m jaxcnn.main --config experiments/imagenet_resnet50.py
+
+Not run by us yet; published recipes of this kind reach 76 to 77 % top-1.
 """
 
 from jaxcnn.config import (

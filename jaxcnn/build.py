@@ -20,17 +20,17 @@ import numpy as np
 import optax
 
 from jaxcnn import data as data_lib
-from jaxcnn.augment import make_augment, make_normalise
+from jaxcnn.augment import Augment, check_augment, make_augment, make_normalise
 from jaxcnn.config import Config, ModelConfig
 from jaxcnn.data import Source
 from jaxcnn.errors import UserError, nearest
-from jaxcnn.losses import make_loss
+from jaxcnn.losses import Loss, make_loss
 from jaxcnn.metrics import Metrics, metrics_for
 from jaxcnn.models import MODELS
 from jaxcnn.models.norm import BatchNorm
 from jaxcnn.optim import make_optimizer, make_schedule
 from jaxcnn.parallel import Parallel, make_parallel
-from jaxcnn.step import Augment, Loss, TrainState, eval_step, gather, init_state, train_step, train_steps
+from jaxcnn.step import TrainState, eval_step, gather, init_state, train_step, train_steps
 
 RESIDENT_BYTES = 2 * 2**30  # a decoded set up to this size lives on the device
 MAX_STEPS_PER_CALL = 32  # on accelerators; each call then costs the host 1/32 of a dispatch a step
@@ -39,7 +39,7 @@ Progress = Callable[[str, int, int], None]  # what, done, total
 
 @dataclass(frozen=True)
 class Run:
-    """A config's pieces, ready to be called; nothing is compiled, and no example but one decoded."""
+    """A config's pieces, ready to be called; nothing is compiled yet."""
 
     config: Config
     source: Source
@@ -113,6 +113,15 @@ def build(
     source = _open_source(config, progress, stand_in=stand_in)
     num_train = len(source.splits["train"])
     resident = _resident(config, source)
+    model = make_model(config.model, model_class, num_classes=len(source.class_names), axis_name=parallel.axis_name)
+    _check_traces(model, source)
+    check_augment(config.augment, source.image_shape)
+    metrics, loss = metrics_for(len(source.class_names)), make_loss(config.loss)
+    if config.checkpoint.best_metric not in metrics.__dataclass_fields__:
+        raise UserError(
+            f"checkpoint.best_metric={config.checkpoint.best_metric} is not measured with {len(source.class_names)} "
+            "classes; choose accuracy or loss"
+        )
     feed = (ResidentFeed if resident else StreamingFeed)(config, source, parallel, progress or (lambda *_: None))
     if statistics is None and None in _given(config):
         statistics = feed.statistics()
@@ -122,15 +131,12 @@ def build(
     if not len(mean) == len(std) == channels:
         raise UserError(f"data.mean and data.std need {channels} values each, one a channel; got {mean} and {std}")
 
-    model = make_model(config.model, model_class, num_classes=len(source.class_names), axis_name=parallel.axis_name)
-    _check_traces(model, source)
     steps_per_epoch = num_train / config.batch_size
     total_steps = config.num_steps or max(1, round(config.num_epochs * steps_per_epoch))
     schedule = make_schedule(
         config.schedule, peak=peak_rate(config), total_steps=total_steps, steps_per_epoch=steps_per_epoch
     )
     optimizer = make_optimizer(config.optimizer, schedule)
-    metrics, loss = metrics_for(len(source.class_names)), make_loss(config.loss)
     augment = make_augment(config.augment, mean=mean, std=std, image_shape=source.image_shape)
     step = partial(
         train_step,
@@ -230,7 +236,7 @@ def _given(config: Config) -> tuple[tuple[float, ...] | None, tuple[float, ...] 
 def _open_source(config: Config, progress: Progress | None, *, stand_in: bool) -> Source:
     try:
         return data_lib.open_source(config.data)
-    except UserError as error:
+    except data_lib.NotPreparedError as error:
         source = data_lib.stand_in_source(config.data) if stand_in else None
         if source is None:
             raise
@@ -376,7 +382,7 @@ class StreamingFeed:
 
     def __init__(self, config: Config, source: Source, parallel: Parallel, progress: Progress):
         self._config, self._source, self._parallel, self._progress = config, source, parallel, progress
-        self._iterator: Iterator[dict[str, np.ndarray]] | None = None
+        self._iterator: data_lib.Batches | None = None
         self._next_step = -1
 
     @staticmethod
@@ -404,7 +410,7 @@ class StreamingFeed:
         batch = next(self._iterator)
         return self._parallel.shard({name: array[None] for name, array in batch.items()}, axis=1)
 
-    def _batches(self, step: int, num_workers: int, **process: int) -> Iterator[dict[str, np.ndarray]]:
+    def _batches(self, step: int, num_workers: int, **process: int) -> data_lib.Batches:
         return data_lib.train_batches(
             self._source.splits["train"],
             seed=self._config.seed,
@@ -419,7 +425,8 @@ class StreamingFeed:
 
     def batch(self, step: int) -> dict[str, np.ndarray]:
         """The global batch of a step, in host memory."""
-        return next(self._batches(step, 0))
+        with self._batches(step, 0) as batches:
+            return next(batches)
 
     def evaluation(self, split: str, batch_size: int) -> Iterator[tuple[Any, Any]]:
         """(data, inputs) for each call over a split, the last one padded."""
@@ -436,7 +443,7 @@ class StreamingFeed:
 
     def close(self) -> None:
         """Ends the worker processes."""
-        if self._iterator is not None and hasattr(self._iterator, "close"):
+        if self._iterator is not None:
             self._iterator.close()
         self._iterator = None
 

@@ -137,7 +137,7 @@ class Checkpoints:
 
     def _failed(self, error: Exception) -> RunError:
         reason = " ".join(str(error).split())[:200]
-        return RunError(f"saving to {self._folder} failed ({type(error).__name__}: {reason}); is the disk full?")
+        return RunError(f"saving to {self._folder} failed ({type(error).__name__}: {reason}); check space and rights")
 
     def restore_newest(self, like: Any) -> tuple[int, Any, dict[str, Any]] | None:
         """(step, tree, extra) of the newest checkpoint that verifies; None when there is none at all.
@@ -145,17 +145,20 @@ class Checkpoints:
         Damaged ones are reported and moved to `damaged_checkpoints/` beside the folder.
 
         Raises:
-          RunError: there are checkpoints, but none verifies.
+          RunError: there are checkpoints, but none verifies; they all stay where they are.
         """
-        steps = self.steps()
-        for step in reversed(steps):
+        damaged: list[tuple[int, DamagedError]] = []
+        for step in reversed(self.steps()):
             try:
-                return step, *self.restore(step, like)
+                tree, extra = self.restore(step, like)
             except DamagedError as error:
-                aside = self._set_aside(step)
-                self._report(f"{error}; moved to {aside}, using the one before it")
-        if steps:
-            raise RunError(f"none of the checkpoints of {self._folder} could be read; start again in another --workdir")
+                damaged.append((step, error))
+                continue
+            for number, reason in damaged:
+                self._report(f"{reason}; moved to {self._set_aside(number)}, using the one before it")
+            return step, tree, extra
+        if damaged:
+            raise RunError(f"no checkpoint could be read: {damaged[0][1]}; start again in another --workdir")
         return None
 
     def restore(self, step: int, like: Any) -> tuple[Any, dict[str, Any]]:
@@ -204,6 +207,8 @@ class Checkpoints:
     def _set_aside(self, step: int) -> epath.Path:
         aside = self._folder.parent / "damaged_checkpoints"
         aside.mkdir(exist_ok=True)
+        if not aside.exists():  # in a bucket, only what holds something is a folder
+            (aside / "README").write_text("Checkpoints that could not be read.\n")
         number = len(list(aside.iterdir()))
         target = aside / f"{PurePosixPath(self._folder).name}-{step}-{number}"
         (self._folder / str(step)).rename(target)

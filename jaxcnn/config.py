@@ -45,7 +45,7 @@ class DataConfig:
     expected_examples: int | None = field(default=None, metadata=_range(1))  # of train_split; checked when opened, and
     expected_classes: int | None = field(default=None, metadata=_range(2))  # what --dry_run assumes of an absent set
     mean: tuple[float, ...] | None = None  # per channel, in 0..1; none: measured from train
-    std: tuple[float, ...] | None = None  # per channel, in 0..1; none: measured from train
+    std: tuple[float, ...] | None = field(default=None, metadata=_range(above=0))  # the same
     resident: bool | None = None  # decoded set lives on the device; none: when it takes at most 2 GiB
     cache: bool = True  # keep the decoded set under ~/.cache/jaxcnn (or $JAXCNN_CACHE_DIR)
     num_workers: int = field(default=4, metadata=_range(0))  # decoding processes when streaming; 0: in-process
@@ -163,9 +163,10 @@ class Config:
 # What may differ between two commands on one workdir: how a run is watched, kept and spread over devices, not what it
 # computes.
 RESUMABLE_FIELDS = (
-    "eval_batch_size", "log_every_steps", "checkpoint", "parallel", "platform", "num_devices", "steps_per_call",
-    "tensorboard", "compilation_cache", "data.dir", "data.cache", "data.num_workers", "data.prefetch_batches",
-    "data.resident",
+    "eval_batch_size", "log_every_steps", "checkpoint.every_epochs", "checkpoint.every_steps", "checkpoint.keep_last",
+    "checkpoint.asynchronous", "parallel", "platform", "num_devices", "steps_per_call", "tensorboard",
+    "compilation_cache", "data.dir", "data.cache", "data.num_workers", "data.prefetch_batches", "data.resident",
+    "data.expected_examples", "data.expected_classes",
 )  # fmt: skip
 
 
@@ -261,7 +262,7 @@ def changed_fields(saved: Config, now: Config) -> list[str]:
     return [
         f"{name} ({old.get(name)} -> {value})"
         for name, value in new.items()
-        if value != old.get(name) and not any(name == f or name.startswith(f + ".") for f in RESUMABLE_FIELDS)
+        if value != old.get(name) and name not in RESUMABLE_FIELDS
     ]
 
 
@@ -276,15 +277,21 @@ def validate(config: Config) -> None:
     if schedule.name == "step" and not schedule.step_epochs:
         raise UserError("schedule.name=step needs schedule.step_epochs, e.g. --config.schedule.step_epochs='(30,60)'")
     for ignored, reason in (
-        (schedule.name != "step" and schedule.step_epochs, "schedule.step_epochs is read by schedule.name=step only"),
+        (
+            schedule.name != "step" and schedule.step_epochs,
+            "schedule.step_epochs is read by schedule.name=step only; set it to '()'",
+        ),
         (
             schedule.name == "one_cycle" and schedule.warmup_epochs,
-            "one_cycle warms up by itself: schedule.warmup_epochs",
+            "schedule.name=one_cycle warms up by itself; set schedule.warmup_epochs=0",
         ),
-        (loss.name != "cross_entropy" and loss.label_smoothing, "loss.label_smoothing is for cross_entropy only"),
+        (
+            loss.name != "cross_entropy" and loss.label_smoothing,
+            "loss.label_smoothing is for loss.name=cross_entropy only; set it to 0",
+        ),
     ):
         if ignored:
-            raise UserError(f"{reason}; remove it")
+            raise UserError(reason)
 
 
 def _validate_fields(node: Any, prefix: str) -> None:
@@ -303,10 +310,11 @@ def _validate_fields(node: Any, prefix: str) -> None:
         limits = each.metadata
         if "choices" in limits and value not in limits["choices"]:
             raise UserError(f"{name}={value!r} is not known; {nearest(str(value), limits['choices'])}")
-        for number in value if isinstance(value, tuple) else (value,):
+        numbers = value if isinstance(value, tuple) else (value,)
+        for number in numbers:
             if isinstance(number, float) and not math.isfinite(number):
                 raise UserError(f"{name}={value} must be finite")
-        if "low" in limits and not (limits["low"] <= value <= limits["high"] and value > limits["above"]):
+        if "low" in limits and not all(limits["low"] <= n <= limits["high"] and n > limits["above"] for n in numbers):
             bounds = [f"> {limits['above']:g}"] if limits["above"] > -math.inf else []
             bounds += [f">= {limits['low']:g}"] if limits["low"] > -math.inf else []
             bounds += [f"<= {limits['high']:g}"] if limits["high"] < math.inf else []
@@ -366,7 +374,9 @@ def _resolve(config: Config, path: str) -> tuple[Any, str]:
 
 def _take_nones(argv: list[str]) -> tuple[list[str], list[str]]:
     """Checks the path of every override, and takes out `--config.x=none`, which ml_collections cannot parse."""
-    kept, nones, index = [], [], 0
+    kept: list[str] = []
+    nones: list[str] = []
+    index = 0
     while index < len(argv):
         argument = argv[index]
         index += 1
@@ -382,6 +392,7 @@ def _take_nones(argv: list[str]) -> tuple[list[str], list[str]]:
                 raise UserError(f"{argument} has no value; write {argument}={_type_name(hint).split()[-1]}")
             value, index = argv[index], index + 1
             argument = f"{argument}={value}"
+        nones = [name for name in nones if name != match[1]]  # the last word counts
         if nullable and value is not None and value.lower() == "none":
             nones.append(match[1])
         else:

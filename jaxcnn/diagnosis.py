@@ -8,7 +8,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxcnn.step import AUGMENT_STREAM, Augment, Loss, TrainState
+from jaxcnn.augment import Augment
+from jaxcnn.losses import Loss
+from jaxcnn.step import AUGMENT_STREAM, TrainState
 
 
 def first_bad_layer(
@@ -34,12 +36,12 @@ def first_bad_layer(
     if not np.isfinite(images).all():
         return "first in the augmented images"
 
-    outputs: list[tuple[str, Any]] = []
+    outputs: list[tuple[str, bool]] = []  # (layer, all of its output is finite); not the outputs, which are large
 
     def record(next_method: Callable, arguments: Any, keywords: Any, context: Any) -> Any:
         result = next_method(*arguments, **keywords)
         if context.method_name == "__call__" and context.module.path:
-            outputs.append(("/".join(context.module.path), result))
+            outputs.append(("/".join(context.module.path), _finite(result)))
         return result
 
     with nn.intercept_methods(record):
@@ -50,7 +52,7 @@ def first_bad_layer(
             mutable=["batch_stats"],
             rngs={"dropout": key},
         )
-    bad = _first_bad(outputs)
+    bad = next((name for name, finite in outputs if not finite), None)
     if bad:
         return f"first in the output of layer {bad}"
     if not np.isfinite(loss(logits, labels)).all():
@@ -75,5 +77,9 @@ def _in_order(tree: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
             yield prefix.rstrip("/"), node
 
 
-def _first_bad(named: Any) -> str | None:
-    return next((name for name, tree in named if not all(np.isfinite(x).all() for x in jax.tree.leaves(tree))), None)
+def _first_bad(named: Iterator[tuple[str, Any]]) -> str | None:
+    return next((name for name, tree in named if not _finite(tree)), None)
+
+
+def _finite(tree: Any) -> bool:
+    return all(bool(jnp.isfinite(x).all()) for x in jax.tree.leaves(tree))

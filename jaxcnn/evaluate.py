@@ -1,6 +1,6 @@
-"""Evaluates a run from its folder alone: python -m jaxcnn.evaluate --workdir DIR [--split test] [--step best|last|N]
+"""Evaluates a run from its folder: python -m jaxcnn.evaluate --workdir DIR [--split test] [--step best|last|N]
 
-Prints the table and one line of JSON. Exit codes as jaxcnn.main's.
+Prints a table, then a line of JSON. Exit codes as jaxcnn.main's.
 """
 
 import json
@@ -10,7 +10,7 @@ from absl import flags
 from jaxcnn import workdir as workdir_lib
 from jaxcnn.config import from_dict, validate
 from jaxcnn.errors import UserError, nearest
-from jaxcnn.logs import RunLog, complain
+from jaxcnn.logs import RunLog, complain, splits_table
 from jaxcnn.main import run_command
 
 
@@ -19,6 +19,7 @@ def main(argv: list[str], start: float) -> int:
     values = flags.FlagValues()
     flags.DEFINE_string("workdir", None, "the run's folder", flag_values=values)
     flags.DEFINE_string("split", "test", "train, validation or test", flag_values=values)
+    flags.DEFINE_string("data_dir", None, "where prepared sets lie, if not where they did", flag_values=values)
     flags.DEFINE_string("step", "best", "which checkpoint: best (on validation), last, or its step", flag_values=values)
     if {"--help", "-help", "-h", "--helpfull"} & set(argv):
         print(f"{__doc__}\n{values.get_help()}")
@@ -38,6 +39,7 @@ def main(argv: list[str], start: float) -> int:
     workdir = workdir_lib.resolve(values.workdir)
     saved = workdir_lib.read_config(workdir)
     config = from_dict(saved["config"])
+    config.data.dir = values.data_dir or config.data.dir
     config.platform = config.num_devices = None  # wherever it was trained, it is evaluated here
     validate(config)
 
@@ -46,15 +48,15 @@ def main(argv: list[str], start: float) -> int:
     from jaxcnn import loop
     from jaxcnn.build import build
     from jaxcnn.checkpoint import Checkpoints
-    from jaxcnn.parallel import set_up
+    from jaxcnn.parallel import make_parallel, set_up
 
     set_up(None, compilation_cache=config.compilation_cache)
-    if config.batch_size % (len(jax.devices()) * config.optimizer.accumulate):
-        config.num_devices = 1
+    devices = make_parallel("jit").num_devices
+    config.num_devices = devices if config.batch_size % (devices * config.optimizer.accumulate) == 0 else 1
     log = RunLog(workdir, tensorboard=False)
     run, feed = build(config, progress=log.work, statistics=(saved["data"]["mean"], saved["data"]["std"]))
     if run.source.fingerprint != saved["data"]["fingerprint"]:
-        raise UserError(f"the data found are not those that the run in {workdir} was trained on; see --config.data.dir")
+        raise UserError(f"the data found are not those that the run in {workdir} was trained on; see --data_dir")
     folder = workdir / "checkpoints"
     if not folder.exists():
         raise UserError(f"{workdir} has no checkpoint yet")
@@ -71,15 +73,12 @@ def main(argv: list[str], start: float) -> int:
     like = {"state": run.abstract_state(), "totals": jax.eval_shape(run.metrics.empty)}
     state = checkpoints.restore(step, like)[0]["state"]
     variables = run.parallel.replicate(loop.result_variables(run, state))
-    result = loop.evaluate_split(run, feed, variables, values.split)
+    (metrics,) = loop.evaluate_split(run, feed, values.split, variables)
+    result = {**metrics, "num_examples": len(run.source.splits[values.split])}
     feed.close()
     checkpoints.close()
-    log.say(f"{saved['experiment']}, step {step:,}, {values.split}:")
-    print(
-        json.dumps(
-            {"split": values.split, "step": step, **result, "num_examples": len(run.source.splits[values.split])}
-        )
-    )
+    splits_table(log.console, f"{saved['experiment']}, step {step:,}", {values.split: result})
+    log.say(json.dumps({"split": values.split, "step": step, **result}))
     return 0
 
 

@@ -43,7 +43,7 @@ class RunLog:
     def __init__(self, workdir: epath.Path, *, tensorboard: bool = True, console: Console | None = None):
         self._workdir = workdir
         self._remote = "://" in os.fspath(workdir)
-        self.console = console or Console(highlight=False, soft_wrap=True)
+        self.console = console or _PatientConsole(highlight=False, soft_wrap=True)
         self._rows: dict[str, list[dict[str, Any]]] = {name: [] for name in _FILES}
         self._with_tensorboard = tensorboard
         self._tensorboard: _TensorBoard | None = None
@@ -169,10 +169,20 @@ class RunLog:
         write_atomically(self._workdir / "summary.json", json.dumps(summary, indent=2) + "\n")
 
     def close(self) -> None:
-        """Takes the bar away and closes the files."""
+        """Takes the bars away and closes the files."""
         self.stop_progress()
+        if self._work:
+            self._work.stop()
         if self._tensorboard:
             self._tensorboard.close()
+
+
+class _PatientConsole(Console):
+    """Goes quiet, rather than end the run, when whoever read its lines has left."""
+
+    def on_broken_pipe(self) -> None:
+        self.quiet = True
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 _FILES = ("metrics.jsonl", "timing.jsonl")
@@ -182,16 +192,20 @@ def _line(row: dict[str, Any]) -> str:
     return json.dumps(row) + "\n"
 
 
-def closing_table(console: Console, summary: dict[str, Any]) -> None:
-    """The table that ends a run, from its summary."""
-    table = Table(title=f"{summary['experiment']}: {summary['weights']}", title_justify="left")
-    names = sorted({name for values in summary["splits"].values() for name in values} - {"num_examples"})
+def splits_table(console: Console, title: str, splits: dict[str, dict[str, Any]]) -> None:
+    """A row a split: its size and its metrics."""
+    table = Table(title=title, title_justify="left")
+    names = sorted({name for values in splits.values() for name in values} - {"num_examples"})
     for column in ("split", "examples", *names):
         table.add_column(column, justify="left" if column == "split" else "right")
-    for split, values in summary["splits"].items():
-        cells = (f"{values[name]:.4f}" if name in values else "" for name in names)
-        table.add_row(split, f"{values['num_examples']:,}", *cells)
+    for split, values in splits.items():
+        table.add_row(split, f"{values['num_examples']:,}", *(f"{values[name]:.4f}" for name in names))
     console.print(table)
+
+
+def closing_table(console: Console, summary: dict[str, Any]) -> None:
+    """The table that ends a run, from its summary."""
+    splits_table(console, f"{summary['experiment']}: {summary['weights']}", summary["splits"])
     seconds = summary["seconds"]
     console.print(
         f"{summary['step']:,} steps, {summary['epochs']:g} epochs, {summary['num_params']:,} parameters; "
@@ -216,7 +230,7 @@ class _TensorBoard:
             from tensorboardX import SummaryWriter
 
             # Points of a killed run after the step it resumes from are disowned.
-            purge = self._step + 1 if self._step else None
+            purge = self._step + 1
             # Two files of one second would have one name; TensorBoard reads them in the order of their names.
             suffix = f".{self._step:012d}"
             self._writers[split] = SummaryWriter(str(self._local / split), purge_step=purge, filename_suffix=suffix)

@@ -1,7 +1,6 @@
 """The loop: restore, step, log, evaluate, save. All that touches disk, clock or signals is called from here."""
 
-import signal
-import threading
+import math
 import time
 from collections import deque
 from collections.abc import Iterator
@@ -18,6 +17,7 @@ from jaxcnn.errors import Preempted, RunError
 from jaxcnn.evaluation import evaluate
 from jaxcnn.logs import RunLog
 from jaxcnn.step import TrainState
+from jaxcnn.stopping import between_steps
 
 CALLS_IN_FLIGHT = 4  # how far the host runs ahead of the devices; more would only hold more batches in memory
 
@@ -33,29 +33,32 @@ def train(run: Run, feed: Feed, log: RunLog, checkpoints: Checkpoints) -> dict[s
       Preempted: a signal came, and everything is saved.
     """
     config, parallel, cadence = run.config, run.parallel, run.config.checkpoint
-    host = {"state": run.init(), "totals": run.metrics.empty()}
-    restored = checkpoints.restore_newest(jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), host))
-    step, best = 0, None
+    restored = checkpoints.restore_newest({"state": run.abstract_state(), "totals": run.metrics.empty()})
     if restored:
-        step, host, extra = restored
-        best = extra["best"]
+        step, tree, extra = restored
+        best, clock = extra["best"], _Clock(step, extra["seconds"], extra["steps_timed"])
         log.say(f"resuming at step {step:,} of {run.total_steps:,}")
+    else:
+        step, tree = 0, {"state": run.init(), "totals": run.metrics.empty()}
+        best, clock = None, _Clock(step)
     log.resume(step)
 
-    state, totals = parallel.replicate(host["state"]), parallel.replicate(host["totals"])
+    state, totals = parallel.replicate(tree["state"]), parallel.replicate(tree["totals"])
+    del tree
     key, data = parallel.replicate(jax.random.key(config.seed)), feed.data("train")
     interval = _Interval(run, feed, log)
     in_flight: deque[jax.Array] = deque()
-    clock = _Clock(step)
+    first_call = True
     log.start_progress(run.total_steps, step)
-    with _signals() as signals:
+    with between_steps() as signals:
         while step < run.total_steps:
             num_steps = min(run.steps_per_call - step % run.steps_per_call, run.total_steps - step)
             with clock.waiting("data_wait"):
                 inputs = feed.inputs(step, num_steps)
             state, totals, ticket = run.train_call(state, totals, data, inputs, key)
             before, step = step, step + num_steps
-            if clock.seconds["compile"] == 0:
+            if first_call:
+                first_call = False
                 jax.block_until_ready(ticket)
                 log.first_step(clock.lap("compile", step))
             in_flight.append(ticket)
@@ -83,14 +86,17 @@ def train(run: Run, feed: Feed, log: RunLog, checkpoints: Checkpoints) -> dict[s
                 log.epoch(step / run.steps_per_epoch, run.total_steps / run.steps_per_epoch, metrics)
                 value = metrics[best_metric(run)]
                 lower = cadence.best_metric == "loss"
-                if cadence.keep_best and (best is None or (value <= best if lower else value >= best)):
+                better = best is None or (value <= best if lower else value >= best)
+                if cadence.keep_best and better and math.isfinite(value):
                     best, saving = value, True
                 clock.lap("evaluate", step)
             if saving or signals:
                 host = {"state": parallel.unreplicate(state), "totals": parallel.unreplicate(totals)}
                 _check_finite(run, feed, host)
                 log.flush()
-                checkpoints.save(step, host, {"best": best}, metrics)
+                extra = {"best": best, "seconds": clock.seconds, "steps_timed": clock.steps_timed}
+                checkpoints.save(step, host, extra, metrics)
+                del host
                 clock.lap("save", step)
             if signals:
                 checkpoints.wait()
@@ -103,7 +109,7 @@ def train(run: Run, feed: Feed, log: RunLog, checkpoints: Checkpoints) -> dict[s
     splits = {}
     clock.lap("save", step)
     for split in ("validation", "test"):
-        values = evaluate_split(run, feed, variables, split)
+        (values,) = evaluate_split(run, feed, split, variables)
         splits[split] = {**values, "num_examples": len(run.source.splits[split])}
     clock.lap("evaluate", step)
     return {
@@ -116,8 +122,8 @@ def train(run: Run, feed: Feed, log: RunLog, checkpoints: Checkpoints) -> dict[s
     }
 
 
-def evaluate_split(run: Run, feed: Feed, variables: dict[str, Any], split: str) -> dict[str, float]:
-    """Metrics of replicated variables over a whole split."""
+def evaluate_split(run: Run, feed: Feed, split: str, *variables: dict[str, Any]) -> list[dict[str, float]]:
+    """Metrics of each of some replicated variables over a whole split."""
     return evaluate(
         run.eval_call,
         variables,
@@ -130,11 +136,11 @@ def evaluate_split(run: Run, feed: Feed, variables: dict[str, Any], split: str) 
 
 def evaluate_raw_and_ema(run: Run, feed: Feed, state: TrainState, split: str) -> dict[str, float]:
     """Metrics of a replicated state: the weights', and as `ema_*` those of their average."""
-    metrics = evaluate_split(run, feed, {"params": state.params, "batch_stats": state.batch_stats}, split)
-    if state.ema is not None:
-        averaged = evaluate_split(run, feed, state.ema, split)
-        metrics.update({f"ema_{name}": value for name, value in averaged.items()})
-    return metrics
+    raw = {"params": state.params, "batch_stats": state.batch_stats}
+    if state.ema is None:
+        return evaluate_split(run, feed, split, raw)[0]
+    metrics, averaged = evaluate_split(run, feed, split, raw, state.ema)
+    return metrics | {f"ema_{name}": value for name, value in averaged.items()}
 
 
 def best_metric(run: Run) -> str:
@@ -168,6 +174,8 @@ class _Interval:
     def __init__(self, run: Run, feed: Feed, log: RunLog):
         self._run, self._feed, self._log = run, feed, log
         self._pending: tuple[int, Any] | None = None
+        # The whole schedule at once, here: asked for a step at a time it would wait behind the steps on their way.
+        self._rates = np.asarray(jax.jit(jax.vmap(run.schedule))(np.arange(run.total_steps)))
         # A sum that is not finite stays so (nan * 0 = nan), and the guard in train_steps stays shut.
         self._zero = run.parallel.compile(lambda totals: jax.tree.map(lambda x: x * 0, totals), sharded={})
 
@@ -185,7 +193,7 @@ class _Interval:
         if not np.isfinite(totals.loss.total):
             raise _not_finite(self._run, self._feed, self._run.parallel.unreplicate(state))
         values = {name: float(value) for name, value in totals.compute().items()}
-        values["learning_rate"] = float(self._run.schedule(step - 1))
+        values["learning_rate"] = float(self._rates[step - 1])
         self._log.metrics(step, step / self._run.steps_per_epoch, "train", values)
         timing = clock.interval(step, self._run.config.batch_size)
         self._log.timing(step, timing)
@@ -199,10 +207,12 @@ def _check_finite(run: Run, feed: Feed, host: dict[str, Any]) -> None:
 
 
 def _not_finite(run: Run, feed: Feed, state: TrainState) -> RunError:
-    step = int(state.step)
-    where = first_bad_layer(
-        state, feed.batch(step), jax.random.key(run.config.seed), model=run.model, loss=run.loss, augment=run.augment
-    )
+    step, key = int(state.step), jax.random.key(run.config.seed)
+    try:
+        batch = feed.batch(step)
+        where = first_bad_layer(state, batch, key, model=run.model, loss=run.loss, augment=run.augment)
+    except (MemoryError, jax.errors.JaxRuntimeError):
+        where = "in a layer that cannot be told: the step is too large to be repeated on one device"
     return RunError(
         f"NaN or Inf at step {step + 1:,}, {where}; the last good checkpoint is kept. Lower optimizer.learning_rate, "
         "or set optimizer.clip_norm=1"
@@ -214,32 +224,13 @@ def _crossed(before: int, after: int, every: float) -> bool:
     return int(after / every + 1e-9) > int(before / every + 1e-9)
 
 
-@contextmanager
-def _signals() -> Iterator[list[str]]:
-    """Collects the names of SIGTERM, SIGINT; the second one ends the process as it would have without us."""
-    received: list[str] = []
-    if threading.current_thread() is not threading.main_thread():
-        yield received
-        return
-
-    def receive(number: int, frame: Any) -> None:
-        received.append(signal.Signals(number).name)
-        signal.signal(number, signal.SIG_DFL)
-
-    previous = {number: signal.signal(number, receive) for number in (signal.SIGTERM, signal.SIGINT)}
-    try:
-        yield received
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
-
-
 class _Clock:
     """Where the seconds go."""
 
-    def __init__(self, step: int):
-        self.seconds = {"compile": 0.0, "train": 0.0, "evaluate": 0.0, "save": 0.0}
-        self.steps_timed = 0  # steps whose time counts as training: all but the first call's
+    def __init__(self, step: int, seconds: dict[str, float] | None = None, steps_timed: int = 0):
+        """`seconds` and `steps_timed` are of the run so far, before it was resumed."""
+        self.seconds = seconds or {"compile": 0.0, "train": 0.0, "evaluate": 0.0, "save": 0.0}
+        self.steps_timed = steps_timed  # steps whose time counts as training: all but the first call's
         self._lap = self._interval_start = time.perf_counter()
         self._lap_step = self._interval_step = step
         self._waits = {"data_wait": 0.0, "device_wait": 0.0}

@@ -4,14 +4,16 @@ The same command again resumes, or prints the summary of a run that has finished
 2 wrong command, config or workdir, 75 stopped by a signal and saved.
 """
 
+import contextlib
+import logging
 import os
-import signal
 import sys
 import time
 from typing import Any, NoReturn
 
 from absl import flags
 
+from jaxcnn import stopping
 from jaxcnn import workdir as workdir_lib
 from jaxcnn.config import Config, load_config
 from jaxcnn.errors import Preempted, RunError, UserError
@@ -48,13 +50,12 @@ def main(argv: list[str], start: float) -> int:
         run, _ = build(config, progress=log.work, stand_in=True)
         preview(run, log.console, experiment=experiment, workdir=workdir)
         return 0
-    with workdir_lib.claimed(workdir):
-        run, feed = build(config, progress=log.work)
-        try:
+    with workdir_lib.claimed(workdir), contextlib.closing(log):
+        workdir_lib.check(workdir, experiment, config)  # again, now that nobody else can write there
+        saved = workdir_lib.saved_data(workdir)
+        run, feed = build(config, progress=log.work, statistics=(saved["mean"], saved["std"]) if saved else None)
+        with contextlib.closing(feed):
             return _train(run, feed, experiment, workdir, log, start)
-        finally:
-            feed.close()
-            log.close()
 
 
 def _train(run: Any, feed: Any, experiment: str, workdir: Any, log: RunLog, start: float) -> int:
@@ -103,20 +104,12 @@ def run_command(command: Any) -> NoReturn:
     """Runs `command(argv, start)` and leaves with the exit code that its outcome has, and one line on stderr."""
     start = time.perf_counter()
     quiet_libraries()
-
-    def stop(number: int, frame: Any) -> None:
-        raise Preempted(f"{signal.Signals(number).name}: stopped outside of training; the same command goes on")
-
-    signal.signal(signal.SIGTERM, stop)
-    signal.signal(signal.SIGINT, stop)
+    stopping.at_once()
     try:
         code = command(sys.argv, start)
     except (UserError, RunError, Preempted) as error:
         complain(error)
         code = error.exit_code
-    except BrokenPipeError:
-        code = 0  # whoever read our lines has left
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except Exception as error:
         if "RESOURCE_EXHAUSTED" not in str(error) and not isinstance(error, MemoryError):
             raise
@@ -124,17 +117,16 @@ def run_command(command: Any) -> NoReturn:
             f"out of memory ({' '.join(str(error).split())[:120]}); lower batch_size, or raise optimizer.accumulate"
         )
         code = 1
-    sys.stdout.flush()
     sys.exit(code)
 
 
 def quiet_libraries() -> None:
-    """Only our own lines reach the terminal, and errors."""
+    """Only our own lines reach the terminal."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # XLA's C++ log
-    from absl import logging
+    from absl import logging as absl_logging
 
-    logging.set_verbosity(logging.ERROR)
-    logging.set_stderrthreshold("error")
+    absl_logging.set_verbosity(absl_logging.FATAL)  # Orbax logs the traceback of what it then raises
+    logging.getLogger("gcsfs").setLevel(logging.CRITICAL)
 
 
 if __name__ == "__main__":

@@ -4,9 +4,9 @@ In both modes a step sees this device's part of the global batch and names the a
 pure function serves both; a lone device under `jit` has no axis at all.
 """
 
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import jax
@@ -53,12 +53,17 @@ class Parallel:
 
     def replicate(self, tree: Any) -> Any:
         """Host arrays -> the same on every device, in the form `compile`d functions take."""
-        if self.mode == "jit":
-            return jax.tree.map(lambda x: self._put(x, PartitionSpec()), tree)
         num_local = self.num_devices // jax.process_count()
-        return jax.tree.map(
-            lambda x: self._put(jax.numpy.broadcast_to(x, (num_local, *np.shape(x))), PartitionSpec(AXIS)), tree
-        )
+
+        def one(x: Any) -> jax.Array:
+            if jax.numpy.issubdtype(getattr(x, "dtype", np.float32), jax.dtypes.prng_key):
+                return jax.random.wrap_key_data(one(jax.random.key_data(x)))
+            if self.mode == "jit":
+                return self._put(x, PartitionSpec())
+            x = np.asarray(x)  # so that the copies are made on their devices, not all on the first
+            return self._put(np.broadcast_to(x, (num_local, *x.shape)), PartitionSpec(AXIS))
+
+        return jax.tree.map(one, tree)
 
     def unreplicate(self, tree: Any) -> Any:
         """Replicated -> host numpy arrays of their own memory. Waits for the devices."""
@@ -120,14 +125,10 @@ class Parallel:
 
         return jax.jit(over_mesh, donate_argnums=tuple(donate))
 
-    @property
-    def local_rows(self) -> Callable[[int], slice]:
-        """Batch size -> the rows of the global batch that this process feeds."""
-        return partial(_rows, index=jax.process_index(), count=jax.process_count())
-
-
-def _rows(batch_size: int, *, index: int, count: int) -> slice:
-    return slice(index * batch_size // count, (index + 1) * batch_size // count)
+    def local_rows(self, batch_size: int) -> slice:
+        """The rows of the global batch that this process feeds; the batch divides over the devices, so over these."""
+        size = batch_size // jax.process_count()
+        return slice(jax.process_index() * size, (jax.process_index() + 1) * size)
 
 
 def set_up(platform: str | None, *, compilation_cache: bool) -> None:
@@ -144,14 +145,15 @@ def set_up(platform: str | None, *, compilation_cache: bool) -> None:
 
 
 def make_parallel(mode: str, *, platform: str | None = None, num_devices: int | None = None) -> Parallel:
-    """Finds the devices. Raises UserError when they are not there: a run never falls back to the CPU unasked."""
+    """Finds the devices. Raises UserError when they are not there: a run that names its platform gets that or none."""
     try:
         devices = jax.devices(platform)
-    except RuntimeError:
-        present = sorted({device.platform for device in jax.devices()})
+    except (RuntimeError, AssertionError) as error:  # JAX asserts, with no words, when no platform is left
+        asked = f"platform={platform}" if platform else f"JAX_PLATFORMS={os.environ.get('JAX_PLATFORMS')}"
+        reason = f" ({' '.join(str(error).split())[:80]})" if str(error) else ""
         raise UserError(
-            f"platform={platform} has no device here; JAX sees: {', '.join(present)}. For a GPU or TPU install the "
-            "matching extra, e.g. pip install 'jaxcnn[cuda12]'"
+            f"{asked} has no device here{reason}; for a GPU or TPU install the matching "
+            "extra, e.g. pip install 'jaxcnn[cuda12]'"
         ) from None
     if num_devices is not None:
         if num_devices > len(devices):

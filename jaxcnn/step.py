@@ -13,6 +13,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from jaxcnn.augment import Augment
+from jaxcnn.losses import Loss
 from jaxcnn.metrics import Metrics, collect, example_values
 
 # What is random in a run comes from its one key, folded with one of these, so that each can be held still while
@@ -20,8 +22,6 @@ from jaxcnn.metrics import Metrics, collect, example_values
 INIT_STREAM, AUGMENT_STREAM, DROPOUT_STREAM = 10, 11, 12
 
 Batch = dict[str, jax.Array]  # image uint8 [batch, height, width, channels], label [batch] or [batch, classes], mask
-Augment = Callable[[jax.Array, jax.Array, jax.Array], tuple[jax.Array, jax.Array]]
-Loss = Callable[[jax.Array, jax.Array], jax.Array]
 
 
 @flax.struct.dataclass
@@ -109,9 +109,11 @@ def train_step(
         grads, (batch_stats, values) = jax.grad(mean_loss, has_aux=True)(state.params, batch_stats, *micro_batch)
         return (batch_stats, jax.tree.map(jnp.add, total, grads)), values
 
-    micro_batches = jax.tree.map(
-        lambda x: x.reshape(accumulate, -1, *x.shape[1:]), (images, labels)
-    ) + (jax.random.split(dropout_key, accumulate),)  # fmt: skip
+    # Every accumulate-th example: micro-batch i holds the same examples of the global batch on any number of devices.
+    micro_batches = (
+        *(x.reshape(-1, accumulate, *x.shape[1:]).swapaxes(0, 1) for x in (images, labels)),
+        jax.random.split(dropout_key, accumulate),
+    )
     zeros = jax.tree.map(jnp.zeros_like, state.params)
     (batch_stats, grads), values = scan(micro_step, (state.batch_stats, zeros), micro_batches, unroll=unroll)
     grads = jax.tree.map(lambda g: g / accumulate, grads)
@@ -124,7 +126,7 @@ def train_step(
     if ema_decay is not None:
         ema = _average(ema, {"params": params, "batch_stats": batch_stats}, state.step + 1, ema_decay)
     new_state = TrainState(state.step + 1, params=params, batch_stats=batch_stats, opt_state=opt_state, ema=ema)
-    values = {name: value.reshape(size) for name, value in values.items()}
+    values = {name: value.swapaxes(0, 1).reshape(size) for name, value in values.items()}
     return new_state, collect(metrics, values, jnp.ones(size, bool), axis_name=axis_name)
 
 

@@ -31,8 +31,10 @@ def check(workdir: epath.Path, experiment: str, config: Config) -> None:
         if not workdir.is_dir():
             raise UserError(f"workdir {workdir} is a file; pass --workdir a folder")
         names = {each.name for each in workdir.iterdir()} - {_LOCK}
-    except (OSError, ImportError) as error:
-        raise UserError(f"workdir {workdir} cannot be read: {error}") from None
+    except UserError:
+        raise
+    except Exception as error:  # gcsfs and google-auth have their own, which are no OSError
+        raise UserError(f"workdir {workdir} cannot be read: {_line(error)}") from None
     if "config.json" not in names:
         strangers = sorted(name for name in names if not name.startswith(".config.json."))
         if strangers:
@@ -58,15 +60,21 @@ def read_config(workdir: epath.Path) -> dict[str, Any]:
         return saved
     except FileNotFoundError:
         raise UserError(f"{workdir} holds no run: there is no config.json in it") from None
-    except (OSError, ValueError, AttributeError) as error:
-        raise UserError(f"{file} cannot be read ({error}); is {workdir} a run's folder?") from None
+    except Exception as error:
+        raise UserError(f"{file} cannot be read ({_line(error)}); is {workdir} a run's folder?") from None
+
+
+def saved_data(workdir: epath.Path) -> dict[str, Any] | None:
+    """What config.json says of the data, where there is one: their statistics are the run's for good."""
+    return read_config(workdir)["data"] if (workdir / "config.json").exists() else None
 
 
 def read_summary(workdir: epath.Path) -> dict[str, Any] | None:
-    """summary.json, which only a finished run has."""
+    """summary.json, which only a finished run has; one that is damaged is written again."""
     try:
-        return json.loads((workdir / "summary.json").read_text())
-    except (OSError, ValueError):
+        summary = json.loads((workdir / "summary.json").read_text())
+        return summary if summary["status"] == "finished" else None
+    except (OSError, ValueError, KeyError, TypeError):
         return None
 
 
@@ -88,7 +96,10 @@ def write_config(workdir: epath.Path, experiment: str, config: Config, data: dic
         "command": sys.argv,
         "versions": versions,
     }
-    write_atomically(workdir / "config.json", json.dumps(content, indent=2) + "\n")
+    try:
+        write_atomically(workdir / "config.json", json.dumps(content, indent=2) + "\n")
+    except Exception as error:  # in a bucket there are no folders to make: this is the first thing written
+        raise UserError(f"workdir {workdir} cannot be written: {_line(error)}") from None
 
 
 @contextmanager
@@ -104,6 +115,10 @@ def claimed(workdir: epath.Path) -> Iterator[None]:
             raise UserError(
                 f"another process is training in {workdir}; wait for it, or pass another --workdir"
             ) from None
-        except (OSError, ImportError) as error:
-            raise UserError(f"workdir {workdir} cannot be written: {error}") from None
+        except Exception as error:
+            raise UserError(f"workdir {workdir} cannot be written: {_line(error)}") from None
         yield
+
+
+def _line(error: Exception) -> str:
+    return " ".join(str(error).split())

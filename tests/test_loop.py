@@ -158,25 +158,31 @@ def test_train_metrics_are_of_every_example_since_the_last_row(tmp_path):
 
 
 def test_the_result_is_of_the_best_weights_by_validation(tmp_path):
-    """Made to be the first by a rate that then destroys them."""
-    config = small_config(
-        num_steps=20,
+    """A rate that rises until it destroys them: the best is neither the first nor the last."""
+    changes = dict(
+        num_steps=60,
         optimizer__ema_decay=None,
         optimizer__name="adam",
-        schedule__name="step",
-        schedule__step_epochs=(10 / 26.9,),
-        schedule__step_factor=1.0,
+        optimizer__learning_rate=3.0,
+        schedule__name="constant",
+        schedule__warmup_epochs=60 / 26.9,
         checkpoint__keep_last=1,
+        checkpoint__every_steps=60,
         model__dropout_rate=0.0,
     )
-    result = train(config, tmp_path)
-    validation = rows(tmp_path, "validation")
+    result = train(small_config(**changes), tmp_path / "best")
+    validation = rows(tmp_path / "best", "validation")
     best = max(validation, key=lambda row: (row["accuracy"], row["step"]))
+    assert validation[0]["step"] < best["step"] < validation[-1]["step"]
     assert result["weights"] == "best validation accuracy"
-    assert result["splits"]["validation"]["accuracy"] == pytest.approx(best["accuracy"])
-    assert result["splits"]["validation"]["loss"] == pytest.approx(best["loss"], rel=1e-5)
-    last = small_config(**{"checkpoint__keep_best": 0, "optimizer__ema_decay": None})
-    assert train(last, tmp_path / "last")["weights"] == "last"
+    for name in ("accuracy", "loss"):
+        assert result["splits"]["validation"][name] == pytest.approx(best[name], rel=1e-5)
+    last = train(small_config(**changes, checkpoint__keep_best=0), tmp_path / "last")
+    assert last["weights"] == "last"
+    assert last["splits"]["validation"]["accuracy"] == pytest.approx(validation[-1]["accuracy"])
+    by_loss = train(small_config(**changes, checkpoint__best_metric="loss"), tmp_path / "loss")
+    lowest = min(row["loss"] for row in validation)
+    assert by_loss["splits"]["validation"]["loss"] == pytest.approx(lowest, rel=1e-5)
 
 
 @pytest.mark.parametrize("steps_per_call", [1, 4])
@@ -208,7 +214,7 @@ def test_nan_names_the_step_and_the_layer_and_keeps_what_is_good(tmp_path, steps
 
 
 def test_early_trouble_is_no_success(tmp_path, monkeypatch):
-    """A failed asynchronous save ends the run."""
+    """A save that cannot begin ends the run; one that fails later is in test_checkpoint.py."""
 
     def fail(*arguments, **keywords):
         raise OSError(28, "No space left on device")
@@ -216,12 +222,27 @@ def test_early_trouble_is_no_success(tmp_path, monkeypatch):
     import orbax.checkpoint as ocp
 
     monkeypatch.setattr(ocp.CheckpointManager, "save", fail)
-    with pytest.raises(RunError, match=r"No space left on device.*is the disk full"):
+    with pytest.raises(RunError, match=r"No space left on device.*check space and rights"):
         train(small_config(), tmp_path)
+
+
+def test_no_checkpoint_left_is_no_new_start(tmp_path):
+    """All damaged: said each time, and nothing is overwritten."""
+    config = small_config()
+    train(config, tmp_path)
+    for file in (tmp_path / "checkpoints").rglob("d/*"):
+        file.write_bytes(b"")
+    before = (tmp_path / "metrics.jsonl").read_bytes()
+    for _ in range(2):
+        with pytest.raises(RunError, match="no checkpoint could be read"):
+            train(config, tmp_path)
+    assert (tmp_path / "metrics.jsonl").read_bytes() == before
 
 
 def test_another_run_in_the_folder_is_refused(tmp_path):
     train(small_config(), tmp_path)
+    with pytest.raises(UserError, match=r"checkpoint.best_metric \(accuracy -> loss\)"):
+        train(small_config(checkpoint__best_metric="loss"), tmp_path)
     with pytest.raises(UserError, match=r"other settings: seed \(0 -> 1\), optimizer.learning_rate \(0.05 -> 0.1\)"):
         train(small_config(seed=1, optimizer__learning_rate=0.1), tmp_path)
     with pytest.raises(UserError, match="holds a run of 'test'"):

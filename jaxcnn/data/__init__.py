@@ -2,11 +2,12 @@
 
 from jaxcnn.data.order import batch_indices
 from jaxcnn.data.resident import cache_dir, channel_statistics, load_arrays, resident_bytes
-from jaxcnn.data.sources import Source, Split, open_source, stand_in_source
+from jaxcnn.data.sources import NotPreparedError, Source, Split, open_source, stand_in_source
 from jaxcnn.data.streaming import Batches, evaluation_batches, measure_statistics, train_batches
 
 __all__ = [
     "Batches",
+    "NotPreparedError",
     "Source",
     "Split",
     "batch_indices",

@@ -33,9 +33,3 @@ def batch_indices(seed: int, step: int, *, num_examples: int, batch_size: int) -
         pieces.append(_permutation(seed, epoch, num_examples)[start : start + stop - position])
         position += len(pieces[-1])
     return pieces[0] if len(pieces) == 1 else np.concatenate(pieces)
-
-
-def record_of_position(seed: int, position: int, num_examples: int) -> int:
-    """The example at one position of the endless stream; batch k holds positions k * B to (k + 1) * B - 1."""
-    epoch, offset = divmod(int(position), num_examples)
-    return int(_permutation(seed, epoch, num_examples)[offset])

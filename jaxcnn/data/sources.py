@@ -29,6 +29,10 @@ ImageShape = tuple[int, int, int]
 TEST_FRACTION = 0.1  # held out of train where a set has neither test nor validation
 
 
+class NotPreparedError(UserError):
+    """The set is not on this disk."""
+
+
 class Records(Protocol):
     """Random access to stored examples by record number. Picklable, so that a decoding process can be given it."""
 
@@ -107,14 +111,14 @@ def stand_in_source(data: DataConfig) -> Source | None:
 
     It has no images to read: for a dry run.
     """
-    if data.expected_examples is None or data.expected_classes is None or data.image_size is None:
+    if not (data.expected_examples and data.expected_classes and data.image_size and data.mean and data.std):
         return None
     nothing = _ImagesInMemory("", np.empty((data.expected_examples, 0)), np.empty(data.expected_examples, np.int32))
     stored = {name: Split(nothing, np.arange(data.expected_examples)) for name in (data.train_split, "test")}
     return Source(
         name=data.name,
         class_names=tuple(str(number) for number in range(data.expected_classes)),
-        image_shape=(data.image_size, data.image_size, len(data.mean or (0, 0, 0))),
+        image_shape=(data.image_size, data.image_size, len(data.mean)),
         splits=_assign_splits(data, stored),
         fingerprint="",
     )
@@ -430,7 +434,7 @@ def _set_folder(full_name: str, rest: str, directory: Path) -> Path:
     name, config, version = match["name"], match["config"], match["version"]
     set_folder = directory / name
     if not set_folder.is_dir():
-        raise UserError(
+        raise NotPreparedError(
             f"{full_name} is not prepared: {_what_is_there(directory, name)}; {_how_to_prepare(rest, directory)}"
         )
     if config is None and not _versions(set_folder):
@@ -441,7 +445,9 @@ def _set_folder(full_name: str, rest: str, directory: Path) -> Path:
     config_folder = set_folder / config if config else set_folder
     versions = _versions(config_folder)
     if not versions:
-        raise UserError(f"{full_name} is not prepared: {config_folder} has none; {_how_to_prepare(rest, directory)}")
+        raise NotPreparedError(
+            f"{full_name} is not prepared: {config_folder} has none; {_how_to_prepare(rest, directory)}"
+        )
     if version is not None and version not in versions:
         raise UserError(
             f"{full_name}: {config_folder} has version {', '.join(versions)}; name one of those, or none for the newest"

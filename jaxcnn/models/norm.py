@@ -40,7 +40,7 @@ class BatchNorm(nn.Module):
     use_running_average: bool
     momentum: float = 0.9  # running <- momentum * running + (1 - momentum) * batch
     epsilon: float = 1e-5
-    axis_name: str | None = None  # the mapped axis; none: one device, or jit over a mesh, which sees the global batch
+    axis_name: str | None = None  # the mapped axis over the devices; none: this device has the whole batch
     synchronise: bool = True
     dtype: DTypeLike = jnp.float32  # of the output
     scale_init: nn.initializers.Initializer = nn.initializers.ones_init()
