@@ -311,6 +311,7 @@ def _steps_per_call(config: Config, parallel: Parallel, resident: bool, steps_pe
 class ResidentFeed:
     """Feeds a data set that lives on the device: a call's inputs are only the numbers of its examples."""
 
+    max_calls_in_flight = 64
     fetch = staticmethod(gather)
 
     def __init__(self, config: Config, source: Source, parallel: Parallel, progress: Progress):
@@ -379,6 +380,8 @@ class ResidentFeed:
 
 class StreamingFeed:
     """Feeds batches decoded by worker processes, ahead of the step that needs them."""
+
+    max_calls_in_flight = 4  # each holds a batch on the device
 
     def __init__(self, config: Config, source: Source, parallel: Parallel, progress: Progress):
         self._config, self._source, self._parallel, self._progress = config, source, parallel, progress

@@ -19,7 +19,7 @@ from jaxcnn.logs import RunLog
 from jaxcnn.step import TrainState
 from jaxcnn.stopping import between_steps
 
-CALLS_IN_FLIGHT = 4  # how far the host runs ahead of the devices; more would only hold more batches in memory
+SECONDS_AHEAD = 0.2  # of work that the host hands the devices in advance: enough that they never wait for it
 
 
 def train(run: Run, feed: Feed, log: RunLog, checkpoints: Checkpoints) -> dict[str, Any]:
@@ -47,7 +47,7 @@ def train(run: Run, feed: Feed, log: RunLog, checkpoints: Checkpoints) -> dict[s
     del tree
     key, data = parallel.replicate(jax.random.key(config.seed)), feed.data("train")
     interval = _Interval(run, feed, log)
-    in_flight: deque[jax.Array] = deque()
+    pace = _Pace(feed.max_calls_in_flight)
     first_call = True
     log.start_progress(run.total_steps, step)
     with between_steps() as signals:
@@ -61,12 +61,10 @@ def train(run: Run, feed: Feed, log: RunLog, checkpoints: Checkpoints) -> dict[s
                 first_call = False
                 jax.block_until_ready(ticket)
                 log.first_step(clock.lap("compile", step))
-            in_flight.append(ticket)
-            if len(in_flight) > CALLS_IN_FLIGHT:
-                with clock.waiting("device_wait"):
-                    jax.block_until_ready(in_flight.popleft())
+            with clock.waiting("device_wait"):
+                pace.follow(ticket)
 
-            interval.fetch(state, clock)  # of the call before: this one keeps the devices busy meanwhile
+            interval.fetch(state, clock)
             last = step == run.total_steps
             evaluating = last or _crossed(before, step, config.eval_every_epochs * run.steps_per_epoch)
             if evaluating or _crossed(before, step, config.log_every_steps):
@@ -75,9 +73,9 @@ def train(run: Run, feed: Feed, log: RunLog, checkpoints: Checkpoints) -> dict[s
             if not (evaluating or saving or signals):
                 continue
 
-            interval.fetch(state, clock)
+            interval.fetch(state, clock, wait=True)
             jax.block_until_ready(ticket)
-            in_flight.clear()
+            pace.caught_up()
             clock.lap("train", step)
             metrics = None
             if evaluating:
@@ -169,11 +167,11 @@ def _choose(run: Run, checkpoints: Checkpoints, last: TrainState, log: RunLog) -
 
 
 class _Interval:
-    """The training metrics between two rows of the log, fetched from the devices one call late."""
+    """The training metrics between two rows of the log, fetched once the devices have come so far, never waited for."""
 
     def __init__(self, run: Run, feed: Feed, log: RunLog):
         self._run, self._feed, self._log = run, feed, log
-        self._pending: tuple[int, Any] | None = None
+        self._pending: deque[tuple[int, Any]] = deque()
         # The whole schedule at once, here: asked for a step at a time it would wait behind the steps on their way.
         self._rates = np.asarray(jax.jit(jax.vmap(run.schedule))(np.arange(run.total_steps)))
         # A sum that is not finite stays so (nan * 0 = nan), and the guard in train_steps stays shut.
@@ -181,14 +179,15 @@ class _Interval:
 
     def end(self, step: int, totals: Any) -> Any:
         """Ends the interval at `step`; returns the totals that the next one starts with."""
-        self._pending = step, totals
+        self._pending.append((step, totals))
         return self._zero(totals)
 
-    def fetch(self, state: TrainState, clock: "_Clock") -> None:
-        """Writes the row of the interval that has ended, if one has. Raises RunError if its loss is not finite."""
-        if self._pending is None:
-            return
-        (step, totals), self._pending = self._pending, None
+    def fetch(self, state: TrainState, clock: "_Clock", *, wait: bool = False) -> None:
+        """Writes the rows that the devices are done with, or all of them. RunError if a loss is not finite."""
+        while self._pending and (wait or self._pending[0][1].loss.total.is_ready()):
+            self._write(*self._pending.popleft(), state, clock)
+
+    def _write(self, step: int, totals: Any, state: TrainState, clock: "_Clock") -> None:
         totals = self._run.parallel.unreplicate(totals)
         if not np.isfinite(totals.loss.total):
             raise _not_finite(self._run, self._feed, self._run.parallel.unreplicate(state))
@@ -222,6 +221,34 @@ def _not_finite(run: Run, feed: Feed, state: TrainState) -> RunError:
 def _crossed(before: int, after: int, every: float) -> bool:
     """Whether a multiple of `every` lies in (before, after]."""
     return int(after / every + 1e-9) > int(before / every + 1e-9)
+
+
+class _Pace:
+    """Lets the host run ahead of the devices, but not far. Being woken for each call would cost a small step 5 %."""
+
+    def __init__(self, max_calls: int):
+        self._max_calls, self._limit = max_calls, 2
+        self._tickets: deque[jax.Array] = deque()
+        self._since, self._calls = time.perf_counter(), 0
+
+    def follow(self, ticket: jax.Array) -> None:
+        """Notes a call that was just handed over; waits, for the older half of them, when they are too many."""
+        self._tickets.append(ticket)
+        self._calls += 1
+        if len(self._tickets) <= self._limit:
+            return
+        for _ in range(self._limit // 2):
+            oldest = self._tickets.popleft()
+        jax.block_until_ready(oldest)
+        now = time.perf_counter()
+        seconds_a_call = (now - self._since) / self._calls
+        self._limit = min(max(2, int(SECONDS_AHEAD / seconds_a_call)), self._max_calls)
+        self._since, self._calls = now, 0
+
+    def caught_up(self) -> None:
+        """The devices have done all that they were handed."""
+        self._tickets.clear()
+        self._since, self._calls = time.perf_counter(), 0
 
 
 class _Clock:

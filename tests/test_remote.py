@@ -18,7 +18,6 @@ import pytest
 from tests.fake_gcs import FakeGcs
 
 pytest.importorskip("gcsfs")
-pytestmark = pytest.mark.xdist_group("remote")  # the tests share their runs
 
 ROOT = Path(__file__).resolve().parents[1]
 COMMAND = [
