@@ -24,7 +24,7 @@ def first_step_seconds(experiment: str, workdir: Path, cache: Path) -> float:
     )
     assert process.stdout is not None
     for line in process.stdout:
-        if line.startswith("compiled"):
+        if line.startswith("first step"):
             break
     else:
         raise SystemExit(f"{' '.join(command)} took no step")

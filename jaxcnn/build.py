@@ -195,8 +195,8 @@ def describe(run: Run, experiment: str, num_params: int) -> str:
     kind = parallel.devices[0].device_kind
     sizes = " / ".join(f"{len(split):,} {name}" for name, split in source.splits.items())
     lines = [
-        f"{experiment}: {parallel.devices[0].platform} ({kind}), {parallel.num_devices} devices by {parallel.mode}, "
-        f"{jax.process_count()} processes",
+        f"{experiment}: {parallel.devices[0].platform} ({kind}), {_count(parallel.num_devices, 'device')} "
+        f"by {parallel.mode}, {_count(jax.process_count(), 'process')}",
         f"data {source.name}: {sizes}; {'x'.join(map(str, source.image_shape))}, {len(source.class_names)} classes, "
         + ("on the device" if run.resident else f"streamed by {config.data.num_workers} workers"),
         f"model {config.model.name}: {num_params:,} parameters, {config.model.dtype}; "
@@ -207,6 +207,10 @@ def describe(run: Run, experiment: str, num_params: int) -> str:
         over = share if config.model.batch_norm == "global" else share // parallel.num_devices
         lines.append(f"batch norm normalises over {over} images ({config.model.batch_norm})")
     return "\n".join(lines)
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}{'' if number == 1 else 'es' if what.endswith('ss') else 's'}"
 
 
 def versions() -> dict[str, str]:

@@ -40,8 +40,17 @@ def read_rows(path: epath.Path) -> list[dict[str, Any]]:
 class RunLog:
     """Writes one run's folder and terminal."""
 
-    def __init__(self, workdir: epath.Path, *, tensorboard: bool = True, console: Console | None = None):
+    def __init__(
+        self,
+        workdir: epath.Path,
+        *,
+        tensorboard: bool = True,
+        console: Console | None = None,
+        start: float | None = None,
+    ):
+        """`start` is time.perf_counter() when the command began."""
         self._workdir = workdir
+        self._start = time.perf_counter() if start is None else start
         self._remote = "://" in os.fspath(workdir)
         self.console = console or _PatientConsole(highlight=False, soft_wrap=True)
         self._rows: dict[str, list[dict[str, Any]]] = {name: [] for name in _FILES}
@@ -124,8 +133,9 @@ class RunLog:
             self._progress.start()
 
     def first_step(self, seconds: float) -> None:
-        """The first call has compiled and run."""
-        self.say(f"compiled, first step done after {seconds:.1f} s")
+        """The first call has compiled and run, in so many seconds."""
+        since = time.perf_counter() - self._start
+        self.say(f"first step {since:.1f} s after the command, {seconds:.1f} s of them to compile and run it")
 
     def interval(self, step: int, values: dict[str, float], num_examples: int, timing: dict[str, float]) -> None:
         """Moves the bar."""

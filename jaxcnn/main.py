@@ -33,7 +33,7 @@ def main(argv: list[str], start: float) -> int:
         raise UserError("--workdir is empty; leave it out for runs/<experiment>")
     workdir = workdir_lib.resolve(values.workdir or os.path.join("runs", experiment))
     workdir_lib.check(workdir, experiment, config)
-    log = RunLog(workdir, tensorboard=config.tensorboard)
+    log = RunLog(workdir, tensorboard=config.tensorboard, start=start)
     summary = workdir_lib.read_summary(workdir)
     if summary is not None and not values.dry_run:
         log.say(f"{workdir} holds this run, finished:")
