@@ -17,7 +17,7 @@ setup() {                                     # setup EXTRA…: installs the pro
   stamp="$(cat pyproject.toml <("$python" --version) | cksum | tr ' ' '-')"
   for extra in ${extras//,/ }; do [ -e ".venv/installed-$stamp-$extra" ] || local missing=1; done
   [ -e ".venv/installed-$stamp" ] && [ -z "${missing:-}" ] && return
-  echo "installing into .venv: jaxcnn${extras:+[$extras]}"
+  echo "installing into .venv: jaxcnn${extras:+[$extras]} (about a minute)"
   [ -x .venv/bin/python ] || "$python" -m venv .venv
   .venv/bin/python -m pip install --quiet --disable-pip-version-check --editable ".${extras:+[$extras]}"
   touch ".venv/installed-$stamp"
@@ -27,11 +27,19 @@ setup() {                                     # setup EXTRA…: installs the pro
 accelerator() {                               # the extra for the accelerator of this machine, or nothing
   if command -v nvidia-smi >/dev/null && nvidia-smi -L >/dev/null 2>&1; then
     case "$(nvidia-smi)" in *'CUDA Version: 1'[3-9]*) echo cuda13 ;; *) echo cuda12 ;; esac
-  elif compgen -G "/dev/accel*" >/dev/null || compgen -G "/dev/vfio/[0-9]*" >/dev/null; then echo tpu; fi
+  elif compgen -G "/dev/accel*" >/dev/null; then echo tpu
+  elif compgen -G "/dev/vfio/[0-9]*" >/dev/null && grep -qs Google /sys/class/dmi/id/product_name; then echo tpu; fi
+}
+
+train() {
+  setup
+  case " $*" in *" --config"[=\ ]*) ;; *) set -- --config=experiments/digits.py "$@" ;; esac
+  exec .venv/bin/python -m jaxcnn.main "$@"
 }
 
 case "${1:-train}" in
-  train) shift || true; setup; exec .venv/bin/python -m jaxcnn.main "${@:---config=experiments/digits.py}" ;;
+  train) shift || true; train "$@" ;;
+  --*)   train "$@" ;;
   test)  shift; setup test; exec .venv/bin/python -m pytest -n 2 --dist loadfile "$@" ;;
   check) setup dev; .venv/bin/ruff format --check . && .venv/bin/ruff check . && exec .venv/bin/mypy ;;
   setup) setup ;;

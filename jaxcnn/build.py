@@ -192,10 +192,11 @@ def build(
 def describe(run: Run, experiment: str, num_params: int) -> str:
     """The first lines a person sees: backend, data, model, and over what batch norm normalises."""
     parallel, source, config = run.parallel, run.source, run.config
-    kind = parallel.devices[0].device_kind
+    device = parallel.devices[0]
+    backend = device.platform if device.device_kind == device.platform else f"{device.platform} ({device.device_kind})"
     sizes = " / ".join(f"{len(split):,} {name}" for name, split in source.splits.items())
     lines = [
-        f"{experiment}: {parallel.devices[0].platform} ({kind}), {_count(parallel.num_devices, 'device')} "
+        f"{experiment}: {backend}, {_count(parallel.num_devices, 'device')} "
         f"by {parallel.mode}, {_count(jax.process_count(), 'process')}",
         f"data {source.name}: {sizes}; {'x'.join(map(str, source.image_shape))}, {len(source.class_names)} classes, "
         + ("on the device" if run.resident else f"streamed by {config.data.num_workers} workers"),
@@ -245,7 +246,7 @@ def _open_source(config: Config, progress: Progress | None, *, stand_in: bool) -
         if source is None:
             raise
         if progress:
-            progress(f"shapes as expected, for {error}", 0, 0)
+            progress(f"not the data, only what the config expects of them: {error}", 0, 0)
         return source
 
 
@@ -280,7 +281,10 @@ def make_model(
     ):
         for field in fields:
             if option not in takes and getattr(config, field) != getattr(default, field):
-                raise UserError(f"model.{field}: {config.name} has no such option; remove it")
+                raise UserError(
+                    f"model.{field}={getattr(config, field)}: {config.name} has no such option; "
+                    f"set model.{field}={getattr(default, field)}"
+                )
     options = {name: value for name, value in options.items() if name in takes}
     return model_class(num_classes=num_classes, dtype=jnp.dtype(config.dtype), **options)
 
@@ -441,7 +445,7 @@ class StreamingFeed:
             self._source.splits[split],
             batch_size=batch_size,
             image_shape=self._source.image_shape,
-            num_workers=self._config.data.num_workers,
+            num_workers=0,  # threads: processes would be started anew for each evaluation
             prefetch_batches=self._config.data.prefetch_batches,
             process_index=jax.process_index(),
             process_count=jax.process_count(),

@@ -414,16 +414,25 @@ def _check_file(path: str) -> None:
 def _describe_illegal(message: str) -> str:
     match = re.match(r"flag --config\.([\w.]+)=(.*?): ", message, re.DOTALL)
     if not match:  # the experiment's own error, behind a traceback
-        return f"{message.split(': ')[0].removeprefix('flag --config=')}: {message.strip().splitlines()[-1]}"
+        return (
+            f"{message.split(': ')[0].removeprefix('flag --config=')}: {_own_words(message.strip().splitlines()[-1])}"
+        )
     return f"--config.{match[1]}={match[2]}: must be {_type_name(_hint(match[1]))}"
 
 
 def _describe_attribute(error: AttributeError) -> str:
     if isinstance(error.obj, types.ModuleType) and error.name == "get_config":
         return "the experiment defines no get_config()"
-    match = re.match(r"'(\w+)' object has no attribute '(\w+)'", str(error))
+    return _own_words(str(error))
+
+
+def _own_words(message: str) -> str:
+    """Python's words for an unknown field of a config, in ours; other messages as they are."""
+    match = re.search(r"'(\w+)' object has no attribute '(\w+)'", message) or re.search(
+        r"(\w+)\.__init__\(\) got an unexpected keyword argument '(\w+)'", message
+    )
     schema = globals().get(match[1]) if match else None
     if match and dataclasses.is_dataclass(schema):
         names = (each.name for each in dataclasses.fields(schema))
         return f"{match[1]} has no field {match[2]!r}; {nearest(match[2], names)}"
-    return str(error)
+    return message

@@ -11,7 +11,7 @@ from jaxcnn import workdir as workdir_lib
 from jaxcnn.config import from_dict, validate
 from jaxcnn.errors import UserError, nearest
 from jaxcnn.logs import RunLog, complain, splits_table
-from jaxcnn.main import run_command
+from jaxcnn.main import flags_help, run_command, show_help
 
 
 def main(argv: list[str], start: float) -> int:
@@ -22,7 +22,7 @@ def main(argv: list[str], start: float) -> int:
     flags.DEFINE_string("data_dir", None, "where prepared sets lie, if not where they did", flag_values=values)
     flags.DEFINE_string("step", "best", "which checkpoint: best (on validation), last, or its step", flag_values=values)
     if {"--help", "-help", "-h", "--helpfull"} & set(argv):
-        print(f"{__doc__}\n{values.get_help()}")
+        show_help(f"{__doc__}\n{flags_help(values)}")
         return 0
     try:
         rest = values(argv)

@@ -52,11 +52,12 @@ class RunLog:
         self._workdir = workdir
         self._start = time.perf_counter() if start is None else start
         self._remote = "://" in os.fspath(workdir)
-        self.console = console or _PatientConsole(highlight=False, soft_wrap=True)
+        self.console = console or PatientConsole(highlight=False, soft_wrap=True)
         self._rows: dict[str, list[dict[str, Any]]] = {name: [] for name in _FILES}
         self._with_tensorboard = tensorboard
         self._tensorboard: _TensorBoard | None = None
         self._progress: Progress | None = None
+        self._resumed_at = 0
         self._work: Progress | None = None
         self._task = self._work_task = TaskID(0)
         self._since_epoch: list[tuple[int, dict[str, float]]] = []  # (examples, means) of each interval
@@ -64,6 +65,7 @@ class RunLog:
 
     def resume(self, step: int) -> None:
         """Opens the files. Rows after `step`, which a killed run wrote and this one will write again, are dropped."""
+        self._resumed_at = step
         for name in _FILES:
             self._rows[name] = [row for row in read_rows(self._workdir / name) if row["step"] <= step]
             self._rewrite(name)
@@ -139,7 +141,7 @@ class RunLog:
 
     def interval(self, step: int, values: dict[str, float], num_examples: int, timing: dict[str, float]) -> None:
         """Moves the bar."""
-        self._timing = timing
+        self._timing = timing or self._timing
         self._since_epoch.append((num_examples, values))
         if self._progress:
             text = f"loss {values['loss']:.4f}  accuracy {values['accuracy']:.4f}  {self._rate()}"
@@ -158,11 +160,13 @@ class RunLog:
 
     def epoch(self, epoch: float, num_epochs: float, validation: dict[str, float]) -> None:
         """The line that an evaluation leaves."""
-        parts = [f"epoch {epoch:.1f}/{num_epochs:.1f}"]
+        parts = [f"epoch {epoch:.1f}/{num_epochs:.1f}" if num_epochs >= 1 else f"epoch {epoch:.3f}/{num_epochs:.3f}"]
         total = sum(count for count, _ in self._since_epoch)
         train = {k: sum(count * values[k] for count, values in self._since_epoch) / total for k in self._shown()}
         self._since_epoch.clear()
-        for name, values in (("train", train), ("validation", validation)):
+        after_resume = f"train since step {self._resumed_at:,}" if self._resumed_at else "train"
+        self._resumed_at = 0
+        for name, values in ((after_resume, train), ("validation", validation)):
             shown = "  ".join(f"{k} {v:.4f}" for k, v in values.items())
             parts += [f"{name}  {shown}"] if shown else []
         self.say(" | ".join([*parts, self._rate()] if self._timing else parts))
@@ -187,7 +191,7 @@ class RunLog:
             self._tensorboard.close()
 
 
-class _PatientConsole(Console):
+class PatientConsole(Console):
     """Goes quiet, rather than end the run, when whoever read its lines has left."""
 
     def on_broken_pipe(self) -> None:
@@ -221,7 +225,7 @@ def closing_table(console: Console, summary: dict[str, Any]) -> None:
         f"{summary['step']:,} steps, {summary['epochs']:g} epochs, {summary['num_params']:,} parameters; "
         f"training {seconds['train']:.1f} s ({summary['images_per_second']:,.0f} images/s), "
         f"set-up {seconds['setup']:.1f} s, compiling {seconds['compile']:.1f} s, "
-        f"evaluating {seconds['evaluate']:.1f} s",
+        f"evaluating {seconds['evaluate']:.1f} s, saving {seconds['save']:.1f} s",
         markup=False,
     )
 

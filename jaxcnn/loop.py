@@ -185,18 +185,21 @@ class _Interval:
     def fetch(self, state: TrainState, clock: "_Clock", *, wait: bool = False) -> None:
         """Writes the rows that the devices are done with, or all of them. RunError if a loss is not finite."""
         while self._pending and (wait or self._pending[0][1].loss.total.is_ready()):
-            self._write(*self._pending.popleft(), state, clock)
+            step, totals = self._pending.popleft()
+            values, num_examples = self._write(step, totals, state)
+            timing = clock.interval(step, self._run.config.batch_size)
+            if timing:
+                self._log.timing(step, timing)
+            self._log.interval(step, values, num_examples, timing)
 
-    def _write(self, step: int, totals: Any, state: TrainState, clock: "_Clock") -> None:
+    def _write(self, step: int, totals: Any, state: TrainState) -> tuple[dict[str, float], int]:
         totals = self._run.parallel.unreplicate(totals)
         if not np.isfinite(totals.loss.total):
             raise _not_finite(self._run, self._feed, self._run.parallel.unreplicate(state))
         values = {name: float(value) for name, value in totals.compute().items()}
         values["learning_rate"] = float(self._rates[step - 1])
         self._log.metrics(step, step / self._run.steps_per_epoch, "train", values)
-        timing = clock.interval(step, self._run.config.batch_size)
-        self._log.timing(step, timing)
-        self._log.interval(step, values, int(totals.loss.count), timing)
+        return values, int(totals.loss.count)
 
 
 def _check_finite(run: Run, feed: Feed, host: dict[str, Any]) -> None:
@@ -213,7 +216,7 @@ def _not_finite(run: Run, feed: Feed, state: TrainState) -> RunError:
     except (MemoryError, jax.errors.JaxRuntimeError):
         where = "in a layer that cannot be told: the step is too large to be repeated on one device"
     return RunError(
-        f"NaN or Inf at step {step + 1:,}, {where}; the last good checkpoint is kept. Lower optimizer.learning_rate, "
+        f"NaN or Inf at step {step + 1:,}, {where}; what was saved before is kept. Lower optimizer.learning_rate, "
         "or set optimizer.clip_norm=1"
     )
 
@@ -285,9 +288,15 @@ class _Clock:
         return passed
 
     def interval(self, step: int, batch_size: int) -> dict[str, float]:
-        """Rates since the last interval: images/s, and the shares of the time spent waiting for data and devices."""
+        """Rates since the last interval: images/s, and the shares of the time spent waiting for data and devices.
+
+        Nothing where too little time has passed to tell, as when two intervals are fetched together: the next one's
+        rates then are of both.
+        """
         now = time.perf_counter()
-        passed, steps = max(now - self._interval_start, 1e-9), step - self._interval_step
+        passed, steps = now - self._interval_start, step - self._interval_step
+        if passed < 0.01:
+            return {}
         timing = {"seconds": passed, "images_per_second": steps * batch_size / passed}
         timing |= {name: seconds / passed for name, seconds in self._waits.items()}
         self._interval_start, self._interval_step = now, step

@@ -15,9 +15,9 @@ from absl import flags
 
 from jaxcnn import stopping
 from jaxcnn import workdir as workdir_lib
-from jaxcnn.config import Config, load_config
+from jaxcnn.config import Config, flatten, load_config
 from jaxcnn.errors import Preempted, RunError, UserError
-from jaxcnn.logs import RunLog, closing_table, complain
+from jaxcnn.logs import PatientConsole, RunLog, closing_table, complain
 
 
 def main(argv: list[str], start: float) -> int:
@@ -26,7 +26,11 @@ def main(argv: list[str], start: float) -> int:
     flags.DEFINE_string("workdir", None, "the run's folder; default runs/<experiment>", flag_values=values)
     flags.DEFINE_bool("dry_run", False, "resolve and show everything, train nothing", flag_values=values)
     if {"--help", "-help", "-h", "--helpfull"} & set(argv):
-        print(f"{__doc__}\n{values.get_help()}")
+        fields = "\n".join(f"  {name} = {value!r}" for name, value in flatten(Config()).items())
+        show_help(
+            f"{__doc__}\n  --config: the experiment, FILE or FILE:ARG\n{flags_help(values)}\n\n"
+            f"Fields, as --config.NAME=VALUE, and their defaults (jaxcnn/config.py says what they are):\n\n{fields}"
+        )
         return 0
     config, experiment = load_config(argv, flag_values=values)
     if values.workdir == "":
@@ -98,6 +102,17 @@ def _train(run: Any, feed: Any, experiment: str, workdir: Any, log: RunLog, star
     closing_table(log.console, summary)
     log.say(f"everything is in {workdir}")
     return 0
+
+
+def show_help(text: str) -> None:
+    """Prints it, also for a reader who leaves early."""
+    PatientConsole(highlight=False, soft_wrap=True).print(text, markup=False)
+
+
+def flags_help(values: flags.FlagValues) -> str:
+    """A line for each of a command's own flags."""
+    names = [name for name in values if name not in ("flagfile", "undefok")]
+    return "\n".join(f"  --{name}: {values[name].help} (default {values[name].default})" for name in names)
 
 
 def run_command(command: Any) -> NoReturn:

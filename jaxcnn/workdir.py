@@ -117,7 +117,13 @@ def claimed(workdir: epath.Path) -> Iterator[None]:
             ) from None
         except Exception as error:
             raise UserError(f"workdir {workdir} cannot be written: {_line(error)}") from None
-        yield
+        try:
+            yield
+        finally:
+            # A command that was refused later on leaves nothing behind.
+            if "://" not in os.fspath(workdir) and [each.name for each in Path(workdir).iterdir()] == [_LOCK]:
+                Path(workdir / _LOCK).unlink()
+                Path(workdir).rmdir()
 
 
 def _line(error: Exception) -> str:

@@ -257,7 +257,7 @@ HOSTILE = {
     "stray word": ([DIGITS, "adam"], "unexpected argument 'adam'"),
     "unknown model": ([DIGITS, "--config.model.name=resnet-20"], "did you mean 'resnet20'"),
     "unknown optimizer": ([DIGITS, "--config.optimizer.name=adamw2"], "did you mean 'adamw'"),
-    "option of another model": ([DIGITS, "--config.model.stem=imagenet"], "cnn has no such option"),
+    "option of another model": ([DIGITS, "--config.model.stem=imagenet"], "set model.stem=small"),
     "unknown data": ([DIGITS, "--config.data.name=mnits"], "is no known data set"),
     "data not prepared": ([DIGITS, "--config.data.name=tfds:food101", "--config.data.dir={tmp}"], "is not prepared"),
     "data as TFRecord": ([DIGITS, "--config.data.name=tfds:old", "--config.data.dir={tmp}/tfds"], "convert"),
@@ -326,7 +326,7 @@ def test_a_hostile_afternoon(module, arguments, message, traps, whole):
     assert errors.startswith("jaxcnn: ")
     assert message in errors
     assert "first step" not in output
-    assert not (traps / "fresh" / "config.json").exists()
+    assert not (traps / "fresh").exists(), "a command that is refused leaves nothing behind"
     assert (traps / "stranger" / "thesis.tex").read_text() == "years of work"
     assert (whole[0] / "metrics.jsonl").read_bytes() == before
 

@@ -111,6 +111,10 @@ def test_mistakes_are_named(override, message):
             "Config has no field 'batchsize'; did you mean 'batch_size'",
         ),
         ("from jaxcnn.config import Config\ndef get_config(): return Config(batch_size='3')", "must be an integer"),
+        (
+            "from jaxcnn.config import Config\ndef get_config(): return Config(num_epoch=3)",
+            "Config has no field 'num_epoch'; did you mean 'num_epochs'",
+        ),
     ],
 )
 def test_mistakes_in_the_experiment_are_named(tmp_path, text, message):

@@ -114,7 +114,8 @@ def stand_in_source(data: DataConfig) -> Source | None:
     if not (data.expected_examples and data.expected_classes and data.image_size and data.mean and data.std):
         return None
     nothing = _ImagesInMemory("", np.empty((data.expected_examples, 0)), np.empty(data.expected_examples, np.int32))
-    stored = {name: Split(nothing, np.arange(data.expected_examples)) for name in (data.train_split, "test")}
+    sizes = {data.train_split: data.expected_examples, "test": 0}  # of the test split nothing is known
+    stored = {name: Split(nothing, np.arange(size)) for name, size in sizes.items()}
     return Source(
         name=data.name,
         class_names=tuple(str(number) for number in range(data.expected_classes)),
