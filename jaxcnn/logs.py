@@ -195,6 +195,7 @@ class PatientConsole(Console):
     """Goes quiet, rather than end the run, when whoever read its lines has left."""
 
     def on_broken_pipe(self) -> None:
+        """Called by rich."""
         self.quiet = True
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
