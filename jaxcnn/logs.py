@@ -235,6 +235,9 @@ class _TensorBoard:
     """One event file a split, so that TensorBoard draws train and validation in one chart."""
 
     def __init__(self, folder: epath.Path, step: int):
+        from tensorboardX import SummaryWriter  # takes a moment, and not every run wants it
+
+        self._make_writer = SummaryWriter
         self._folder, self._step = folder, step
         self._remote = "://" in os.fspath(folder)  # tensorboardX writes locally; then the files are copied
         self._local = Path(tempfile.mkdtemp(prefix="jaxcnn-tensorboard-")) if self._remote else Path(folder)
@@ -242,13 +245,11 @@ class _TensorBoard:
 
     def scalars(self, split: str, step: int, values: dict[str, float]) -> None:
         if split not in self._writers:
-            from tensorboardX import SummaryWriter
-
             # Points of a killed run after the step it resumes from are disowned.
             purge = self._step + 1
             # Two files of one second would have one name; TensorBoard reads them in the order of their names.
             suffix = f".{self._step:012d}"
-            self._writers[split] = SummaryWriter(str(self._local / split), purge_step=purge, filename_suffix=suffix)
+            self._writers[split] = self._make_writer(str(self._local / split), purge_step=purge, filename_suffix=suffix)
         for name, value in values.items():
             if math.isfinite(value):
                 self._writers[split].add_scalar(name, value, step, walltime=time.time())

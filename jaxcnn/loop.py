@@ -176,6 +176,7 @@ class _Interval:
         self._rates = np.asarray(jax.jit(jax.vmap(run.schedule))(np.arange(run.total_steps)))
         # A sum that is not finite stays so (nan * 0 = nan), and the guard in train_steps stays shut.
         self._zero = run.parallel.compile(lambda totals: jax.tree.map(lambda x: x * 0, totals), sharded={})
+        self._zero(run.parallel.replicate(run.metrics.empty()))  # compiles it now, not at the first interval's end
 
     def end(self, step: int, totals: Any) -> Any:
         """Ends the interval at `step`; returns the totals that the next one starts with."""
