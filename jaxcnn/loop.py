@@ -10,11 +10,12 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxcnn.build import Feed, Run
+from jaxcnn.build import Run
 from jaxcnn.checkpoint import Checkpoints, DamagedError, flatten
 from jaxcnn.diagnosis import first_bad_layer
 from jaxcnn.errors import Preempted, RunError
 from jaxcnn.evaluation import evaluate
+from jaxcnn.feed import Feed
 from jaxcnn.logs import RunLog
 from jaxcnn.step import TrainState
 from jaxcnn.stopping import between_steps

@@ -18,11 +18,11 @@ FLOORS = {
     "losses": 2, "optim": 2, "data": 2, "augment": 2, "workdir": 2,
     "step": 3,
     "parallel": 4, "diagnosis": 4,
-    "build": 5,
-    "evaluation": 5,
-    "preview": 6, "loop": 6,
-    "main": 7,
-    "evaluate": 8,
+    "feed": 5, "evaluation": 5,
+    "build": 6,
+    "preview": 7, "loop": 7,
+    "main": 8,
+    "evaluate": 9,
 }  # fmt: skip
 
 
@@ -74,8 +74,8 @@ def test_no_loops_within_a_folder():
 
 # How each group of the config is called, and where: a field that is read nowhere turns nothing.
 READERS = {
-    "data": (("data", "config.data"), ("data", "build")),
-    "augment": (("augment", "config.augment"), ("augment", "data", "build")),
+    "data": (("data", "config.data", "_config.data"), ("data", "build", "feed")),
+    "augment": (("augment", "config.augment"), ("augment", "data", "build", "feed")),
     "model": (("config", "config.model"), ("build",)),
     "loss": (("config", "config.loss"), ("losses",)),
     "optimizer": (("optimizer", "config.optimizer"), ("optim", "build")),

@@ -6,8 +6,9 @@ import jax
 import numpy as np
 import pytest
 
-from jaxcnn.build import ResidentFeed, build
+from jaxcnn.build import build
 from jaxcnn.errors import UserError
+from jaxcnn.feed import ResidentFeed
 from jaxcnn.loop import evaluate_raw_and_ema
 from jaxcnn.parallel import make_parallel
 from tests.runs import small_config

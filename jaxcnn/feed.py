@@ -1,0 +1,164 @@
+"""Feeds a run's steps with data: from a set that lives on the devices, or from a stream of decoded batches.
+
+The loop does not know which it has. Both give the same examples in the same order.
+"""
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+import numpy as np
+
+from jaxcnn import data as data_lib
+from jaxcnn.config import Config
+from jaxcnn.data import Source
+from jaxcnn.parallel import Parallel
+from jaxcnn.step import gather
+
+Progress = Callable[[str, int, int], None]  # what, done, total
+
+
+class ResidentFeed:
+    """Feeds a data set that lives on the device: a call's inputs are only the numbers of its examples."""
+
+    max_calls_in_flight = 64
+    fetch = staticmethod(gather)
+
+    def __init__(self, config: Config, source: Source, parallel: Parallel, progress: Progress):
+        self._config, self._source, self._parallel, self._progress = config, source, parallel, progress
+        self._host: dict[str, tuple[np.ndarray, np.ndarray]] = {}
+        self._device: dict[str, Any] = {}
+
+    def arrays(self, split: str) -> tuple[np.ndarray, np.ndarray]:
+        """(images uint8 [n, height, width, channels], labels int32 [n]) of a split, in host memory."""
+        if split not in self._host:
+            self._host[split] = data_lib.load_arrays(
+                self._source.splits[split],
+                fingerprint=self._source.fingerprint,
+                image_shape=self._source.image_shape,
+                cache=self._config.data.cache,
+                progress=lambda done, total: self._progress(f"decoding {self._source.name}", done, total),
+            )
+        return self._host[split]
+
+    def statistics(self) -> tuple[Any, Any]:
+        """(mean, std) a channel of the train split."""
+        return data_lib.channel_statistics(self.arrays("train")[0])
+
+    def data(self, split: str = "train") -> dict[str, jax.Array]:
+        """A split on every device."""
+        if split not in self._device:
+            images, labels = self.arrays(split)
+            self._device[split] = self._parallel.replicate({"image": images, "label": labels})
+        return self._device[split]
+
+    def inputs(self, step: int, num_steps: int) -> Any:
+        """Inputs of one call: example numbers [num_steps, batch], spread over the devices."""
+        size, count = self._config.batch_size, len(self._source.splits["train"])
+        rows = self._parallel.local_rows(size)
+        index = np.stack(
+            [
+                data_lib.batch_indices(self._config.seed, s, num_examples=count, batch_size=size)[rows]
+                for s in range(step, step + num_steps)
+            ]
+        )
+        return self._parallel.shard(index.astype(np.int32), axis=1)
+
+    def batch(self, step: int) -> dict[str, np.ndarray]:
+        """The global batch of a step, in host memory."""
+        images, labels = self.arrays("train")
+        index = data_lib.batch_indices(
+            self._config.seed, step, num_examples=len(labels), batch_size=self._config.batch_size
+        )
+        return {"image": images[index], "label": labels[index]}
+
+    def evaluation(self, split: str, batch_size: int) -> Iterator[tuple[Any, Any]]:
+        """(data, inputs) for each call over a split, the last one padded."""
+        data, count = self.data(split), len(self._source.splits[split])
+        rows = self._parallel.local_rows(batch_size)
+        for start in range(0, count, batch_size):
+            index = np.arange(start, start + batch_size, dtype=np.int32)
+            yield (
+                data,
+                self._parallel.shard({"index": np.minimum(index, count - 1)[rows], "mask": (index < count)[rows]}),
+            )
+
+    def close(self) -> None:
+        """Lets go of the device's copy."""
+        self._device.clear()
+
+
+class StreamingFeed:
+    """Feeds batches decoded by worker processes, ahead of the step that needs them."""
+
+    max_calls_in_flight = 4  # each holds a batch on the device
+
+    def __init__(self, config: Config, source: Source, parallel: Parallel, progress: Progress):
+        self._config, self._source, self._parallel, self._progress = config, source, parallel, progress
+        self._iterator: data_lib.Batches | None = None
+        self._next_step = -1
+
+    @staticmethod
+    def fetch(data: Any, batch: Any) -> Any:
+        """The batch itself."""
+        return batch
+
+    def statistics(self) -> tuple[Any, Any]:
+        """(mean, std) a channel, over a sample of the train split."""
+        return data_lib.measure_statistics(self._source.splits["train"], image_shape=self._source.image_shape)
+
+    def data(self, split: str = "train") -> dict[str, jax.Array]:
+        """Nothing lives on the device."""
+        return {}
+
+    def inputs(self, step: int, num_steps: int) -> Any:
+        """Inputs of one call: its batch, with a leading axis of one step."""
+        if self._iterator is None or step != self._next_step:
+            self.close()
+            data = self._config.data
+            self._iterator = self._batches(
+                step, data.num_workers, process_index=jax.process_index(), process_count=jax.process_count()
+            )
+        self._next_step = step + num_steps
+        batch = next(self._iterator)
+        return self._parallel.shard({name: array[None] for name, array in batch.items()}, axis=1)
+
+    def _batches(self, step: int, num_workers: int, **process: int) -> data_lib.Batches:
+        return data_lib.train_batches(
+            self._source.splits["train"],
+            seed=self._config.seed,
+            batch_size=self._config.batch_size,
+            start_step=step,
+            image_shape=self._source.image_shape,
+            augment=self._config.augment,
+            num_workers=num_workers,
+            prefetch_batches=self._config.data.prefetch_batches,
+            **process,
+        )
+
+    def batch(self, step: int) -> dict[str, np.ndarray]:
+        """The global batch of a step, in host memory."""
+        with self._batches(step, 0) as batches:
+            return next(batches)
+
+    def evaluation(self, split: str, batch_size: int) -> Iterator[tuple[Any, Any]]:
+        """(data, inputs) for each call over a split, the last one padded."""
+        for batch in data_lib.evaluation_batches(
+            self._source.splits[split],
+            batch_size=batch_size,
+            image_shape=self._source.image_shape,
+            num_workers=0,  # threads: processes would be started anew for each evaluation
+            prefetch_batches=self._config.data.prefetch_batches,
+            process_index=jax.process_index(),
+            process_count=jax.process_count(),
+        ):
+            yield {}, self._parallel.shard(batch)
+
+    def close(self) -> None:
+        """Ends the worker processes."""
+        if self._iterator is not None:
+            self._iterator.close()
+        self._iterator = None
+
+
+Feed = ResidentFeed | StreamingFeed
