@@ -5,7 +5,7 @@ Nesterov momentum, 5e-4 on kernels only, and a cosine.
 
     python -m jaxcnn.main --config experiments/cifar10.py
 
-The 60 epochs are not run by us yet; the first 3 alone (`--config.num_epochs=3`) take 2 CPU cores 7.5 minutes.
+The 60 epochs are not run by us yet; the first 3 alone (`--config.num_epochs=3`) took 2 loaded CPU cores 9.5 minutes.
 """
 
 from jaxcnn.config import AugmentConfig, Config, DataConfig, ModelConfig, OptimizerConfig, ScheduleConfig

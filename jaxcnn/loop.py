@@ -93,7 +93,7 @@ def train(run: Run, feed: Feed, log: RunLog, checkpoints: Checkpoints) -> dict[s
                 host = {"state": parallel.unreplicate(state), "totals": parallel.unreplicate(totals)}
                 _check_finite(run, feed, host)
                 log.flush()
-                extra = {"best": best, "seconds": clock.seconds, "steps_timed": clock.steps_timed}
+                extra = {"best": best, "seconds": dict(clock.seconds), "steps_timed": clock.steps_timed}
                 checkpoints.save(step, host, extra, metrics)
                 del host
                 clock.lap("save", step)

@@ -106,7 +106,9 @@ def write_config(workdir: epath.Path, experiment: str, config: Config, data: dic
 def claimed(workdir: epath.Path) -> Iterator[None]:
     """Makes the folder, and keeps a second process out of it where it is local. Raises UserError."""
     with ExitStack() as stack:
+        existed = False
         try:
+            existed = workdir.exists()
             workdir.mkdir(parents=True, exist_ok=True)
             if "://" not in os.fspath(workdir):
                 lock = stack.enter_context(Path(workdir / _LOCK).open("w"))
@@ -123,7 +125,8 @@ def claimed(workdir: epath.Path) -> Iterator[None]:
             # A command that was refused later on leaves nothing behind.
             if "://" not in os.fspath(workdir) and [each.name for each in Path(workdir).iterdir()] == [_LOCK]:
                 Path(workdir / _LOCK).unlink()
-                Path(workdir).rmdir()
+                if not existed:
+                    Path(workdir).rmdir()
 
 
 def _line(error: Exception) -> str:

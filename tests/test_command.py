@@ -118,6 +118,9 @@ def test_what_a_person_sees(whole):
     assert "images/s" in epochs[-1]
     assert re.search(r"│ test +│ +360 │", output)
     assert "\x1b" not in output, "no colours or bars where nobody looks"
+    timing = [json.loads(line) for line in (folder / "timing.jsonl").read_text().splitlines()]
+    assert timing, "a run of a tenth of a second has at least one rate to tell"
+    assert all(row["images_per_second"] > 0 for row in timing)
     summary = json.loads((folder / "summary.json").read_text())
     assert summary["status"] == "finished"
     assert summary["step"] == 60
