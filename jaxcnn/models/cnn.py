@@ -9,6 +9,8 @@ from flax import linen as nn
 from jax.typing import DTypeLike
 
 from jaxcnn.errors import UserError
+from jaxcnn.models.conv import Conv
+from jaxcnn.models.pool import max_pool
 
 
 class CNN(nn.Module):
@@ -28,10 +30,10 @@ class CNN(nn.Module):
                 "use --config.model.name=mlp, or enlarge them with --config.data.image_size=8"
             )
         x = images
-        x = nn.relu(nn.Conv(32, (3, 3), padding=1, dtype=self.dtype, name="conv1")(x))
-        x = nn.max_pool(x, (2, 2), strides=(2, 2))
-        x = nn.relu(nn.Conv(64, (3, 3), padding=1, dtype=self.dtype, name="conv2")(x))
-        x = nn.max_pool(x, (2, 2), strides=(2, 2))
+        x = nn.relu(Conv(32, (3, 3), padding=1, dtype=self.dtype, name="conv1")(x))
+        x = max_pool(x, 2)
+        x = nn.relu(Conv(64, (3, 3), padding=1, dtype=self.dtype, name="conv2")(x))
+        x = max_pool(x, 2)
         x = x.reshape(x.shape[0], -1)
         x = nn.relu(nn.Dense(256, dtype=self.dtype, name="dense1")(x))
         x = nn.Dropout(self.dropout_rate, deterministic=not train)(x)

@@ -11,6 +11,8 @@ from flax import linen as nn
 from jax.typing import DTypeLike
 
 from jaxcnn.errors import UserError
+from jaxcnn.models.conv import Conv
+from jaxcnn.models.pool import max_pool
 
 
 class LeNet5(nn.Module):
@@ -29,10 +31,10 @@ class LeNet5(nn.Module):
                 "use --config.model.name=cnn, or enlarge them with --config.data.image_size=28"
             )
         x = images
-        x = nn.relu(nn.Conv(6, (5, 5), padding=2, dtype=self.dtype, name="conv1")(x))
-        x = nn.max_pool(x, (2, 2), strides=(2, 2))
-        x = nn.relu(nn.Conv(16, (5, 5), padding=0, dtype=self.dtype, name="conv2")(x))
-        x = nn.max_pool(x, (2, 2), strides=(2, 2))
+        x = nn.relu(Conv(6, (5, 5), padding=2, dtype=self.dtype, name="conv1")(x))
+        x = max_pool(x, 2)
+        x = nn.relu(Conv(16, (5, 5), padding=0, dtype=self.dtype, name="conv2")(x))
+        x = max_pool(x, 2)
         x = x.reshape(x.shape[0], -1)
         x = nn.relu(nn.Dense(120, dtype=self.dtype, name="dense1")(x))
         x = nn.relu(nn.Dense(84, dtype=self.dtype, name="dense2")(x))

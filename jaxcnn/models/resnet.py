@@ -14,17 +14,19 @@ from flax import linen as nn
 from jax.typing import DTypeLike
 
 from jaxcnn.errors import UserError, nearest
+from jaxcnn.models.conv import Conv
 from jaxcnn.models.norm import BatchNorm
+from jaxcnn.models.pool import max_pool
 
 Layer = Callable[..., Callable[[jax.Array], jax.Array]]  # constructor keywords -> a module from array to array
 
 
-def symmetric_conv(features: int, size: int, stride: int = 1, *, dtype: DTypeLike, name: str) -> nn.Conv:
+def symmetric_conv(features: int, size: int, stride: int = 1, *, dtype: DTypeLike, name: str) -> Conv:
     """No bias, since a batch norm follows; output size is input size / stride, rounded up."""
-    return nn.Conv(
+    return Conv(
         features,
         kernel_size=(size, size),
-        strides=(stride, stride),
+        strides=stride,
         padding=(size - 1) // 2,
         use_bias=False,
         dtype=dtype,
@@ -105,7 +107,7 @@ class ResNet(nn.Module):
             case "imagenet":
                 x = conv(64, 7, 2, name="stem_conv")(images)
                 x = nn.relu(norm(name="stem_norm")(x))
-                x = nn.max_pool(x, (3, 3), strides=(2, 2), padding=((1, 1), (1, 1)))
+                x = max_pool(x, 3, strides=2, padding=1)
             case "small":
                 x = conv(64, 3, name="stem_conv")(images)
                 x = nn.relu(norm(name="stem_norm")(x))
