@@ -16,10 +16,12 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from jaxcnn import data as data_lib
 from jaxcnn.augment import Augment, check_augment, make_augment, make_normalise
+from jaxcnn.averaging import Average, make_average
 from jaxcnn.config import Config, ModelConfig
 from jaxcnn.data import Source
 from jaxcnn.errors import UserError, nearest
@@ -33,6 +35,7 @@ from jaxcnn.parallel import Parallel, make_parallel
 from jaxcnn.step import TrainState, eval_step, init_state, train_step, train_steps
 
 RESIDENT_BYTES = 2 * 2**30  # a decoded set up to this size lives on the device
+FIRST_EXAMPLES = 5000  # training images that a model's from_data is handed
 MAX_STEPS_PER_CALL = 32  # on accelerators; each call then costs the host 1/32 of a dispatch a step
 
 
@@ -56,12 +59,16 @@ class Run:
     eval_batch_size: int
     loss: Loss
     augment: Augment
+    average: Average | None  # of the weights
+    examples: Callable[[int], np.ndarray]  # count -> the first images of train, uint8
     train_call: Callable  # (state, totals, data, inputs, key) -> (state, totals, step)
     eval_call: Callable  # (variables, totals, data, inputs) -> totals
 
     def init(self) -> TrainState:
         """The state before the first step, on the default device."""
-        return jax.jit(self._init)(jax.random.key(self.config.seed))
+        from_data = hasattr(self.model, "from_data")
+        examples = self.examples(FIRST_EXAMPLES) if from_data else None
+        return jax.jit(self._init)(jax.random.key(self.config.seed), examples)
 
     def abstract_state(self) -> TrainState:
         """Shapes and dtypes of the state; computes nothing."""
@@ -79,9 +86,15 @@ class Run:
             "std": list(self.std),
         }
 
-    def _init(self, key: jax.Array) -> TrainState:
-        ema = self.config.optimizer.ema_decay is not None
-        return init_state(key, self.source.image_shape, model=self.model, optimizer=self.optimizer, ema=ema)
+    def _init(self, key: jax.Array, examples: jax.Array | None = None) -> TrainState:
+        return init_state(
+            key,
+            self.source.image_shape,
+            model=self.model,
+            optimizer=self.optimizer,
+            ema=self.average is not None,
+            examples=None if examples is None else make_normalise(self.mean, self.std)(examples),
+        )
 
 
 def build(
@@ -116,6 +129,11 @@ def build(
     _check_traces(model, source)
     check_augment(config.augment, source.image_shape)
     metrics, loss = metrics_for(len(source.class_names)), make_loss(config.loss)
+    if config.checkpoint.keep_best and "validation" not in source.splits:
+        raise UserError(
+            f"checkpoint.keep_best={config.checkpoint.keep_best} needs a validation split, and with "
+            "data.validation_fraction=0 there is none: set checkpoint.keep_best=0, and the last weights are the result"
+        )
     if config.checkpoint.best_metric not in metrics.__dataclass_fields__:
         raise UserError(
             f"checkpoint.best_metric={config.checkpoint.best_metric} is not measured with {len(source.class_names)} "
@@ -136,6 +154,7 @@ def build(
         config.schedule, peak=peak_rate(config), total_steps=total_steps, steps_per_epoch=steps_per_epoch
     )
     optimizer = make_optimizer(config.optimizer, schedule)
+    average = make_average(config.optimizer, total_steps=total_steps)
     augment = make_augment(config.augment, mean=mean, std=std, image_shape=source.image_shape)
     step = partial(
         train_step,
@@ -145,7 +164,7 @@ def build(
         augment=augment,
         metrics=metrics,
         accumulate=config.optimizer.accumulate,
-        ema_decay=config.optimizer.ema_decay,
+        average=average,
         unroll=parallel.unroll,
         axis_name=parallel.axis_name,
     )
@@ -155,6 +174,7 @@ def build(
         loss=loss,
         normalise=make_normalise(mean, std),
         metrics=metrics,
+        views=config.eval_tta,
         axis_name=parallel.axis_name,
     )
 
@@ -180,6 +200,8 @@ def build(
         eval_batch_size=math.ceil(wanted / parallel.num_devices) * parallel.num_devices,
         loss=loss,
         augment=augment,
+        average=average,
+        examples=feed.examples,
         train_call=parallel.compile(
             partial(train_steps, step=step, fetch=feed.fetch, unroll=parallel.unroll), sharded={3: 1}, donate=(0, 1)
         ),
