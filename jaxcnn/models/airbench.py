@@ -15,7 +15,9 @@ from flax import linen as nn
 from jax.typing import DTypeLike
 
 from jaxcnn.errors import UserError
+from jaxcnn.models.conv import Conv
 from jaxcnn.models.norm import BatchNorm
+from jaxcnn.models.pool import max_pool
 
 Layer = Callable[..., Callable[[jax.Array], jax.Array]]  # constructor keywords -> a module from array to array
 
@@ -63,17 +65,12 @@ def whitening_kernel(images: jax.Array) -> jax.Array:
     return jnp.concatenate([filters, -filters], axis=1).reshape(2, 2, channels, 8 * channels)
 
 
-def conv(features: int, size: int, *, padding: str, dtype: DTypeLike, name: str) -> nn.Conv:
+def conv(features: int, size: int, *, padding: str, dtype: DTypeLike, name: str) -> Conv:
     """Every convolution of these networks: stride 1, no bias."""
     kernel_init = dirac if size == 3 else uniform
-    return nn.Conv(
+    return Conv(
         features, (size, size), padding=padding, use_bias=False, dtype=dtype, kernel_init=kernel_init, name=name
     )
-
-
-def pool(x: jax.Array, size: int) -> jax.Array:
-    """Maxima of size x size pixels; what is left over at the end is dropped."""
-    return nn.max_pool(x, (size, size), strides=(size, size))
 
 
 gelu = partial(nn.gelu, approximate=False)
@@ -105,7 +102,7 @@ class Group(nn.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         """[batch, h, w, c] to [batch, h // 2, w // 2, features]."""
         conv3 = partial(conv, self.features, 3, padding="SAME", dtype=self.dtype)
-        x = shortcut = gelu(self.norm(name="norm1")(pool(conv3(name="conv1")(x), 2)))
+        x = shortcut = gelu(self.norm(name="norm1")(max_pool(conv3(name="conv1")(x), 2)))
         x = self.norm(name="norm2")(conv3(name="conv2")(x))
         if self.num_convs == 3:
             x = self.norm(name="norm3")(conv3(name="conv3")(gelu(x))) + shortcut
@@ -139,7 +136,7 @@ class Airbench(nn.Module):
         x = gelu(Whitening(8 * channels, self.whiten_bias_init, name="whiten")(images).astype(self.dtype))
         for number, features in enumerate(self.widths, start=1):
             x = Group(features, self.num_convs, norm=norm, dtype=self.dtype, name=f"group{number}")(x)
-        x = pool(x, 3).reshape(len(x), -1)
+        x = max_pool(x, 3).reshape(len(x), -1)
         head = nn.Dense(
             self.num_classes, use_bias=False, kernel_init=self.head_init, dtype=jnp.float32, name="head"
         )  # fmt: skip
