@@ -56,16 +56,18 @@ class Run:
     eval_batch_size: int
     loss: Loss
     augment: Augment
-    train_call: Callable  # (state, totals, data, inputs, key) -> (state, totals, step)
-    eval_call: Callable  # (variables, totals, data, inputs) -> totals
+    step: Callable  # (state, batch, key) -> (state, metrics)
+    eval_step: Callable  # (variables, batch) -> metrics
+    train_call: Callable  # compiled: (state, totals, data, inputs, key) -> (state, totals, step)
+    eval_call: Callable  # compiled: (variables, totals, data, inputs) -> totals
 
     def init(self) -> TrainState:
         """The state before the first step, on the default device."""
-        return jax.jit(self._init)(jax.random.key(self.config.seed))
+        return jax.jit(self.init_from)(jax.random.key(self.config.seed))
 
     def abstract_state(self) -> TrainState:
         """Shapes and dtypes of the state; computes nothing."""
-        return jax.eval_shape(self._init, jax.random.key(self.config.seed))
+        return jax.eval_shape(self.init_from, jax.random.key(self.config.seed))
 
     def data_facts(self) -> dict[str, Any]:
         """What a run's folder says of its data."""
@@ -79,7 +81,8 @@ class Run:
             "std": list(self.std),
         }
 
-    def _init(self, key: jax.Array) -> TrainState:
+    def init_from(self, key: jax.Array) -> TrainState:
+        """The state before the first step, as a pure function of the run's key."""
         ema = self.config.optimizer.ema_decay is not None
         return init_state(key, self.source.image_shape, model=self.model, optimizer=self.optimizer, ema=ema)
 
@@ -180,6 +183,8 @@ def build(
         eval_batch_size=math.ceil(wanted / parallel.num_devices) * parallel.num_devices,
         loss=loss,
         augment=augment,
+        step=step,
+        eval_step=evaluate_batch,
         train_call=parallel.compile(
             partial(train_steps, step=step, fetch=feed.fetch, unroll=parallel.unroll), sharded={3: 1}, donate=(0, 1)
         ),

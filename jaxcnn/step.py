@@ -152,6 +152,16 @@ def _average(ema: Any, now: Any, step: jax.Array, decay: float) -> Any:
     return jax.tree.map(lambda old, new: keep * old + (1 - keep) * new, ema, now)
 
 
+def guarded_step(
+    state: TrainState, totals: Metrics, batch: Batch, key: jax.Array, *, step: Callable
+) -> tuple[TrainState, Metrics, Metrics]:
+    """One step: (state, totals with its metrics, its metrics). Not applied once the summed loss is not finite."""
+    stepped, metrics = step(state, batch, key)
+    totals = totals.merge(metrics)
+    finite = jnp.isfinite(totals.loss.total)
+    return jax.tree.map(lambda new, old: jnp.where(finite, new, old), stepped, state), totals, metrics
+
+
 def train_steps(
     state: TrainState,
     totals: Metrics,
@@ -174,10 +184,8 @@ def train_steps(
 
     def body(carry, inputs):
         state, totals = carry
-        stepped, metrics = step(state, fetch(data, inputs), key)
-        totals = totals.merge(metrics)
-        finite = jnp.isfinite(totals.loss.total)
-        return (jax.tree.map(lambda new, old: jnp.where(finite, new, old), stepped, state), totals), None
+        state, totals, _ = guarded_step(state, totals, fetch(data, inputs), key, step=step)
+        return (state, totals), None
 
     (state, totals), _ = scan(body, (state, totals), inputs, unroll=unroll)
     return state, totals, jnp.copy(state.step)
