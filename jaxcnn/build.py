@@ -186,7 +186,10 @@ def build(
         step=step,
         eval_step=evaluate_batch,
         train_call=parallel.compile(
-            partial(train_steps, step=step, fetch=feed.fetch, unroll=parallel.unroll), sharded={3: 1}, donate=(0, 1)
+            partial(train_steps, step=step, fetch=feed.fetch, unroll=parallel.unroll),
+            sharded={3: 1},
+            donate=(0, 1),
+            remat=config.model.remat,
         ),
         eval_call=parallel.compile(eval_batch, sharded={3: 0}, donate=(1,)),
     )
@@ -267,6 +270,7 @@ def make_model(
     options = {
         "dropout_rate": config.dropout_rate,
         "stem": config.stem,
+        "remat": config.remat,
         "norm": partial(
             BatchNorm,
             momentum=config.batch_norm_momentum,
@@ -281,6 +285,7 @@ def make_model(
     for option, fields in (
         ("dropout_rate", ("dropout_rate",)),
         ("stem", ("stem",)),
+        ("remat", ("remat",)),
         ("norm", ("batch_norm", "batch_norm_momentum")),
     ):
         for field in fields:

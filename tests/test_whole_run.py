@@ -92,7 +92,7 @@ def test_written_out_it_gets_the_same():
     """All loops, evaluation's too."""
     results = []
     for unroll in (True, False):
-        _, _, pieces, data = pieces_and_data(config_of(num_steps=3), unroll=unroll)
+        _, _, pieces, data = pieces_and_data(cheap_config(num_steps=3), unroll=unroll)
         program = jax.jit(partial(train_run, pieces=pieces)).trace(np.uint32(0), data, Hyperparameters())
         assert ("scan[" in str(program.jaxpr)) != unroll
         results.append(program.lower().compile()(np.uint32(0), data, Hyperparameters()))
@@ -146,9 +146,8 @@ def test_what_is_traced_is_what_a_config_says():
     train(np.uint32(0), data, Hyperparameters(np.float32(1), np.float32(1e-3), np.float32(0.1)))
     other = train(np.uint32(0), data, Hyperparameters(np.float32(0.5), np.float32(0.05), np.float32(0.3)))
     assert train._cache_size() == 1
-    config = cheap_config(
-        optimizer__learning_rate=0.5 * factor, optimizer__weight_decay=0.05, loss__label_smoothing=0.3
-    )
+    optimizer = {"optimizer__learning_rate": 0.5 * factor, "optimizer__weight_decay": 0.05}
+    config = cheap_config(**optimizer, loss__label_smoothing=0.3)
     _, _, theirs, _ = pieces_and_data(config)
     assert_close(other, jax.jit(partial(train_run, pieces=theirs))(np.uint32(0), data, Hyperparameters()))
 
