@@ -47,7 +47,7 @@ def loop_seconds(run: Run, feed, steps: int) -> float:
 def bare_seconds(run: Run, feed, steps: int) -> float:
     """Seconds a step of the jitted pure step alone."""
     step = jax.jit(run.train_call.__wrapped__.keywords["step"], donate_argnums=0)  # type: ignore[attr-defined]
-    batch = jax.block_until_ready(gather(feed.data(), jax.numpy.asarray(feed.inputs(0, 1)[0])))
+    batch = jax.block_until_ready(gather(feed.data(), jax.tree.map(lambda x: x[0], feed.inputs(0, 1))))
     key = jax.random.key(0)
     state, metrics = step(run.init(), batch, key)
     jax.block_until_ready(metrics)

@@ -16,10 +16,12 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from jaxcnn import data as data_lib
 from jaxcnn.augment import Augment, check_augment, make_augment, make_normalise
+from jaxcnn.averaging import Average, make_average
 from jaxcnn.config import Config, ModelConfig
 from jaxcnn.data import Source
 from jaxcnn.errors import UserError, nearest
@@ -33,6 +35,7 @@ from jaxcnn.parallel import Parallel, make_parallel
 from jaxcnn.step import TrainState, eval_step, init_state, train_step, train_steps
 
 RESIDENT_BYTES = 2 * 2**30  # a decoded set up to this size lives on the device
+FIRST_EXAMPLES = 5000  # training images that a model's from_data is handed
 MAX_STEPS_PER_CALL = 32  # on accelerators; each call then costs the host 1/32 of a dispatch a step
 
 
@@ -56,6 +59,8 @@ class Run:
     eval_batch_size: int
     loss: Loss
     augment: Augment
+    average: Average | None  # of the weights
+    examples: Callable[[int], np.ndarray]  # count -> the first images of train, uint8
     step: Callable  # (state, batch, key) -> (state, metrics)
     eval_step: Callable  # (variables, batch) -> metrics
     train_call: Callable  # compiled: (state, totals, data, inputs, key) -> (state, totals, step)
@@ -63,7 +68,9 @@ class Run:
 
     def init(self) -> TrainState:
         """The state before the first step, on the default device."""
-        return jax.jit(self.init_from)(jax.random.key(self.config.seed))
+        from_data = hasattr(self.model, "from_data")
+        examples = self.examples(FIRST_EXAMPLES) if from_data else None
+        return jax.jit(self.init_from)(jax.random.key(self.config.seed), examples)
 
     def abstract_state(self) -> TrainState:
         """Shapes and dtypes of the state; computes nothing."""
@@ -81,10 +88,16 @@ class Run:
             "std": list(self.std),
         }
 
-    def init_from(self, key: jax.Array) -> TrainState:
-        """The state before the first step, as a pure function of the run's key."""
-        ema = self.config.optimizer.ema_decay is not None
-        return init_state(key, self.source.image_shape, model=self.model, optimizer=self.optimizer, ema=ema)
+    def init_from(self, key: jax.Array, examples: jax.Array | None = None) -> TrainState:
+        """The state before the first step, as a pure function of the run's key and, for from_data, train's images."""
+        return init_state(
+            key,
+            self.source.image_shape,
+            model=self.model,
+            optimizer=self.optimizer,
+            ema=self.average is not None,
+            examples=None if examples is None else make_normalise(self.mean, self.std)(examples[:FIRST_EXAMPLES]),
+        )
 
 
 def build(
@@ -119,6 +132,11 @@ def build(
     _check_traces(model, source)
     check_augment(config.augment, source.image_shape)
     metrics, loss = metrics_for(len(source.class_names)), make_loss(config.loss)
+    if config.checkpoint.keep_best and "validation" not in source.splits:
+        raise UserError(
+            f"checkpoint.keep_best={config.checkpoint.keep_best} needs a validation split, and with "
+            "data.validation_fraction=0 there is none: set checkpoint.keep_best=0, and the last weights are the result"
+        )
     if config.checkpoint.best_metric not in metrics.__dataclass_fields__:
         raise UserError(
             f"checkpoint.best_metric={config.checkpoint.best_metric} is not measured with {len(source.class_names)} "
@@ -139,6 +157,7 @@ def build(
         config.schedule, peak=peak_rate(config), total_steps=total_steps, steps_per_epoch=steps_per_epoch
     )
     optimizer = make_optimizer(config.optimizer, schedule)
+    average = make_average(config.optimizer, total_steps=total_steps)
     augment = make_augment(config.augment, mean=mean, std=std, image_shape=source.image_shape)
     step = partial(
         train_step,
@@ -148,7 +167,7 @@ def build(
         augment=augment,
         metrics=metrics,
         accumulate=config.optimizer.accumulate,
-        ema_decay=config.optimizer.ema_decay,
+        average=average,
         unroll=parallel.unroll,
         axis_name=parallel.axis_name,
     )
@@ -158,6 +177,7 @@ def build(
         loss=loss,
         normalise=make_normalise(mean, std),
         metrics=metrics,
+        views=config.eval_tta,
         axis_name=parallel.axis_name,
     )
 
@@ -183,6 +203,8 @@ def build(
         eval_batch_size=math.ceil(wanted / parallel.num_devices) * parallel.num_devices,
         loss=loss,
         augment=augment,
+        average=average,
+        examples=feed.examples,
         step=step,
         eval_step=evaluate_batch,
         train_call=parallel.compile(

@@ -39,7 +39,7 @@ class DataConfig:
     dir: str | None = None  # where prepared sets lie; none: $TFDS_DATA_DIR, else ~/tensorflow_datasets
     train_split: str = "train"  # the source's split to learn from
     validation_split: str | None = None  # none: the source's own, else a slice held out of train
-    validation_fraction: float = field(default=0.1, metadata=_range(above=0, high=0.5))  # held out of train
+    validation_fraction: float = field(default=0.1, metadata=_range(0, 0.5))  # held out of train; 0: no validation
     split_seed: int = field(default=0, metadata=_range(0))  # which examples are held out; not varied with `seed`
     image_size: int | None = field(default=None, metadata=_range(1))  # pixels; none: as stored
     expected_examples: int | None = field(default=None, metadata=_range(1))  # of train_split; checked when opened, and
@@ -56,6 +56,7 @@ class DataConfig:
 class AugmentConfig:
     """What the images go through in training, in this order."""
 
+    alternating_flip: bool = False  # mirror left-right every other epoch, each example's first by a coin
     flip: bool = False  # mirror left-right with probability 1/2
     crop_padding: int = field(default=0, metadata=_range(0))  # pixels of reflected border, then a random crop back
     cutout: int = field(default=0, metadata=_range(0))  # side in pixels of a random square set to the mean
@@ -85,20 +86,37 @@ class LossConfig:
 
 
 @dataclass(slots=True)
+class GroupsConfig:
+    """airbench_sgd, airbench_muon: the groups of parameters. Rates are multiples of learning_rate.
+
+    Each has its weight_decay divided by its rate, so that all of them shrink alike.
+    """
+
+    norm_bias_rate: float = field(default=1.0, metadata=_range(above=0))  # biases of batch norms
+    head_rate: float = field(default=1.0, metadata=_range(above=0))
+    whiten_bias_rate: float = field(default=1.0, metadata=_range(above=0))
+    whiten_bias_steps: int = field(default=1, metadata=_range(1))  # then it is frozen; airbench_muon: falling to 0
+    muon_rest_momentum: float = field(default=0.85, metadata=_range(0, 0.9999))  # airbench_muon: of all but its kernels
+
+
+@dataclass(slots=True)
 class OptimizerConfig:
     """How the weights move; its links, in order, are in optim.py."""
 
     name: str = field(
         default="nesterov",
-        metadata=_among("sgd", "momentum", "nesterov", "adagrad", "rmsprop", "adam", "adamw", "lamb", "lion", "muon"),
-    )
+        metadata=_among(
+            "sgd", "momentum", "nesterov", "adagrad", "rmsprop", "adam", "adamw", "lamb", "lion", "muon",
+            "airbench_sgd", "airbench_muon",
+        ),
+    )  # fmt: skip
     learning_rate: float = field(default=0.1, metadata=_range(above=0))  # at the schedule's peak
     reference_batch_size: int | None = field(default=None, metadata=_range(1))  # the rate is scaled by batch_size/this
-    momentum: float = field(default=0.9, metadata=_range(0, 0.9999))  # momentum, nesterov, rmsprop (0: none), muon
+    momentum: float = field(default=0.9, metadata=_range(0, 0.9999))  # momentum, nesterov, rmsprop (0: none), muons
     beta1: float = field(default=0.9, metadata=_range(0, 0.9999))  # adam, adamw, lamb, lion; muon's adam
     beta2: float | None = field(default=None, metadata=_range(0, 0.99999))  # none: lion 0.99, rmsprop 0.9, else 0.999
     epsilon: float = field(default=1e-8, metadata=_range(above=0))
-    weight_decay: float = field(default=0.0, metadata=_range(0))  # on kernels only
+    weight_decay: float = field(default=0.0, metadata=_range(0))  # on kernels only; airbench_*: see GroupsConfig
     weight_decay_mode: str = field(
         default="auto", metadata=_among("auto", "l2", "decoupled")
     )  # auto: as the name implies
@@ -107,20 +125,30 @@ class OptimizerConfig:
     clip_value: float | None = field(default=None, metadata=_range(above=0))  # each entry of the gradient
     accumulate: int = field(default=1, metadata=_range(1))  # micro-batches a step
     ema_decay: float | None = field(default=None, metadata=_range(above=0, high=0.999999))  # none: no average kept
+    lookahead_every_steps: int | None = field(
+        default=None, metadata=_range(1)
+    )  # none: no lookahead; it has the average
+    lookahead_decay: float = field(default=0.95**5, metadata=_range(0, 1))  # of lookahead's average, at the last step
+    groups: GroupsConfig = field(default_factory=GroupsConfig)
 
 
 @dataclass(slots=True)
 class ScheduleConfig:
     """The learning rate over the run."""
 
-    name: str = field(default="cosine", metadata=_among("cosine", "step", "one_cycle", "linear", "constant"))
+    name: str = field(
+        default="cosine", metadata=_among("cosine", "step", "one_cycle", "triangle", "linear", "constant")
+    )
     warmup_epochs: float = field(
         default=0.0, metadata=_range(0)
     )  # linear, from 0; not for one_cycle, which has its own
-    final_fraction: float = field(default=0.0, metadata=_range(0, 1))  # cosine, linear: last rate / peak rate
+    initial_fraction: float = field(default=0.0, metadata=_range(0, 1))  # triangle: first rate / peak rate
+    final_fraction: float = field(default=0.0, metadata=_range(0, 1))  # cosine, linear, triangle: last rate / peak rate
     step_epochs: tuple[float, ...] = ()  # step: the epochs at which the rate is multiplied by step_factor
     step_factor: float = field(default=0.1, metadata=_range(above=0, high=1))
-    peak_fraction: float = field(default=0.3, metadata=_range(above=0, high=0.99))  # one_cycle: where the peak stands
+    peak_fraction: float = field(
+        default=0.3, metadata=_range(above=0, high=0.99)
+    )  # one_cycle, triangle: the peak's place
 
 
 @dataclass(slots=True)
@@ -142,6 +170,7 @@ class Config:
     seed: int = field(default=0, metadata=_range(0, 2**31 - 1))
     batch_size: int = field(default=128, metadata=_range(1))  # global, over all devices
     eval_batch_size: int | None = field(default=None, metadata=_range(1))  # none: batch_size; rounded up to devices
+    eval_tta: str = field(default="none", metadata=_among("none", "flip", "flip_translate"))  # views averaged over
     num_epochs: float = field(default=10.0, metadata=_range(above=0))
     num_steps: int | None = field(default=None, metadata=_range(1))  # given: instead of num_epochs
     eval_every_epochs: float = field(default=1.0, metadata=_range(above=0))
@@ -283,12 +312,34 @@ def validate(config: Config) -> None:
             "schedule.step_epochs is read by schedule.name=step only; set it to '()'",
         ),
         (
-            schedule.name == "one_cycle" and schedule.warmup_epochs,
-            "schedule.name=one_cycle warms up by itself; set schedule.warmup_epochs=0",
+            schedule.name in ("one_cycle", "triangle") and schedule.warmup_epochs,
+            f"schedule.name={schedule.name} warms up by itself; set schedule.warmup_epochs=0",
         ),
         (
             loss.name != "cross_entropy" and loss.label_smoothing,
             "loss.label_smoothing is for loss.name=cross_entropy only; set it to 0",
+        ),
+        (
+            config.augment.flip and config.augment.alternating_flip,
+            "augment.flip and augment.alternating_flip both mirror; set one of them to false",
+        ),
+        (
+            optimizer.ema_decay is not None and optimizer.lookahead_every_steps is not None,
+            "optimizer.ema_decay and optimizer.lookahead_every_steps both average; set one of them to none",
+        ),
+        (
+            optimizer.name.startswith("airbench_") and (optimizer.l1 or optimizer.weight_decay_mode != "auto"),
+            f"optimizer.name={optimizer.name} has a decay of its own; set optimizer.l1=0 and "
+            "optimizer.weight_decay_mode=auto",
+        ),
+        (
+            optimizer.name == "airbench_muon" and optimizer.reference_batch_size is not None,
+            "optimizer.name=airbench_muon has a rate that does not go with the batch; set "
+            "optimizer.reference_batch_size=none",
+        ),
+        (
+            not optimizer.name.startswith("airbench_") and optimizer.groups != GroupsConfig(),
+            "optimizer.groups is for optimizer.name=airbench_sgd and airbench_muon only; leave it as it is",
         ),
     ):
         if ignored:

@@ -10,7 +10,7 @@ import numpy as np
 
 from jaxcnn.augment import Augment
 from jaxcnn.losses import Loss
-from jaxcnn.step import AUGMENT_STREAM, TrainState
+from jaxcnn.step import AUGMENT_STREAM, TrainState, mirrored
 
 
 def first_bad_layer(
@@ -32,7 +32,7 @@ def first_bad_layer(
     size = len(batch["label"])
     augment_key = jax.random.fold_in(jax.random.fold_in(key, AUGMENT_STREAM), int(state.step))
     keys = jax.vmap(jax.random.fold_in, in_axes=(None, 0))(augment_key, jnp.arange(size))
-    images, labels = augment(keys, batch["image"], batch["label"])
+    images, labels = augment(keys, batch["image"], batch["label"], mirrored(key, dict(batch)))
     if not np.isfinite(images).all():
         return "first in the augmented images"
 

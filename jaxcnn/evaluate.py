@@ -57,6 +57,8 @@ def main(argv: list[str], start: float) -> int:
     run, feed = build(config, progress=log.work, statistics=(saved["data"]["mean"], saved["data"]["std"]))
     if run.source.fingerprint != saved["data"]["fingerprint"]:
         raise UserError(f"the data found are not those that the run in {workdir} was trained on; see --data_dir")
+    if values.split not in run.source.splits:
+        raise UserError(f"--split={values.split}: the run has none (data.validation_fraction=0)")
     folder = workdir / "checkpoints"
     if not folder.exists():
         raise UserError(f"{workdir} has no checkpoint yet")

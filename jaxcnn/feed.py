@@ -24,6 +24,14 @@ def evaluation_inputs(num_examples: int, batch_size: int) -> dict[str, np.ndarra
     return {"index": np.minimum(index, num_examples - 1), "mask": index < num_examples}
 
 
+def example_numbers(config: Config, source: Source, step: int) -> dict[str, np.ndarray]:
+    """Of a step's global batch, int32 [batch]: `index`, which examples of train these are, and the `epoch` of each."""
+    size, count = config.batch_size, len(source.splits["train"])
+    index = data_lib.batch_indices(config.seed, step, num_examples=count, batch_size=size)
+    epoch = np.arange(step * size, (step + 1) * size) // count
+    return {"index": index.astype(np.int32), "epoch": epoch.astype(np.int32)}
+
+
 class ResidentFeed:
     """Feeds a data set that lives on the device: a call's inputs are only the numbers of its examples."""
 
@@ -59,24 +67,21 @@ class ResidentFeed:
         return self._device[split]
 
     def inputs(self, step: int, num_steps: int) -> Any:
-        """Inputs of one call: example numbers [num_steps, batch], spread over the devices."""
-        size, count = self._config.batch_size, len(self._source.splits["train"])
-        rows = self._parallel.local_rows(size)
-        index = np.stack(
-            [
-                data_lib.batch_indices(self._config.seed, s, num_examples=count, batch_size=size)[rows]
-                for s in range(step, step + num_steps)
-            ]
-        )
-        return self._parallel.shard(index.astype(np.int32), axis=1)
+        """Inputs of one call: each step's example_numbers [num_steps, batch], spread over the devices."""
+        rows = self._parallel.local_rows(self._config.batch_size)
+        steps = [example_numbers(self._config, self._source, s) for s in range(step, step + num_steps)]
+        stacked = {name: np.stack([numbers[name][rows] for numbers in steps]) for name in ("index", "epoch")}
+        return self._parallel.shard(stacked, axis=1)
+
+    def examples(self, count: int) -> np.ndarray:
+        """The first images of train, in host memory."""
+        return np.asarray(self.arrays("train")[0][:count])
 
     def batch(self, step: int) -> dict[str, np.ndarray]:
         """The global batch of a step, in host memory."""
         images, labels = self.arrays("train")
-        index = data_lib.batch_indices(
-            self._config.seed, step, num_examples=len(labels), batch_size=self._config.batch_size
-        )
-        return {"image": images[index], "label": labels[index]}
+        numbers = example_numbers(self._config, self._source, step)
+        return {"image": images[numbers["index"]], "label": labels[numbers["index"]], **numbers}
 
     def evaluation(self, split: str, batch_size: int) -> Iterator[tuple[Any, Any]]:
         """(data, inputs) for each call over a split, the last one padded."""
@@ -123,8 +128,18 @@ class StreamingFeed:
                 step, data.num_workers, process_index=jax.process_index(), process_count=jax.process_count()
             )
         self._next_step = step + num_steps
-        batch = next(self._iterator)
+        rows = self._parallel.local_rows(self._config.batch_size)
+        numbers = example_numbers(self._config, self._source, step)
+        batch = {**next(self._iterator), **{name: array[rows] for name, array in numbers.items()}}
         return self._parallel.shard({name: array[None] for name, array in batch.items()}, axis=1)
+
+    def examples(self, count: int) -> np.ndarray:
+        """The first images of train, in host memory."""
+        split = self._source.splits["train"]
+        first = data_lib.Split(split.records, split.indices[:count])
+        return data_lib.load_arrays(
+            first, fingerprint=self._source.fingerprint, image_shape=self._source.image_shape, cache=False
+        )[0]
 
     def _batches(self, step: int, num_workers: int, **process: int) -> data_lib.Batches:
         return data_lib.train_batches(
@@ -142,7 +157,7 @@ class StreamingFeed:
     def batch(self, step: int) -> dict[str, np.ndarray]:
         """The global batch of a step, in host memory."""
         with self._batches(step, 0) as batches:
-            return next(batches)
+            return {**next(batches), **example_numbers(self._config, self._source, step)}
 
     def evaluation(self, split: str, batch_size: int) -> Iterator[tuple[Any, Any]]:
         """(data, inputs) for each call over a split, the last one padded."""

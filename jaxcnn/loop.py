@@ -34,6 +34,7 @@ def train(run: Run, feed: Feed, log: RunLog, checkpoints: Checkpoints) -> dict[s
       Preempted: a signal came, and everything is saved.
     """
     config, parallel, cadence = run.config, run.parallel, run.config.checkpoint
+    validates = "validation" in run.source.splits
     restored = checkpoints.restore_newest({"state": run.abstract_state(), "totals": run.metrics.empty()})
     if restored:
         step, tree, extra = restored
@@ -67,8 +68,10 @@ def train(run: Run, feed: Feed, log: RunLog, checkpoints: Checkpoints) -> dict[s
 
             interval.fetch(state, clock)
             last = step == run.total_steps
-            evaluating = last or _crossed(before, step, config.eval_every_epochs * run.steps_per_epoch)
-            if evaluating or _crossed(before, step, config.log_every_steps):
+            evaluating = validates and (
+                last or _crossed(before, step, config.eval_every_epochs * run.steps_per_epoch)
+            )  # fmt: skip
+            if last or evaluating or _crossed(before, step, config.log_every_steps):
                 totals = interval.end(step, totals)
             saving = last or _crossed(before, step, cadence.every_steps or cadence.every_epochs * run.steps_per_epoch)
             if not (evaluating or saving or signals):
@@ -107,7 +110,7 @@ def train(run: Run, feed: Feed, log: RunLog, checkpoints: Checkpoints) -> dict[s
     variables = parallel.replicate(chosen)
     splits = {}
     clock.lap("save", step)
-    for split in ("validation", "test"):
+    for split in ("validation", "test") if validates else ("test",):
         (values,) = evaluate_split(run, feed, split, variables)
         splits[split] = {**values, "num_examples": len(run.source.splits[split])}
     clock.lap("evaluate", step)
@@ -145,7 +148,7 @@ def evaluate_raw_and_ema(run: Run, feed: Feed, state: TrainState, split: str) ->
 def best_metric(run: Run) -> str:
     """The validation metric that chooses the weights: the average's, where one is kept."""
     name = run.config.checkpoint.best_metric
-    return name if run.config.optimizer.ema_decay is None else f"ema_{name}"
+    return name if run.average is None else f"ema_{name}"
 
 
 def result_variables(run: Run, state: TrainState) -> dict[str, Any]:
@@ -155,7 +158,7 @@ def result_variables(run: Run, state: TrainState) -> dict[str, Any]:
 
 def _choose(run: Run, checkpoints: Checkpoints, last: TrainState, log: RunLog) -> tuple[dict[str, Any], str]:
     """The best checkpoint's variables, or the last ones when no best is kept, and words for which they are."""
-    ema = ", ema" if run.config.optimizer.ema_decay is not None else ""
+    ema = ", ema" if run.average is not None else ""
     step = checkpoints.best_step() if run.config.checkpoint.keep_best else None
     if step is None:
         return result_variables(run, last), f"last{ema}"

@@ -1,7 +1,7 @@
 """From config to optax: the learning rate's schedule, and the optimizer as one chain.
 
 Nothing here scales the learning rate, accumulates gradients or averages weights. Penalties and decay act on kernels
-only, never on biases or on the scales of norms.
+only, never on biases or on the scales of norms; the two optimizers of the CIFAR-10 speed records decay by group.
 """
 
 import math
@@ -16,8 +16,9 @@ from optax import contrib
 from jaxcnn.config import OptimizerConfig, ScheduleConfig
 from jaxcnn.errors import UserError, nearest
 
-SCHEDULES = ("cosine", "step", "one_cycle", "linear", "constant")
+SCHEDULES = ("cosine", "step", "one_cycle", "triangle", "linear", "constant")
 OPTIMIZERS = ("sgd", "momentum", "nesterov", "adagrad", "rmsprop", "adam", "adamw", "lamb", "lion", "muon")
+GROUPED = ("airbench_sgd", "airbench_muon")  # rates and decay of their own for groups of parameters
 DECOUPLED = ("adamw", "lamb", "lion", "muon")  # weight_decay_mode "auto": these decay apart from the gradient
 
 
@@ -27,6 +28,11 @@ def make_schedule(schedule: ScheduleConfig, *, peak: float, total_steps: int, st
         if schedule.warmup_epochs:
             raise UserError("schedule.warmup_epochs is not for one_cycle, which warms up by itself: set it to 0")
         return optax.cosine_onecycle_schedule(total_steps, peak, pct_start=schedule.peak_fraction)
+    if schedule.name == "triangle":
+        up = int(schedule.peak_fraction * total_steps)
+        rise = optax.linear_schedule(schedule.initial_fraction * peak, peak, up)
+        fall = optax.linear_schedule(peak, schedule.final_fraction * peak, total_steps - up)
+        return optax.join_schedules([rise, fall], [up])
 
     warmup_steps = round(schedule.warmup_epochs * steps_per_epoch)
     decay_steps = max(1, total_steps - warmup_steps)  # a run cut short may end within its warm-up
@@ -54,6 +60,8 @@ def make_schedule(schedule: ScheduleConfig, *, peak: float, total_steps: int, st
 
 def make_optimizer(optimizer: OptimizerConfig, learning_rate: optax.Schedule) -> optax.GradientTransformation:
     """The links in the order in which a gradient passes them on its way to the weights."""
+    if optimizer.name in GROUPED:
+        return _grouped(optimizer, learning_rate)
     mode = optimizer.weight_decay_mode
     if mode == "auto":
         mode = "decoupled" if optimizer.name in DECOUPLED else "l2"
@@ -123,7 +131,7 @@ def _scale_by_name(optimizer: OptimizerConfig) -> optax.GradientTransformation:
             adam = optax.scale_by_adam(beta1, beta2, eps=epsilon)
             return optax.partition({"muon": _scale_by_muon(momentum), "adam": adam}, _muon_labels)
         case _:
-            raise UserError(f"optimizer.name is {optimizer.name!r}: {nearest(optimizer.name, OPTIMIZERS)}")
+            raise UserError(f"optimizer.name is {optimizer.name!r}: {nearest(optimizer.name, OPTIMIZERS + GROUPED)}")
 
 
 def _scale_by_muon(momentum: float) -> optax.GradientTransformation:
@@ -152,3 +160,84 @@ def _muon_labels(params: Any) -> Any:
         return "muon" if names[-1] == "kernel" and "head" not in names else "adam"
 
     return jax.tree_util.tree_map_with_path(label, params)
+
+
+# ---- the optimizers of the CIFAR-10 speed records (Jordan 2024, arXiv:2404.00498), by groups of parameters
+
+
+def _grouped(optimizer: OptimizerConfig, learning_rate: optax.Schedule) -> optax.GradientTransformation:
+    """Nesterov momentum in every group; of `airbench_muon` Muon for the kernels, and an own fall of the first bias."""
+    groups, is_muon = optimizer.groups, optimizer.name == "airbench_muon"
+    momentum = groups.muon_rest_momentum if is_muon else optimizer.momentum
+
+    def nesterov(rate: float, schedule: optax.Schedule = learning_rate) -> optax.GradientTransformation:
+        return optax.chain(
+            # divided by the rate, by which the step is multiplied: every group shrinks by schedule * weight_decay
+            optax.add_decayed_weights(optimizer.weight_decay / rate),
+            optax.trace(momentum, nesterov=True),
+            optax.scale_by_learning_rate(lambda step: rate * schedule(step)),
+        )
+
+    def until_frozen(step: jax.Array) -> jax.Array:
+        whole = groups.whiten_bias_steps
+        if is_muon:
+            return optimizer.learning_rate * jnp.maximum(0.0, 1 - step / whole)
+        return jnp.where(step < whole, learning_rate(step), 0.0)
+
+    by_group = {
+        "kernels": _muon_on_a_sphere(optimizer.momentum, learning_rate) if is_muon else nesterov(1.0),
+        "norm_biases": nesterov(groups.norm_bias_rate),
+        "head": nesterov(groups.head_rate),
+        "whiten_bias": nesterov(groups.whiten_bias_rate, until_frozen),
+        "whiten_kernel": optax.set_to_zero(),
+    }
+    return optax.chain(
+        optax.identity() if optimizer.clip_value is None else optax.clip(optimizer.clip_value),
+        optax.identity() if optimizer.clip_norm is None else optax.clip_by_global_norm(optimizer.clip_norm),
+        optax.partition(by_group, parameter_groups),
+    )
+
+
+def parameter_groups(params: Any) -> Any:
+    """A tree like params: the name of each one's group."""
+
+    def group(path: tuple[Any, ...], _: Any) -> str:
+        names = _names(path)
+        kind = "kernel" if names[-1] == "kernel" else "bias"
+        if "whiten" in names:
+            return f"whiten_{kind}"
+        if "head" in names:
+            return "head"
+        return "kernels" if kind == "kernel" else "norm_biases"
+
+    return jax.tree_util.tree_map_with_path(group, params)
+
+
+def _muon_on_a_sphere(momentum: float, learning_rate: optax.Schedule) -> optax.GradientTransformation:
+    """Muon on kernels that are brought back to the norm sqrt(outputs) before each step, instead of decaying."""
+
+    def from_the_sphere(update: jax.Array, kernel: jax.Array) -> jax.Array:
+        return update + kernel * (math.sqrt(kernel.shape[-1]) / jnp.linalg.norm(kernel)) - kernel
+
+    return optax.chain(
+        optax.trace(momentum, nesterov=True),
+        optax.stateless_with_tree_map(lambda update, _: orthogonalise(update)),
+        optax.scale_by_learning_rate(learning_rate),
+        optax.stateless_with_tree_map(from_the_sphere),
+    )
+
+
+def orthogonalise(kernel: jax.Array) -> jax.Array:
+    """A kernel [..., in, out] as a matrix, with singular values all near 1, by three steps of Newton and Schulz.
+
+    In bfloat16 on every platform, as in the record; the steps bring back what rounding takes.
+    """
+    matrix = kernel.reshape(-1, kernel.shape[-1]).astype(jnp.bfloat16)
+    tall = matrix.shape[0] > matrix.shape[1]
+    x = matrix.T if tall else matrix  # the products are then of the smaller side
+    x = x / (jnp.linalg.norm(x) + 1e-7)
+    for _ in range(3):
+        a = x @ x.T
+        b = -4.7750 * a + 2.0315 * (a @ a)
+        x = 3.4445 * x + b @ x
+    return (x.T if tall else x).astype(kernel.dtype).reshape(kernel.shape)

@@ -80,11 +80,12 @@ def step_cost(run: Run) -> tuple[float, Memory]:
     if run.resident:
         count = len(source.splits["train"])
         data: Any = {"image": struct((count, *shape), jnp.uint8), "label": struct((count,), jnp.int32)}
-        inputs: Any = struct((1, size), jnp.int32)
+        inputs: Any = {}
         others = sum(len(split) for name, split in source.splits.items() if name != "train")
         other_splits = others * (math.prod(shape) + 4)
     else:
         data, inputs = {}, {"image": struct((1, size, *shape), jnp.uint8), "label": struct((1, size), jnp.int32)}
+    inputs |= {"index": struct((1, size), jnp.int32), "epoch": struct((1, size), jnp.int32)}
     totals = jax.eval_shape(run.metrics.empty)
     key = jax.eval_shape(lambda: jax.random.key(0))
     arguments = parallel.abstract((run.abstract_state(), totals, data)), parallel.abstract(inputs, axis=1)

@@ -13,15 +13,18 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jaxcnn.augment import Augment
+from jaxcnn.augment import Augment, alternating_mirror, average_views
+from jaxcnn.averaging import Average
 from jaxcnn.losses import Loss
 from jaxcnn.metrics import Metrics, collect, example_values
 
 # What is random in a run comes from its one key, folded with one of these, so that each can be held still while
 # another varies. The order of the data and its augmentation at decode have theirs in data/order.py.
-INIT_STREAM, AUGMENT_STREAM, DROPOUT_STREAM = 10, 11, 12
+INIT_STREAM, AUGMENT_STREAM, DROPOUT_STREAM, FLIP_STREAM = 10, 11, 12, 13
 
-Batch = dict[str, jax.Array]  # image uint8 [batch, height, width, channels], label [batch] or [batch, classes], mask
+# image uint8 [batch, height, width, channels], label [batch] or [batch, classes]; in evaluation mask; in training index
+# and epoch, where they are known: which example of the train split each is, and the epoch in which it is seen
+Batch = dict[str, jax.Array]
 
 
 @flax.struct.dataclass
@@ -32,7 +35,7 @@ class TrainState:
     params: Any  # float32
     batch_stats: Any  # float32; empty for models without batch norm
     opt_state: Any
-    ema: Any  # {"params", "batch_stats"} averaged over steps, or None
+    ema: Any  # {"params", "batch_stats"} averaged over steps, or None: averaging.py
 
 
 def init_state(
@@ -42,11 +45,17 @@ def init_state(
     model: nn.Module,
     optimizer: optax.GradientTransformation,
     ema: bool = False,
+    examples: jax.Array | None = None,
 ) -> TrainState:
-    """Initial state of a model for images [height, width, channels]; a function of the run's key alone."""
+    """Initial state of a model for images [height, width, channels]; a function of the run's key alone.
+
+    Of `examples`, too, normalised training images, for a model whose parameters begin `from_data`.
+    """
     images = jnp.zeros((1, *image_shape), jnp.float32)
     variables = model.init(jax.random.fold_in(key, INIT_STREAM), images, train=False)
     params, batch_stats = variables["params"], variables.get("batch_stats", {})
+    if examples is not None:
+        params = model.from_data(params, examples)  # type: ignore[attr-defined]
     return TrainState(
         step=jnp.zeros((), jnp.int32),
         params=params,
@@ -68,7 +77,7 @@ def train_step(
     augment: Augment,
     metrics: type[Metrics],
     accumulate: int = 1,
-    ema_decay: float | None = None,
+    average: Average | None = None,
     unroll: bool = False,
     axis_name: str | None = None,
 ) -> tuple[TrainState, Metrics]:
@@ -79,7 +88,7 @@ def train_step(
       batch: this device's part of the global batch, at [axis_index * size, (axis_index + 1) * size) of it.
       key: the run's constant key.
       accumulate: micro-batches whose gradients are averaged; must divide the device's part.
-      ema_decay: of the average of params and batch statistics; None when the state holds none.
+      average: of params and batch statistics, after the update; None when the state holds none.
       unroll: write the micro-batches out instead of looping (XLA on CPUs runs convolutions in loops ~30 x slower).
       axis_name: mapped axis over the devices that share the global batch; None on one device.
     """
@@ -90,7 +99,7 @@ def train_step(
     )
     # One key an example, by its position in the global batch: one device and eight augment alike.
     example_keys = jax.vmap(jax.random.fold_in, in_axes=(None, 0))(augment_key, device * size + jnp.arange(size))
-    images, labels = augment(example_keys, batch["image"], batch["label"])
+    images, labels = augment(example_keys, batch["image"], batch["label"], mirrored(key, batch))
     dropout_key = jax.random.fold_in(dropout_key, device)
 
     def mean_loss(params, batch_stats, images, labels, dropout_key):
@@ -122,10 +131,10 @@ def train_step(
 
     updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
-    ema = state.ema
-    if ema_decay is not None:
-        ema = _average(ema, {"params": params, "batch_stats": batch_stats}, state.step + 1, ema_decay)
-    new_state = TrainState(state.step + 1, params=params, batch_stats=batch_stats, opt_state=opt_state, ema=ema)
+    ema, now = state.ema, {"params": params, "batch_stats": batch_stats}
+    if average is not None:
+        ema, now = average(ema, now, state.step + 1)
+    new_state = TrainState(state.step + 1, **now, opt_state=opt_state, ema=ema)
     values = {name: value.swapaxes(0, 1).reshape(size) for name, value in values.items()}
     return new_state, collect(metrics, values, jnp.ones(size, bool), axis_name=axis_name)
 
@@ -145,11 +154,11 @@ def scan(body: Callable, carry: Any, xs: Any, *, unroll: bool) -> tuple[Any, Any
     return carry, jax.tree.map(lambda *each: jnp.stack(each), *outputs)
 
 
-def _average(ema: Any, now: Any, step: jax.Array, decay: float) -> Any:
-    """Moves the average towards what is now; early on faster, by (1 + t) / (10 + t), as it began at the init."""
-    t = step.astype(jnp.float32)
-    keep = jnp.minimum(decay, (1 + t) / (10 + t))
-    return jax.tree.map(lambda old, new: keep * old + (1 - keep) * new, ema, now)
+def mirrored(key: jax.Array, batch: Batch) -> jax.Array | None:
+    """Which examples alternating flip mirrors; None where the batch does not say which they are. `key` is the run's."""
+    if "epoch" not in batch:
+        return None
+    return alternating_mirror(jax.random.fold_in(key, FLIP_STREAM), batch["index"], batch["epoch"])
 
 
 def guarded_step(
@@ -199,16 +208,25 @@ def eval_step(
     loss: Loss,
     normalise: Callable[[jax.Array], jax.Array],
     metrics: type[Metrics],
+    views: str = "none",
     axis_name: str | None = None,
 ) -> Metrics:
-    """Sums and counts of one batch under fixed weights; examples whose mask is False do not count."""
-    logits: Any = model.apply(variables, normalise(batch["image"]), train=False)
+    """Sums and counts of one batch under fixed weights; examples whose mask is False do not count.
+
+    `views`: of each image over which its logits are averaged, see augment.average_views.
+    """
+
+    def predict(images: jax.Array) -> Any:
+        return model.apply(variables, images, train=False)
+
+    logits = average_views(predict, normalise(batch["image"]), views=views)
     values = example_values(logits, batch["label"], loss(logits, batch["label"]))
     return collect(metrics, values, batch["mask"], axis_name=axis_name)
 
 
-def gather(data: dict[str, jax.Array], index: jax.Array | dict[str, jax.Array]) -> Batch:
-    """The batch at `index` [batch] (or {"index", "mask"}) of a data set that lives on the device."""
-    if isinstance(index, dict):
-        return {"image": data["image"][index["index"]], "label": data["label"][index["index"]], "mask": index["mask"]}
-    return {"image": data["image"][index], "label": data["label"][index]}
+def gather(data: dict[str, jax.Array], inputs: jax.Array | dict[str, jax.Array]) -> Batch:
+    """The batch at `index` [batch] of a data set that lives on the device: of `inputs`, or inputs itself."""
+    if not isinstance(inputs, dict):
+        inputs = {"index": inputs}
+    index = inputs["index"]
+    return {"image": data["image"][index], "label": data["label"][index], **inputs}

@@ -5,7 +5,7 @@ Nothing is logged or saved: `train_in_chunks` hands the state out between progra
 """
 
 import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any
 
@@ -24,7 +24,7 @@ from jaxcnn.optim import make_optimizer
 from jaxcnn.step import TrainState, gather, guarded_step, scan
 
 Data = dict[str, dict[str, jax.Array]]  # split -> image uint8 [n, height, width, channels], label int32 [n]
-Curves = dict[str, dict[str, jax.Array]]  # "train" [steps], "validation" [evaluations]: named as in metrics.jsonl
+Curves = dict[str, dict[str, jax.Array]]  # train [steps], other splits [evaluations]: named as in metrics.jsonl
 
 
 @flax.struct.dataclass
@@ -40,7 +40,8 @@ class Hyperparameters:
 class Pieces:
     """What is static of a whole run."""
 
-    init: Callable[[jax.Array], TrainState]
+    init: Callable[[jax.Array, jax.Array | None], TrainState]  # (key, images of train or None) -> state
+    from_data: bool  # whether the init needs images
     steps: Callable[[Hyperparameters], tuple[Callable, Callable]]  # the train step and the evaluation step with these
     metrics: type[Metrics]
     total_steps: int
@@ -60,6 +61,7 @@ def pieces_of(run: Run, *, eval_every_steps: int | None = None, unroll: bool | N
         raise UserError(f"{run.total_steps} steps of {config.batch_size} images are too many for one program: 2**31")
     return Pieces(
         init=run.init_from,
+        from_data=hasattr(run.model, "from_data"),
         steps=partial(_steps_with, run=run),
         metrics=run.metrics,
         total_steps=run.total_steps,
@@ -75,7 +77,7 @@ def train_run(
     seed: jax.Array, data: Data, hyperparameters: Hyperparameters, *, pieces: Pieces
 ) -> tuple[TrainState, Curves]:
     """Trains from the init to the last step. `seed` is the config's: the run's key and the order come from it."""
-    state = pieces.init(jax.random.key(seed))
+    state = pieces.init(jax.random.key(seed), data["train"]["image"] if pieces.from_data else None)
     return train_chunk(state, data, seed, hyperparameters, num_steps=pieces.total_steps, pieces=pieces)
 
 
@@ -88,46 +90,49 @@ def train_chunk(
     num_steps: int,
     pieces: Pieces,
 ) -> tuple[TrainState, Curves]:
-    """`num_steps` steps on from a state; evaluates after every `eval_every_steps` of them, and after the last.
+    """`num_steps` steps on from a state; after every `eval_every_steps` of them, and after the last, it evaluates.
 
-    As in the loop, no step is applied from the first on whose loss is not finite.
+    All splits in `data` but train are evaluated. As in the loop, nothing is applied once a loss is not finite.
     """
     key = jax.random.key(seed)
     train_step, eval_step = pieces.steps(hyperparameters)
-    indices = batches_from(
-        seed, state.step, num_steps, num_examples=len(data["train"]["label"]), batch_size=pieces.batch_size
-    )
-    indices = _own_columns(indices, pieces.axis_name)
+    count = len(data["train"]["label"])
+    inputs = batches_from(seed, state.step, num_steps, num_examples=count, batch_size=pieces.batch_size)
+    inputs = _own_columns(inputs, pieces.axis_name)
 
-    def train(carry, index):
+    def train(carry, inputs):
         state, totals = carry
-        state, totals, metrics = guarded_step(state, totals, gather(data["train"], index), key, step=train_step)
+        state, totals, metrics = guarded_step(state, totals, gather(data["train"], inputs), key, step=train_step)
         return (state, totals), metrics.compute()
 
-    def train_and_evaluate(carry, indices):
-        carry, curve = scan(train, carry, indices, unroll=pieces.unroll)
-        return carry, (curve, _evaluate(carry[0], data["validation"], eval_step=eval_step, pieces=pieces))
+    def train_and_evaluate(carry, inputs):
+        carry, curve = scan(train, carry, inputs, unroll=pieces.unroll)
+        evaluate = partial(_evaluate, carry[0], eval_step=eval_step, pieces=pieces)
+        return carry, {"train": curve} | {split: evaluate(data[split]) for split in data if split != "train"}
 
     carry: Any = (state, pieces.metrics.empty())
-    whole = num_steps // pieces.eval_every_steps * pieces.eval_every_steps
-    train_curves, evaluations = [], []
-    for part, length in ((indices[:whole], pieces.eval_every_steps), (indices[whole:], num_steps - whole)):
-        if len(part):
-            blocks = part.reshape(-1, length, part.shape[-1])
-            carry, (curve, evaluation) = scan(train_and_evaluate, carry, blocks, unroll=pieces.unroll)
-            train_curves.append(jax.tree.map(lambda x: x.reshape(-1), curve))
-            evaluations.append(evaluation)
-    join = partial(jax.tree.map, lambda *parts: jnp.concatenate(parts))
-    return carry[0], {"train": join(*train_curves), "validation": join(*evaluations)}
+    num_blocks, rest = divmod(num_steps, pieces.eval_every_steps)
+    whole, parts = num_steps - rest, []
+    for start, blocks, length in ((0, num_blocks, pieces.eval_every_steps), (whole, min(rest, 1), rest)):
+        if blocks:
+            cut = partial(jax.lax.slice_in_dim, start_index=start, limit_index=start + blocks * length)
+            xs = jax.tree.map(lambda x, n=blocks, cut=cut: cut(x).reshape(n, -1, x.shape[-1]), inputs)
+            carry, curves = scan(train_and_evaluate, carry, xs, unroll=pieces.unroll)
+            parts.append(jax.tree.map(lambda x: x.reshape(-1), curves))
+    return carry[0], jax.tree.map(lambda *each: jnp.concatenate(each), *parts)
 
 
-def batches_from(seed: jax.Array, step: jax.Array, num_steps: int, *, num_examples: int, batch_size: int) -> jax.Array:
-    """Examples of `num_steps` batches from `step` on, int32 [num_steps, batch]: those of `batch_indices`."""
+def batches_from(
+    seed: jax.Array, step: jax.Array, num_steps: int, *, num_examples: int, batch_size: int
+) -> dict[str, jax.Array]:
+    """Batches from `step` on as the feed's: `index` and `epoch` of each example, int32 [num_steps, batch]."""
     length = num_steps * batch_size
     epoch, start = jnp.divmod(step * batch_size, num_examples)
     epochs = epoch + jnp.arange((length - 2) // num_examples + 2)  # as many as it may touch; each is sorted once
     orders = jax.vmap(lambda epoch: permutation(seed, epoch, num_examples, xp=jnp))(epochs)
-    return jax.lax.dynamic_slice(orders.reshape(-1), (start,), (length,)).reshape(num_steps, batch_size)
+    of = {"index": orders.astype(jnp.int32), "epoch": jnp.broadcast_to(epochs[:, None], orders.shape)}
+    cut = partial(jax.lax.dynamic_slice, start_indices=(start,), slice_sizes=(length,))
+    return {name: cut(x.reshape(-1)).reshape(num_steps, batch_size) for name, x in of.items()}
 
 
 def train_in_chunks(
@@ -138,15 +143,17 @@ def train_in_chunks(
     num_steps: int,
     pieces: Pieces,
     state: TrainState | None = None,
+    splits: Sequence[str] = ("train", "validation"),
 ) -> Iterator[tuple[TrainState, Curves]]:
     """Trains to the end, `num_steps` a program; after each, the state and the curves of that chunk, in host memory.
 
     Args:
       state: to go on from, as a checkpoint gives it back; none: from the init.
+      splits: train, and those to be evaluated.
     """
     parallel = run.parallel
     state = run.init() if state is None else state
-    data: Data = {split: feed.data(split) for split in ("train", "validation")}
+    data: Data = {split: feed.data(split) for split in splits}
     arguments = parallel.replicate(np.uint32(run.config.seed)), parallel.replicate(hyperparameters)
     compiled: dict[int, Callable] = {}  # the last chunk may be shorter
     step, state = int(state.step), parallel.replicate(state)

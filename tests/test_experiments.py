@@ -17,7 +17,9 @@ from tests.runs import rows, small_config, train
 ROOT = Path(__file__).resolve().parents[1]
 VARIANTS = [
     "digits.py", "mnist.py", "mnist.py:cnn", "mnist.py:mlp", "cifar10.py", "cifar10.py:resnet18",
-    "cifar10.py:resnet110",    "imagenet_resnet50.py", "imagenet_resnet50.py:resnet18",
+    "cifar10.py:resnet110", "cifar10_speedrun.py:93",
+    "cifar10_speedrun.py:94", "cifar10_speedrun.py", "cifar10_speedrun.py:95", "cifar10_speedrun.py:96",
+    "imagenet_resnet50.py", "imagenet_resnet50.py:resnet18",
 ]  # fmt: skip
 SHAPES = {"tfds:mnist": (28, 28, 1), "tfds:cifar10": (32, 32, 3)}
 
@@ -47,7 +49,8 @@ def test_it_builds_and_traces(variant, tmp_path):
         "label": jax.ShapeDtypeStruct((16,), "int32"),
     }
     keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), 16))
-    images, labels = jax.eval_shape(run.augment, keys, batch["image"], batch["label"])
+    mirrored = jax.ShapeDtypeStruct((16,), "bool")
+    images, labels = jax.eval_shape(run.augment, keys, batch["image"], batch["label"], mirrored)
     assert images.shape == (16, *run.source.image_shape)
     variables = {"params": state.params, "batch_stats": state.batch_stats}
     apply = functools.partial(run.model.apply, train=False)

@@ -38,6 +38,12 @@ COUNTS = [
     ("resnet101", {"num_classes": 1000}, IMAGENET, 44_549_160),
     ("resnet152", {"num_classes": 1000}, IMAGENET, 60_192_808),
     ("resnet18", {"num_classes": 10, "stem": "small"}, CIFAR, 11_173_962),
+    # counted with batch norm's scales, which are fixed: two, for airbench96 three, of each width
+    ("airbench93", {"num_classes": 10}, CIFAR, 569_656 - 2 * (64 + 128 + 128)),
+    ("airbench94", {"num_classes": 10}, CIFAR, 1_972_792 - 2 * (64 + 256 + 256)),
+    ("airbench94_muon", {"num_classes": 10}, CIFAR, 1_972_792 - 2 * (64 + 256 + 256)),
+    ("airbench95", {"num_classes": 10}, CIFAR, 4_606_520 - 2 * (128 + 384 + 384)),
+    ("airbench96", {"num_classes": 10}, CIFAR, 9_918_776 - 3 * (128 + 384 + 512)),
 ]
 
 # what each model takes besides num_classes; build.py passes nothing else
@@ -45,6 +51,7 @@ KEYWORDS = {
     "mlp": {"dtype", "dropout_rate"},
     "lenet5": {"dtype"},
     "cnn": {"dtype", "dropout_rate"},
+    **{f"airbench{name}": {"dtype", "norm"} for name in ("93", "94", "94_muon", "95", "96")},
     **{f"resnet{depth}": {"dtype", "norm", "remat"} for depth in (20, 32, 44, 56, 110)},
     **{f"resnet{depth}": {"dtype", "norm", "stem", "remat"} for depth in (18, 34, 50, 101, 152)},
 }
@@ -57,6 +64,7 @@ KINDS = [
     ("resnet20", {"num_blocks": 1}, (8, 8, 3)),
     ("resnet18", {"stem": "small", "stage_sizes": (1, 1)}, (8, 8, 3)),
     ("resnet50", {"stem": "imagenet", "stage_sizes": (1,)}, (16, 16, 3)),
+    ("airbench96", {"widths": (24, 24, 24)}, (25, 25, 3)),
 ]
 
 
@@ -121,7 +129,7 @@ def test_computes_in_dtype_with_float32_parameters_and_logits(
 
     logits, state = jax.eval_shape(forward, variables, jax.ShapeDtypeStruct((3, *image_shape), jnp.float32))
     assert (logits.shape, logits.dtype) == ((3, 10), jnp.float32)
-    inner = {key: value for key, value in state["intermediates"].items() if key not in ("head", "__call__")}
+    inner = {key: value for key, value in state["intermediates"].items() if key not in ("head", "whiten", "__call__")}
     assert {leaf.dtype for leaf in jax.tree.leaves(inner)} == {jnp.dtype(dtype)}
 
 

@@ -11,6 +11,7 @@ import optax
 import pytest
 
 from jaxcnn.augment import make_augment
+from jaxcnn.averaging import exponential
 from jaxcnn.config import AugmentConfig, LossConfig
 from jaxcnn.diagnosis import first_bad_layer
 from jaxcnn.losses import make_loss
@@ -38,7 +39,7 @@ def pieces(model=None, *, augment=None, optimizer=None, **options):
     loss = make_loss(LossConfig())
     augment = make_augment(augment or AugmentConfig(), mean=(0.3,), std=(0.4,), image_shape=SHAPE)
     step = partial(train_step, model=model, optimizer=optimizer, loss=loss, augment=augment, metrics=Metrics, **options)
-    return init_state(KEY, SHAPE, model=model, optimizer=optimizer, ema="ema_decay" in options), step
+    return init_state(KEY, SHAPE, model=model, optimizer=optimizer, ema="average" in options), step
 
 
 def assert_close(left, right, tolerance=1e-6):
@@ -101,7 +102,7 @@ def test_accumulation_carries_batch_statistics():
 
 def test_average_of_weights_and_statistics():
     model = TinyNet(num_classes=10)
-    state, step = pieces(model, ema_decay=0.2)
+    state, step = pieces(model, average=exponential(0.2))
     step = jax.jit(step)
     expected = {"params": state.params, "batch_stats": state.batch_stats}
     for t in range(1, 4):
@@ -121,7 +122,7 @@ def test_init_depends_on_the_key_alone():
 
 
 def test_init_state_shares_no_buffer_with_its_average():
-    state, _ = pieces(ema_decay=0.9)
+    state, _ = pieces(average=exponential(0.9))
     for param, average in zip(jax.tree.leaves(state.params), jax.tree.leaves(state.ema["params"]), strict=True):
         assert param.unsafe_buffer_pointer() != average.unsafe_buffer_pointer()
 
@@ -138,7 +139,7 @@ def test_streams_are_separate():
 
 
 def test_several_steps_in_one_program():
-    state, step = pieces(TinyNet(num_classes=10, dropout_rate=0.2), ema_decay=0.9)
+    state, step = pieces(TinyNet(num_classes=10, dropout_rate=0.2), average=exponential(0.9))
     step = jax.jit(step)
     indices = jnp.asarray(np.random.default_rng(0).integers(0, 32, (5, 8)))
     totals = Metrics.empty()

@@ -12,6 +12,7 @@ from jaxcnn.build import build
 from jaxcnn.checkpoint import Checkpoints, flatten
 from jaxcnn.data import batch_indices
 from jaxcnn.errors import UserError
+from jaxcnn.models import MODELS
 from jaxcnn.whole_run import Hyperparameters, batches_from, pieces_of, train_in_chunks, train_run
 from tests import runs
 from tests.runs import small_config
@@ -68,7 +69,9 @@ def whole():
 def test_batches_are_the_loops(start, num_steps, batch_size):
     shape = {"num_examples": 10, "batch_size": batch_size}
     found = jax.jit(partial(batches_from, num_steps=num_steps, **shape))(np.uint32(5), np.int32(start))
-    np.testing.assert_array_equal(found, [batch_indices(5, start + i, **shape) for i in range(num_steps)])
+    np.testing.assert_array_equal(found["index"], [batch_indices(5, start + i, **shape) for i in range(num_steps)])
+    positions = np.arange(start * batch_size, (start + num_steps) * batch_size)
+    np.testing.assert_array_equal(found["epoch"].ravel(), positions // 10)
 
 
 def test_the_loop_gets_the_same(whole, tmp_path):
@@ -160,6 +163,26 @@ def test_nothing_is_applied_after_a_loss_that_is_not_finite():
     bad = np.flatnonzero(~np.isfinite(curves["train"]["loss"]))
     assert len(bad)
     assert int(state.step) == bad[0]
+
+
+def test_a_model_that_begins_from_data_does_here_too(monkeypatch):
+    """Like the loop's; any split can be evaluated."""
+
+    class FromData(MODELS["mlp"]):
+        def from_data(self, params, images):
+            return jax.tree.map(lambda x: x + 0.01 * images[:, 3:5].std(), params)
+
+    monkeypatch.setitem(MODELS, "from_data", FromData)
+    run, feed, pieces, data = pieces_and_data(cheap_config(num_steps=2, model__name="from_data"))
+    data["test"] = feed.data("test")
+    state, curves = jax.jit(partial(train_run, pieces=pieces))(np.uint32(0), data, Hyperparameters())
+    split = ("train", "test")
+    ((expected, others),) = train_in_chunks(run, feed, Hyperparameters(), num_steps=2, pieces=pieces, splits=split)
+    assert_close(state, expected)
+    assert curves.keys() == {"train", "validation", "test"}
+    assert_close(curves["test"], others["test"])
+    plain = MODELS["mlp"](num_classes=10).init(jax.random.key(0), np.zeros((1, 8, 8, 1)), train=False)
+    assert float(run.init().params["head"]["bias"][0]) != float(plain["params"]["head"]["bias"][0])
 
 
 def test_what_cannot_be_is_refused():

@@ -73,16 +73,16 @@ class Source:
     name: str
     class_names: tuple[str, ...]
     image_shape: ImageShape  # of the run, after image_size
-    splits: dict[str, Split]  # train, validation, test
+    splits: dict[str, Split]  # train, test, and validation unless the run has none
     fingerprint: str  # of what the data is, not of where it lies
 
 
 def open_source(data: DataConfig) -> Source:
     """Finds the set and its splits: `test` is the source's own, else its `validation`, as for ImageNet.
 
-    `validation` is `validation_split`, else the source's own where it has both, else a slice held out of train. Where a
-    set has neither, test (a tenth) is held out of train too, disjoint from validation. Splits whose first label is
-    negative count as absent: ImageNet's `test` is published without labels.
+    `validation` is `validation_split`, else the source's own where it has both, else a slice held out of train, else
+    (validation_fraction=0) absent. Where a set has neither, test (a tenth) is held out of train too, disjoint from
+    validation. Splits whose first label is negative count as absent: ImageNet's `test` is published without labels.
     """
     kind, _, rest = data.name.partition(":")
     if data.name == "digits":
@@ -195,7 +195,8 @@ def _assign_splits(data: DataConfig, stored: dict[str, Split]) -> dict[str, Spli
         validation = stored[data.validation_split]
 
     order = np.random.default_rng([HOLDOUT_STREAM, data.split_seed]).permutation(len(train))
-    num_validation = max(1, round(data.validation_fraction * len(train))) if validation is None else 0
+    holds_out = validation is None and data.validation_fraction > 0
+    num_validation = max(1, round(data.validation_fraction * len(train))) if holds_out else 0
     num_test = max(1, round(TEST_FRACTION * len(train))) if test is None else 0
     if num_validation + num_test >= len(train):
         raise UserError(f"{data.name} {data.train_split} has {len(train)} examples, too few to hold some out")
@@ -203,9 +204,11 @@ def _assign_splits(data: DataConfig, stored: dict[str, Split]) -> dict[str, Spli
     def taken(start: int, stop: int) -> Split:
         return Split(train.records, train.indices[np.sort(order[start:stop])])
 
+    if holds_out:
+        validation = taken(0, num_validation)
     return {
         "train": taken(num_validation + num_test, len(train)) if num_validation + num_test else train,
-        "validation": taken(0, num_validation) if validation is None else validation,
+        **({} if validation is None else {"validation": validation}),
         "test": taken(num_validation, num_validation + num_test) if test is None else test,
     }
 

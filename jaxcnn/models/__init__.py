@@ -2,13 +2,15 @@
 
 A model is built with `num_classes` and those of `dtype`, `norm`, `dropout_rate`, `stem` and `remat` that it declares as
 fields, and called as `model(images, train=...)`: float images [batch, height, width, channels] in, float32 logits
-[batch, num_classes] out. It computes in `dtype`; its parameters are float32.
+[batch, num_classes] out. It computes in `dtype`; its parameters are float32. One with a method
+`from_data(params, images) -> params` is handed the first training images, normalised, when a run begins.
 """
 
 from collections.abc import Callable
 
 from flax import linen as nn
 
+from jaxcnn.models.airbench import airbench93, airbench94, airbench94_muon, airbench95, airbench96
 from jaxcnn.models.cnn import CNN
 from jaxcnn.models.lenet import LeNet5
 from jaxcnn.models.mlp import MLP
@@ -35,6 +37,12 @@ MODELS: dict[str, Callable[..., nn.Module]] = {
     "resnet44": resnet44,
     "resnet56": resnet56,
     "resnet110": resnet110,
+    # of the CIFAR-10 speed records (Jordan 2024)
+    "airbench93": airbench93,
+    "airbench94": airbench94,
+    "airbench94_muon": airbench94_muon,
+    "airbench95": airbench95,
+    "airbench96": airbench96,
     # for ImageNet (He et al. 2016, table 1)
     "resnet18": resnet18,
     "resnet34": resnet34,

@@ -33,8 +33,8 @@ def _centre(x: jax.Array, over_devices: Callable[[Means], Means]) -> tuple[jax.A
 class BatchNorm(nn.Module):
     """Normalises the last axis over all others, on every device of `axis_name` together when synchronised.
 
-    Running statistics hold the biased variance (divided by n; PyTorch's, by n - 1). They are equal on all devices even
-    when each normalises by its own batch: they then follow the devices' average mean and average variance.
+    Running statistics hold the biased variance (divided by n), unless asked for PyTorch's (by n - 1). They are equal on
+    all devices even when each normalises by its own batch: they then follow the devices' average mean and variance.
     """
 
     use_running_average: bool
@@ -44,12 +44,14 @@ class BatchNorm(nn.Module):
     synchronise: bool = True
     dtype: DTypeLike = jnp.float32  # of the output
     scale_init: nn.initializers.Initializer = nn.initializers.ones_init()
+    use_scale: bool = True  # a trained scale; else it is 1
+    unbiased: bool = False  # the running variance is divided by n - 1; what normalises a batch never is
 
     @nn.compact
     def __call__(self, inputs: jax.Array) -> jax.Array:
         """Same shape, in `dtype`; in training it also moves the running statistics."""
         channels = inputs.shape[-1:]
-        scale = self.param("scale", self.scale_init, channels, jnp.float32)
+        scale = self.param("scale", self.scale_init, channels, jnp.float32) if self.use_scale else 1.0
         bias = self.param("bias", nn.initializers.zeros_init(), channels, jnp.float32)
         running_mean = self.variable("batch_stats", "mean", jnp.zeros, channels, jnp.float32)
         running_var = self.variable("batch_stats", "var", jnp.ones, channels, jnp.float32)
@@ -60,11 +62,19 @@ class BatchNorm(nn.Module):
         else:
             centred, mean, var = _centre(x, self._over_devices if self.synchronise else _on_this_device)
             batch_mean, batch_var = (mean, var) if self.synchronise else self._over_devices((mean, var))
+            if self.unbiased:
+                batch_var = batch_var * self._bessel(x.size // x.shape[-1])
             if not self.is_initializing():
                 running_mean.value = self.momentum * running_mean.value + (1 - self.momentum) * batch_mean
                 running_var.value = self.momentum * running_var.value + (1 - self.momentum) * batch_var
         outputs = centred * (jax.lax.rsqrt(var + self.epsilon) * scale) + bias
         return outputs.astype(self.dtype)
+
+    def _bessel(self, count: int) -> float:
+        """What makes a variance unbiased, where each channel has `count` values on this device."""
+        if self.synchronise and self.axis_name is not None and not self.is_initializing():
+            count *= jax.lax.axis_size(self.axis_name)
+        return count / max(count - 1, 1)
 
     def _over_devices(self, means: Means) -> Means:
         if self.axis_name is None or self.is_initializing():  # a model is initialised outside the mapped axis
