@@ -54,7 +54,7 @@ def test_every_example_once_an_epoch(num_examples: int, batch_size: int) -> None
     stream = np.concatenate(batches)
     epochs = stream[: num_epochs * num_examples].reshape(num_epochs, num_examples)
     np.testing.assert_array_equal(np.sort(epochs, axis=1), np.tile(np.arange(num_examples), (num_epochs, 1)))
-    if num_examples > 4:
+    if num_examples > 5:  # of 5, two of six orders are alike by chance
         assert len({tuple(epoch) for epoch in epochs}) == num_epochs  # a fresh permutation each
 
 
