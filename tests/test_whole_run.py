@@ -13,6 +13,7 @@ from jaxcnn.checkpoint import Checkpoints, flatten
 from jaxcnn.data import batch_indices
 from jaxcnn.errors import UserError
 from jaxcnn.models import MODELS
+from jaxcnn.models.mlp import MLP
 from jaxcnn.whole_run import Hyperparameters, batches_from, pieces_of, train_in_chunks, train_run
 from tests import runs
 from tests.runs import small_config
@@ -168,7 +169,7 @@ def test_nothing_is_applied_after_a_loss_that_is_not_finite():
 def test_a_model_that_begins_from_data_does_here_too(monkeypatch):
     """Like the loop's; any split can be evaluated."""
 
-    class FromData(MODELS["mlp"]):
+    class FromData(MLP):
         def from_data(self, params, images):
             return jax.tree.map(lambda x: x + 0.01 * images[:, 3:5].std(), params)
 
@@ -181,7 +182,7 @@ def test_a_model_that_begins_from_data_does_here_too(monkeypatch):
     assert_close(state, expected)
     assert curves.keys() == {"train", "validation", "test"}
     assert_close(curves["test"], others["test"])
-    plain = MODELS["mlp"](num_classes=10).init(jax.random.key(0), np.zeros((1, 8, 8, 1)), train=False)
+    plain = MLP(num_classes=10).init(jax.random.key(0), np.zeros((1, 8, 8, 1)), train=False)
     assert float(run.init().params["head"]["bias"][0]) != float(plain["params"]["head"]["bias"][0])
 
 
