@@ -61,18 +61,20 @@ class Run:
     augment: Augment
     average: Average | None  # of the weights
     examples: Callable[[int], np.ndarray]  # count -> the first images of train, uint8
-    train_call: Callable  # (state, totals, data, inputs, key) -> (state, totals, step)
-    eval_call: Callable  # (variables, totals, data, inputs) -> totals
+    step: Callable  # (state, batch, key) -> (state, metrics)
+    eval_step: Callable  # (variables, batch) -> metrics
+    train_call: Callable  # compiled: (state, totals, data, inputs, key) -> (state, totals, step)
+    eval_call: Callable  # compiled: (variables, totals, data, inputs) -> totals
 
     def init(self) -> TrainState:
         """The state before the first step, on the default device."""
         from_data = hasattr(self.model, "from_data")
         examples = self.examples(FIRST_EXAMPLES) if from_data else None
-        return jax.jit(self._init)(jax.random.key(self.config.seed), examples)
+        return jax.jit(self.init_from)(jax.random.key(self.config.seed), examples)
 
     def abstract_state(self) -> TrainState:
         """Shapes and dtypes of the state; computes nothing."""
-        return jax.eval_shape(self._init, jax.random.key(self.config.seed))
+        return jax.eval_shape(self.init_from, jax.random.key(self.config.seed))
 
     def data_facts(self) -> dict[str, Any]:
         """What a run's folder says of its data."""
@@ -86,14 +88,15 @@ class Run:
             "std": list(self.std),
         }
 
-    def _init(self, key: jax.Array, examples: jax.Array | None = None) -> TrainState:
+    def init_from(self, key: jax.Array, examples: jax.Array | None = None) -> TrainState:
+        """The state before the first step, as a pure function of the run's key and, for from_data, train's images."""
         return init_state(
             key,
             self.source.image_shape,
             model=self.model,
             optimizer=self.optimizer,
             ema=self.average is not None,
-            examples=None if examples is None else make_normalise(self.mean, self.std)(examples),
+            examples=None if examples is None else make_normalise(self.mean, self.std)(examples[:FIRST_EXAMPLES]),
         )
 
 
@@ -202,8 +205,13 @@ def build(
         augment=augment,
         average=average,
         examples=feed.examples,
+        step=step,
+        eval_step=evaluate_batch,
         train_call=parallel.compile(
-            partial(train_steps, step=step, fetch=feed.fetch, unroll=parallel.unroll), sharded={3: 1}, donate=(0, 1)
+            partial(train_steps, step=step, fetch=feed.fetch, unroll=parallel.unroll),
+            sharded={3: 1},
+            donate=(0, 1),
+            remat=config.model.remat,
         ),
         eval_call=parallel.compile(eval_batch, sharded={3: 0}, donate=(1,)),
     )
@@ -284,6 +292,7 @@ def make_model(
     options = {
         "dropout_rate": config.dropout_rate,
         "stem": config.stem,
+        "remat": config.remat,
         "norm": partial(
             BatchNorm,
             momentum=config.batch_norm_momentum,
@@ -298,6 +307,7 @@ def make_model(
     for option, fields in (
         ("dropout_rate", ("dropout_rate",)),
         ("stem", ("stem",)),
+        ("remat", ("remat",)),
         ("norm", ("batch_norm", "batch_norm_momentum")),
     ):
         for field in fields:

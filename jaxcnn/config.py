@@ -71,6 +71,7 @@ class ModelConfig:
     stem: str = field(default="small", metadata=_among("small", "imagenet"))  # 3x3 stride 1, or 7x7 stride 2 and pool
     dropout_rate: float = field(default=0.0, metadata=_range(0, 0.95))
     dtype: str = field(default="float32", metadata=_among("float32", "bfloat16"))  # of compute; params stay float32
+    remat: bool = False  # keep only what stands between blocks, compute the rest again: less memory, more time
     batch_norm: str = field(default="global", metadata=_among("global", "per_device"))  # the batch it normalises over
     batch_norm_momentum: float = field(default=0.9, metadata=_range(0, 1))  # of the running statistics
 
@@ -193,7 +194,7 @@ class Config:
 # computes.
 RESUMABLE_FIELDS = (
     "eval_batch_size", "log_every_steps", "checkpoint.every_epochs", "checkpoint.every_steps", "checkpoint.keep_last",
-    "checkpoint.asynchronous", "parallel", "platform", "num_devices", "steps_per_call", "tensorboard",
+    "checkpoint.asynchronous", "model.remat", "parallel", "platform", "num_devices", "steps_per_call", "tensorboard",
     "compilation_cache", "data.dir", "data.cache", "data.num_workers", "data.prefetch_batches", "data.resident",
     "data.expected_examples", "data.expected_classes",
 )  # fmt: skip

@@ -18,6 +18,12 @@ from jaxcnn.step import gather
 Progress = Callable[[str, int, int], None]  # what, done, total
 
 
+def evaluation_inputs(num_examples: int, batch_size: int) -> dict[str, np.ndarray]:
+    """For each call over a split, its examples and which of them count: `index` and `mask`, [calls, batch]."""
+    index = np.arange(-(-num_examples // batch_size) * batch_size, dtype=np.int32).reshape(-1, batch_size)
+    return {"index": np.minimum(index, num_examples - 1), "mask": index < num_examples}
+
+
 def example_numbers(config: Config, source: Source, step: int) -> dict[str, np.ndarray]:
     """Of a step's global batch, int32 [batch]: `index`, which examples of train these are, and the `epoch` of each."""
     size, count = config.batch_size, len(source.splits["train"])
@@ -81,12 +87,9 @@ class ResidentFeed:
         """(data, inputs) for each call over a split, the last one padded."""
         data, count = self.data(split), len(self._source.splits[split])
         rows = self._parallel.local_rows(batch_size)
-        for start in range(0, count, batch_size):
-            index = np.arange(start, start + batch_size, dtype=np.int32)
-            yield (
-                data,
-                self._parallel.shard({"index": np.minimum(index, count - 1)[rows], "mask": (index < count)[rows]}),
-            )
+        inputs = evaluation_inputs(count, batch_size)
+        for index, mask in zip(inputs["index"], inputs["mask"], strict=True):
+            yield data, self._parallel.shard({"index": index[rows], "mask": mask[rows]})
 
     def close(self) -> None:
         """Lets go of the device's copy."""

@@ -129,7 +129,8 @@ def run_command(command: Any) -> NoReturn:
         if "RESOURCE_EXHAUSTED" not in str(error) and not isinstance(error, MemoryError):
             raise
         complain(
-            f"out of memory ({' '.join(str(error).split())[:120]}); lower batch_size, or raise optimizer.accumulate"
+            f"out of memory ({' '.join(str(error).split())[:120]}); lower batch_size, raise optimizer.accumulate, "
+            "or set model.remat=true where the model has blocks"
         )
         code = 1
     sys.exit(code)

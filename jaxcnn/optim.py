@@ -74,18 +74,23 @@ def make_optimizer(optimizer: OptimizerConfig, learning_rate: optax.Schedule) ->
         # clip the gradient's norm over all parameters together
         none if optimizer.clip_norm is None else optax.clip_by_global_norm(optimizer.clip_norm),
         # the gradient of l2 / 2 * sum w^2, which the optimizer then scales like the loss's
-        optax.add_decayed_weights(l2, mask=kernel_mask) if l2 else none,
+        optax.add_decayed_weights(l2, mask=kernel_mask) if _present(l2) else none,
         # the gradient of l1 * sum |w|
         optax.masked(_add_signs(optimizer.l1), kernel_mask) if optimizer.l1 else none,
         # the optimizer proper
         _scale_by_name(optimizer),
         # decay beside it: w shrinks by learning_rate * decoupled (Loshchilov and Hutter 2019, as AdamW in PyTorch)
-        optax.add_decayed_weights(decoupled, mask=kernel_mask) if decoupled else none,
+        optax.add_decayed_weights(decoupled, mask=kernel_mask) if _present(decoupled) else none,
         # LAMB's layerwise rate, of the step with its decay (You et al. 2020, algorithm 2)
         optax.scale_by_trust_ratio() if optimizer.name == "lamb" else none,
         # downhill, by the schedule
         optax.scale_by_learning_rate(learning_rate),
     )
+
+
+def _present(strength: Any) -> bool:
+    """Whether a link of this strength does anything; one whose strength is traced may."""
+    return isinstance(strength, jax.Array) or bool(strength)
 
 
 def kernel_mask(params: Any) -> Any:

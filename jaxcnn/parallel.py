@@ -41,6 +41,10 @@ class Parallel:
     @property
     def unroll(self) -> bool:
         """Whether loops over convolutions must be written out: XLA's CPU compiler only speeds up the entry's."""
+        return self._on_cpu
+
+    @property
+    def _on_cpu(self) -> bool:
         return self.devices[0].platform == "cpu"
 
     @property
@@ -102,18 +106,23 @@ class Parallel:
 
         return jax.tree.map(one, tree)
 
-    def compile(self, function: Callable, *, sharded: dict[int, int], donate: Sequence[int] = ()) -> Callable:
+    def compile(
+        self, function: Callable, *, sharded: dict[int, int], donate: Sequence[int] = (), remat: bool = False
+    ) -> Callable:
         """Compiles a function of positional arrays.
 
         Args:
           function: all its results are the same on every device.
           sharded: argument number -> the axis along which the argument is spread; others are replicated.
           donate: numbers of the arguments whose memory the results may take.
+          remat: the function recomputes what it does not keep. Under pmap, CPUs keep it all the same.
         """
         if self.mode == "pmap":
             return jax.pmap(function, axis_name=AXIS, devices=self.devices, donate_argnums=tuple(donate))
+        # XLA's CPU compiler drops the barrier between a value and its recomputation early, and then merges the two.
+        options = {"xla_disable_hlo_passes": "cse_barrier_expander"} if remat and self._on_cpu else None
         if self.num_devices == 1:
-            return jax.jit(function, donate_argnums=tuple(donate))
+            return jax.jit(function, donate_argnums=tuple(donate), compiler_options=options)
 
         def over_mesh(*arguments):
             specs = tuple(
@@ -125,7 +134,7 @@ class Parallel:
             )
             return mapped(*arguments)
 
-        return jax.jit(over_mesh, donate_argnums=tuple(donate))
+        return jax.jit(over_mesh, donate_argnums=tuple(donate), compiler_options=options)
 
     def local_rows(self, batch_size: int) -> slice:
         """The rows of the global batch that this process feeds; the batch divides over the devices, so over these."""

@@ -1,5 +1,7 @@
 """What `--dry_run` shows: the resolved config, the model's table, the schedule, the compiled step's cost."""
 
+import math
+from dataclasses import dataclass
 from typing import Any
 
 import jax
@@ -32,19 +34,55 @@ def preview(run: Run, console: Console, *, experiment: str, workdir: epath.Path)
     cost, memory = step_cost(run)
     per_image = cost / run.config.batch_size
     say(f"FLOPs a step, on all devices: {cost:.4g} ({per_image:.4g} an image, as XLA counts them)")
-    for name, size in memory.items():
-        say(f"memory a device, {name}: {size / 2**20:,.1f} MiB")
+    say(f"predicted peak a device: {memory}")
+    limit = (run.parallel.devices[0].memory_stats() or {}).get("bytes_limit")  # none on CPUs
+    if limit and memory.peak > limit:
+        say(too_much(limit))
 
 
-def step_cost(run: Run) -> tuple[float, dict[str, int]]:
-    """(FLOPs of one step over all devices, bytes a device by kind) of the compiled train step."""
+def too_much(limit: int) -> str:
+    """What to do where a device has only so many bytes."""
+    return (
+        f"that is more than the {_mib(limit)} MiB of a device; lower batch_size, raise optimizer.accumulate, or set "
+        "model.dtype=bfloat16, data.resident=false or, for a model with blocks, model.remat=true"
+    )
+
+
+@dataclass(frozen=True)
+class Memory:
+    """What a device holds while it trains, in bytes."""
+
+    arguments: int  # of the train call: the state, the inputs, and the train split where it lives on the device
+    temporaries: int
+    results: int
+    aliased: int  # results that take an argument's place
+    other_splits: int  # those on the device that the train call does not see
+
+    @property
+    def peak(self) -> int:
+        """As if all were there at once."""
+        return self.arguments + self.temporaries + self.results - self.aliased + self.other_splits
+
+    def __str__(self) -> str:
+        return (
+            f"{_mib(self.peak)} MiB = {_mib(self.arguments)} arguments (state, data) + {_mib(self.temporaries)} "
+            f"temporaries + {_mib(self.results)} results - {_mib(self.aliased)} in their arguments' place"
+            + (f" + {_mib(self.other_splits)} other splits" if self.other_splits else "")
+        )
+
+
+def step_cost(run: Run) -> tuple[float, Memory]:
+    """(FLOPs of one step over all devices, memory of a device) of the compiled train step."""
     parallel, source = run.parallel, run.source
     size, shape = run.config.batch_size, source.image_shape
     struct = jax.ShapeDtypeStruct
+    other_splits = 0
     if run.resident:
         count = len(source.splits["train"])
         data: Any = {"image": struct((count, *shape), jnp.uint8), "label": struct((count,), jnp.int32)}
         inputs: Any = {}
+        others = sum(len(split) for name, split in source.splits.items() if name != "train")
+        other_splits = others * (math.prod(shape) + 4)
     else:
         data, inputs = {}, {"image": struct((1, size, *shape), jnp.uint8), "label": struct((1, size), jnp.int32)}
     inputs |= {"index": struct((1, size), jnp.int32), "epoch": struct((1, size), jnp.int32)}
@@ -56,9 +94,15 @@ def step_cost(run: Run) -> tuple[float, dict[str, int]]:
     cost = compiled.cost_analysis()
     cost = cost[0] if isinstance(cost, list) else cost
     analysis = compiled.memory_analysis()
-    memory = {
-        "arguments (state, data)": analysis.argument_size_in_bytes,
-        "results that take no argument's place": analysis.output_size_in_bytes - analysis.alias_size_in_bytes,
-        "temporary": analysis.temp_size_in_bytes,
-    }
-    return cost.get("flops", float("nan")) * parallel.num_devices, {**memory, "peak, about": sum(memory.values())}
+    memory = Memory(
+        arguments=analysis.argument_size_in_bytes,
+        temporaries=analysis.temp_size_in_bytes,
+        results=analysis.output_size_in_bytes,
+        aliased=analysis.alias_size_in_bytes,
+        other_splits=other_splits,
+    )
+    return cost.get("flops", float("nan")) * parallel.num_devices, memory
+
+
+def _mib(size: int) -> str:
+    return f"{size / 2**20:,.1f}"

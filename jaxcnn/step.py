@@ -161,6 +161,16 @@ def mirrored(key: jax.Array, batch: Batch) -> jax.Array | None:
     return alternating_mirror(jax.random.fold_in(key, FLIP_STREAM), batch["index"], batch["epoch"])
 
 
+def guarded_step(
+    state: TrainState, totals: Metrics, batch: Batch, key: jax.Array, *, step: Callable
+) -> tuple[TrainState, Metrics, Metrics]:
+    """One step: (state, totals with its metrics, its metrics). Not applied once the summed loss is not finite."""
+    stepped, metrics = step(state, batch, key)
+    totals = totals.merge(metrics)
+    finite = jnp.isfinite(totals.loss.total)
+    return jax.tree.map(lambda new, old: jnp.where(finite, new, old), stepped, state), totals, metrics
+
+
 def train_steps(
     state: TrainState,
     totals: Metrics,
@@ -183,10 +193,8 @@ def train_steps(
 
     def body(carry, inputs):
         state, totals = carry
-        stepped, metrics = step(state, fetch(data, inputs), key)
-        totals = totals.merge(metrics)
-        finite = jnp.isfinite(totals.loss.total)
-        return (jax.tree.map(lambda new, old: jnp.where(finite, new, old), stepped, state), totals), None
+        state, totals, _ = guarded_step(state, totals, fetch(data, inputs), key, step=step)
+        return (state, totals), None
 
     (state, totals), _ = scan(body, (state, totals), inputs, unroll=unroll)
     return state, totals, jnp.copy(state.step)

@@ -14,8 +14,11 @@ from pathlib import Path
 from typing import Any
 
 import cv2
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
+from sklearn.utils import murmurhash3_32
 
 from jaxcnn.config import AugmentConfig, DataConfig
 from jaxcnn.data import (
@@ -29,7 +32,7 @@ from jaxcnn.data import (
     train_batches,
 )
 from jaxcnn.data import resident as resident_module
-from jaxcnn.data.order import AUGMENT_STREAM
+from jaxcnn.data.order import AUGMENT_STREAM, permutation
 from jaxcnn.data.sources import Split, fit_image
 from jaxcnn.data.streaming import random_resized_crop
 from jaxcnn.errors import RunError, UserError
@@ -51,7 +54,7 @@ def test_every_example_once_an_epoch(num_examples: int, batch_size: int) -> None
     stream = np.concatenate(batches)
     epochs = stream[: num_epochs * num_examples].reshape(num_epochs, num_examples)
     np.testing.assert_array_equal(np.sort(epochs, axis=1), np.tile(np.arange(num_examples), (num_epochs, 1)))
-    if num_examples > 4:
+    if num_examples > 5:  # of 5, two of six orders are alike by chance
         assert len({tuple(epoch) for epoch in epochs}) == num_epochs  # a fresh permutation each
 
 
@@ -66,9 +69,37 @@ def test_order_depends_on_seed_and_step_alone() -> None:
 
 
 def test_order_is_pinned() -> None:
-    """A changed order would change every run that is resumed."""
-    permutation = np.random.default_rng([1, 42, 3]).permutation(10)
-    np.testing.assert_array_equal(batch_indices(42, 6, num_examples=10, batch_size=5), permutation[:5])
+    """A changed order would change every run that is resumed. Against scikit-learn's own MurmurHash3."""
+    hashes = [murmurhash3_32(np.array([1, 42, 3, i], "<u4").tobytes(), positive=True) for i in range(10)]
+    np.testing.assert_array_equal(batch_indices(42, 6, num_examples=10, batch_size=5), np.argsort(hashes)[:5])
+
+
+@pytest.mark.parametrize(("seed", "epoch", "num_examples"), [(0, 0, 1), (0, 7, 1293), (2**31 - 1, 40_000, 50_000)])
+def test_order_is_the_same_in_a_compiled_program(seed: int, epoch: int, num_examples: int) -> None:
+    jitted = jax.jit(lambda seed, epoch: permutation(seed, epoch, num_examples, xp=jnp))
+    np.testing.assert_array_equal(jitted(seed, epoch), permutation(seed, epoch, num_examples))
+
+
+def test_order_is_as_good_as_random() -> None:
+    """At fixed seeds, against what chance does: where examples stand, who follows whom, one order beside another."""
+    num_examples, num_orders = 20, 8000
+    orders = np.stack([permutation(0, epoch, num_examples) for epoch in range(num_orders)])
+    by_position = np.stack([np.bincount(column, minlength=num_examples) for column in orders.T])
+    pairs = np.bincount((orders[:, :-1] * num_examples + orders[:, 1:]).ravel(), minlength=num_examples**2)
+    pairs = pairs.reshape(num_examples, num_examples)[~np.eye(num_examples, dtype=bool)]
+    for counts, freedom in ((by_position, (num_examples - 1) ** 2), (pairs, pairs.size - 1)):
+        assert counts.sum() == counts.mean() * counts.size > 0
+        chi_square = ((counts - counts.mean()) ** 2 / counts.mean()).sum()
+        assert abs(chi_square - freedom) < 4 * np.sqrt(2 * freedom)  # its mean and 4 standard deviations
+
+    # Orders of neighbouring seeds and epochs: no correlation beyond chance, of standard deviation 1 / sqrt(n).
+    size = 4096  # a power of two, where a weak hash only moves the examples about
+    orders = np.stack([permutation(seed, epoch, size) for seed in range(8) for epoch in range(8)])
+    correlation = np.corrcoef(orders)[~np.eye(len(orders), dtype=bool)]
+    assert np.abs(correlation).max() < 5 / np.sqrt(size)
+    assert np.std(correlation) == pytest.approx(1 / np.sqrt(size), rel=0.1)
+    moved = orders[:, None, :] ^ orders[None, :, :]  # an order that is another's under i -> i ^ c, for one c
+    assert min(len(np.unique(row)) for row in moved[~np.eye(len(orders), dtype=bool)]) > size / 2
 
 
 def test_order_cannot_be_spoiled_by_its_reader() -> None:

@@ -1,9 +1,9 @@
 """Models: their sizes as published, their contract, and batch normalisation against numpy."""
 
 import dataclasses
-import functools
 import math
-from typing import Any
+from functools import partial
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -11,10 +11,13 @@ import numpy as np
 import pytest
 from flax import linen as nn
 
+from jaxcnn.build import make_model
+from jaxcnn.config import ModelConfig
 from jaxcnn.errors import UserError
 from jaxcnn.models import MODELS
 from jaxcnn.models.norm import BatchNorm
 from jaxcnn.models.resnet import padded_shortcut, symmetric_conv
+from jaxcnn.parallel import make_parallel
 
 CIFAR, IMAGENET, MNIST, DIGITS = (32, 32, 3), (224, 224, 3), (28, 28, 1), (8, 8, 1)
 
@@ -48,9 +51,9 @@ KEYWORDS = {
     "mlp": {"dtype", "dropout_rate"},
     "lenet5": {"dtype"},
     "cnn": {"dtype", "dropout_rate"},
-    **{f"resnet{depth}": {"dtype", "norm"} for depth in (20, 32, 44, 56, 110)},
     **{f"airbench{name}": {"dtype", "norm"} for name in ("93", "94", "94_muon", "95", "96")},
-    **{f"resnet{depth}": {"dtype", "norm", "stem"} for depth in (18, 34, 50, 101, 152)},
+    **{f"resnet{depth}": {"dtype", "norm", "remat"} for depth in (20, 32, 44, 56, 110)},
+    **{f"resnet{depth}": {"dtype", "norm", "stem", "remat"} for depth in (18, 34, 50, 101, 152)},
 }
 
 # one of each kind, shallow, on small images: enough where depth changes nothing, and quick to compile
@@ -109,7 +112,7 @@ def test_every_model_is_counted() -> None:
 @pytest.mark.parametrize("name", MODELS)
 def test_models_declare_only_the_keywords_that_they_use(name: str) -> None:
     declared = {field.name for field in dataclasses.fields(build(name))}
-    assert declared & {"dtype", "norm", "dropout_rate", "stem"} == KEYWORDS[name]
+    assert declared & {"dtype", "norm", "dropout_rate", "stem", "remat"} == KEYWORDS[name]
 
 
 @pytest.mark.parametrize(("name", "keywords", "image_shape"), KINDS)
@@ -137,7 +140,7 @@ def test_evaluation_depends_on_the_image_alone(
     model = build(name, **keywords)
     images = random_images(4, *image_shape)
     variables = random_variables(model, image_shape)
-    evaluate = jax.jit(functools.partial(model.apply, train=False))  # neither keys nor mutable collections
+    evaluate = jax.jit(partial(model.apply, train=False))  # neither keys nor mutable collections
     together, alone = evaluate(variables, images), evaluate(variables, images[:1])
     assert np.isfinite(together).all()
     assert np.std(together) > 1e-3
@@ -150,7 +153,7 @@ def test_training_moves_every_running_statistic(
 ) -> None:
     model = build(name, **keywords)
     variables = random_variables(model, image_shape)
-    train = jax.jit(functools.partial(model.apply, train=True, mutable=["batch_stats"]))
+    train = jax.jit(partial(model.apply, train=True, mutable=["batch_stats"]))
     _, state = train(variables, random_images(4, *image_shape))
     moved = jax.tree.map(lambda old, new: bool(jnp.all(old != new)), variables["batch_stats"], state["batch_stats"])
     assert set(jax.tree.leaves(moved)) == {True}
@@ -227,6 +230,42 @@ def test_bottlenecks_have_their_stride_on_the_3x3_convolution() -> None:
     }
 
 
+@pytest.mark.parametrize(
+    ("name", "keywords"), [("resnet20", {"num_blocks": 2}), ("resnet50", {"stem": "small", "stage_sizes": (2,)})]
+)
+def test_rematerialisation_changes_the_memory_only(name: str, keywords: dict[str, Any]) -> None:
+    images = random_images(32, 16, 16, 3)
+    plain = build(name, **keywords)
+    variables = random_variables(plain, (16, 16, 3))
+    gradients, bytes_kept = [], []
+    for remat in (False, True):
+        model = build(name, remat=remat, **keywords)
+        assert jax.tree.map(lambda x: x.shape, variables) == jax.tree.map(
+            lambda x: x.shape, shapes_of(model, (16, 16, 3))
+        )
+
+        def gradient(variables, images, model=model):
+            def loss(params):
+                logits, updated = model.apply(
+                    {**variables, "params": params}, images, train=True, mutable=["batch_stats"]
+                )
+                return jnp.square(logits).mean(), updated
+
+            return jax.grad(loss, has_aux=True)(variables["params"])
+
+        parallel = make_parallel("jit", num_devices=1)
+        compiled = cast(Any, parallel.compile(gradient, sharded={}, remat=remat)).lower(variables, images).compile()
+        gradients.append(compiled(variables, images))
+        bytes_kept.append(compiled.memory_analysis().temp_size_in_bytes)
+    jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-6, atol=1e-7), *gradients)
+    assert bytes_kept[1] < 0.75 * bytes_kept[0]
+
+
+def test_a_model_without_blocks_has_no_rematerialisation() -> None:
+    with pytest.raises(UserError, match=r"model.remat=True: cnn has no such option; set model.remat=False"):
+        make_model(ModelConfig(name="cnn", remat=True), MODELS["cnn"], num_classes=10)
+
+
 def test_padded_shortcut_subsamples_and_appends_zeros() -> None:
     x = jnp.arange(18.0).reshape(1, 3, 3, 2)
     y = padded_shortcut(x, 4, 2, conv=BatchNorm, norm=BatchNorm)
@@ -244,7 +283,7 @@ def normalise(
         "batch_stats": {"mean": jnp.full(channels, running[0]), "var": jnp.full(channels, running[1])},
     }
     norm = BatchNorm(use_running_average=not train, **keywords)
-    outputs, state = jax.jit(functools.partial(norm.apply, mutable=["batch_stats"]))(variables, inputs)
+    outputs, state = jax.jit(partial(norm.apply, mutable=["batch_stats"]))(variables, inputs)
     return outputs, state["batch_stats"]
 
 
@@ -305,7 +344,7 @@ def far_apart_shards() -> jax.Array:
 def test_synchronised_batch_norm_is_one_large_batch() -> None:
     shards = far_apart_shards()
     whole = shards.reshape(32, 3, 3, 5)
-    outputs, stats = jax.vmap(functools.partial(normalise, axis_name="device"), axis_name="device")(shards)
+    outputs, stats = jax.vmap(partial(normalise, axis_name="device"), axis_name="device")(shards)
     whole_outputs, whole_stats = normalise(whole)
     np.testing.assert_allclose(outputs.reshape(whole.shape), whole_outputs, rtol=1e-5, atol=1e-5)
     for name in ("mean", "var"):
@@ -318,7 +357,7 @@ def test_synchronised_batch_norm_has_the_gradient_of_one_large_batch() -> None:
     weights = jnp.asarray(np.random.default_rng(2).standard_normal(shards.shape, np.float32))
 
     def sharded_loss(shards: jax.Array) -> jax.Array:
-        outputs, _ = jax.vmap(functools.partial(normalise, axis_name="device"), axis_name="device")(shards)
+        outputs, _ = jax.vmap(partial(normalise, axis_name="device"), axis_name="device")(shards)
         return jnp.sum(weights * outputs)
 
     def plain_loss(shards: jax.Array) -> jax.Array:  # the textbook formula, through which all of it is differentiated
@@ -330,7 +369,7 @@ def test_synchronised_batch_norm_has_the_gradient_of_one_large_batch() -> None:
 
 def test_batch_norm_per_device_normalises_alone_but_keeps_one_state() -> None:
     shards = far_apart_shards()
-    per_device = functools.partial(normalise, axis_name="device", synchronise=False, momentum=0.0)
+    per_device = partial(normalise, axis_name="device", synchronise=False, momentum=0.0)
     outputs, stats = jax.vmap(per_device, axis_name="device")(shards)
     values = np.asarray(shards, np.float64)
     for device in range(4):
@@ -351,11 +390,11 @@ def test_batch_norm_starts_plain_and_outside_the_mapped_axis() -> None:
 
 def test_a_model_with_synchronised_norms_sees_one_large_batch() -> None:
     plain = build("resnet20", num_blocks=1)
-    synchronised = build("resnet20", num_blocks=1, norm=functools.partial(BatchNorm, axis_name="device"))
+    synchronised = build("resnet20", num_blocks=1, norm=partial(BatchNorm, axis_name="device"))
     variables = random_variables(plain, (8, 8, 3))
     shards = random_images(2, 2, 8, 8, 3)
-    train = functools.partial(synchronised.apply, variables, train=True, mutable=["batch_stats"])
+    train = partial(synchronised.apply, variables, train=True, mutable=["batch_stats"])
     logits, _ = jax.jit(jax.vmap(train, axis_name="device"))(shards)
-    train = functools.partial(plain.apply, variables, train=True, mutable=["batch_stats"])
+    train = partial(plain.apply, variables, train=True, mutable=["batch_stats"])
     whole, _ = jax.jit(train)(shards.reshape(4, 8, 8, 3))
     np.testing.assert_allclose(logits.reshape(4, 10), whole, rtol=1e-3, atol=1e-3)

@@ -11,6 +11,7 @@ from jaxcnn.errors import UserError
 from jaxcnn.feed import ResidentFeed
 from jaxcnn.loop import evaluate_raw_and_ema
 from jaxcnn.parallel import make_parallel
+from jaxcnn.preview import step_cost
 from tests.runs import small_config
 
 STEPS = 10
@@ -98,13 +99,16 @@ def test_bfloat16_computes_low_and_keeps_high(reference):
 @pytest.mark.parametrize("mode", ["jit", "pmap"])
 @pytest.mark.parametrize("num_devices", [1, 8])
 def test_the_state_is_donated(mode, num_devices):
-    """No second copy of it is kept."""
+    """No second copy of it is kept: each result takes its argument's place, and all that is new is the ticket."""
     run, feed = build(small_config(parallel=mode, num_devices=num_devices))
-    parallel = run.parallel
-    state, totals = parallel.replicate(run.init()), parallel.replicate(run.metrics.empty())
+    parallel, host = run.parallel, (run.init(), run.metrics.empty())
+    _, memory = step_cost(run)
+    donated = sum(leaf.nbytes for leaf in jax.tree.leaves(host))
+    assert donated <= memory.aliased < 1.1 * donated + 1024  # buffers may be padded
+    assert memory.results - memory.aliased < 1024
+    state, totals = (parallel.replicate(tree) for tree in host)
     run.train_call(state, totals, feed.data(), feed.inputs(0, 1), parallel.replicate(jax.random.key(0)))
-    assert all(leaf.is_deleted() for leaf in jax.tree.leaves(state.params))
-    assert all(leaf.is_deleted() for leaf in jax.tree.leaves(state.opt_state) if leaf.size > 1)
+    assert all(leaf.is_deleted() for leaf in jax.tree.leaves((state, totals)))
 
 
 @pytest.mark.parametrize(

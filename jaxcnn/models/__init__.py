@@ -1,7 +1,7 @@
 """Every model by the name that a config gives it; a new model is its own file and a line here.
 
-A model is built with `num_classes` and those of `dtype`, `norm`, `dropout_rate` and `stem` that it declares as fields,
-and called as `model(images, train=...)`: float images [batch, height, width, channels] in, float32 logits
+A model is built with `num_classes` and those of `dtype`, `norm`, `dropout_rate`, `stem` and `remat` that it declares as
+fields, and called as `model(images, train=...)`: float images [batch, height, width, channels] in, float32 logits
 [batch, num_classes] out. It computes in `dtype`; its parameters are float32. One with a method
 `from_data(params, images) -> params` is handed the first training images, normalised, when a run begins.
 """

@@ -92,9 +92,10 @@ class ResNet(nn.Module):
 
     num_classes: int
     stage_sizes: Sequence[int]  # blocks in each stage
-    block: Layer
+    block: type[BasicBlock | Bottleneck]
     stem: str = "imagenet"
     norm: Layer = BatchNorm  # lacks only use_running_average; its dtype is this module's
+    remat: bool = False  # compute each block again in the backward pass instead of keeping what is inside it
     dtype: DTypeLike = jnp.float32
 
     @nn.compact
@@ -102,6 +103,7 @@ class ResNet(nn.Module):
         """Images [batch, height, width, channels] to logits [batch, num_classes]."""
         conv = partial(symmetric_conv, dtype=self.dtype)
         norm = partial(self.norm, use_running_average=not train, dtype=self.dtype)
+        block_class = nn.remat(self.block) if self.remat else self.block
 
         match self.stem:
             case "imagenet":
@@ -117,7 +119,7 @@ class ResNet(nn.Module):
             for block in range(1, num_blocks + 1):
                 stride = 2 if stage > 1 and block == 1 else 1
                 features = 64 * 2 ** (stage - 1)
-                x = self.block(features, stride, conv=conv, norm=norm, name=f"stage{stage}_block{block}")(x)
+                x = block_class(features, stride, conv=conv, norm=norm, name=f"stage{stage}_block{block}")(x)
         x = jnp.mean(x, axis=(1, 2), dtype=jnp.float32)
         return nn.Dense(self.num_classes, dtype=jnp.float32, name="head")(x)
 
@@ -128,6 +130,7 @@ class CifarResNet(nn.Module):
     num_classes: int
     num_blocks: int  # in each stage; the paper's n
     norm: Layer = BatchNorm  # lacks only use_running_average; its dtype is this module's
+    remat: bool = False  # compute each block again in the backward pass instead of keeping what is inside it
     dtype: DTypeLike = jnp.float32
 
     @nn.compact
@@ -135,7 +138,8 @@ class CifarResNet(nn.Module):
         """Images [batch, height, width, channels] to logits [batch, num_classes]."""
         conv = partial(symmetric_conv, dtype=self.dtype)
         norm = partial(self.norm, use_running_average=not train, dtype=self.dtype)
-        block = partial(BasicBlock, conv=conv, norm=norm, shortcut=padded_shortcut)
+        block_class = nn.remat(BasicBlock) if self.remat else BasicBlock
+        block = partial(block_class, conv=conv, norm=norm, shortcut=padded_shortcut)
 
         x = conv(16, 3, name="stem_conv")(images)
         x = nn.relu(norm(name="stem_norm")(x))
