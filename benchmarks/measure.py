@@ -43,6 +43,7 @@ def set_up(options: argparse.Namespace, *, compilation_cache: bool = True) -> No
     if has_torch():
         import torch
 
+        torch.set_flush_denormal(True)  # as XLA does; threads that start later inherit it
         torch.set_num_threads(num_cores())
 
 
@@ -91,6 +92,38 @@ def in_turn(sides: Mapping[str, Callable[[], float]], repeats: int) -> dict[str,
         for name in list(sides)[:: -1 if number % 2 else 1]:
             found[name].append(sides[name]())
     return found
+
+
+class Others:
+    """How much of this machine's CPU time went to other processes since this was made. On shared cores, PyTorch's
+    threads wait for one another and slow down most: a table made while others work says little."""
+
+    def __init__(self) -> None:
+        self._start = self._read()
+
+    def _read(self) -> tuple[float, float, float] | None:
+        try:
+            fields = [float(each) for each in Path("/proc/stat").read_text().splitlines()[0].split()[1:9]]
+        except (OSError, ValueError):
+            return None
+        own = os.times()
+        idle = fields[3] + fields[4]
+        ticks = os.sysconf("SC_CLK_TCK")
+        return sum(fields) / ticks, (sum(fields) - idle) / ticks, sum(own[:4])
+
+    def share(self) -> float | None:
+        """Of all cores' time, 0..1; None where the system does not tell."""
+        now = self._read()
+        if now is None or self._start is None:
+            return None
+        passed, busy, own = (b - a for a, b in zip(self._start, now, strict=True))
+        return max(0.0, busy - own) / max(passed, 1e-9)
+
+    def warn(self) -> None:
+        """A line where others took more than a twentieth."""
+        share = self.share()
+        if share is not None and share > 0.05:
+            say(f"other processes took {100 * share:.0f} % of this machine's CPU time meanwhile: measure again")
 
 
 @dataclass(frozen=True)

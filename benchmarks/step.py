@@ -15,6 +15,7 @@ from typing import Any
 
 from benchmarks.measure import (
     NOT_INSTALLED,
+    Others,
     Report,
     Table,
     geometric_mean,
@@ -191,6 +192,7 @@ def torch_steps(case: Case, batch: dict[str, Any], precision: str, *, eager: boo
 
 def measure(case: Case, precision: str, options: Any, table: Table, report: Report) -> Any:
     """Prints a case's rows; returns the ratio of the training step to PyTorch's (eager, compiled)."""
+    others = Others()
     size = options.batch or (case.gpu_batch if on_gpu() else case.cpu_batch)
     batch = random_batch(case, size)
     ours = OurStep(case, batch, precision=precision)
@@ -229,6 +231,7 @@ def measure(case: Case, precision: str, options: Any, table: Table, report: Repo
         report.add(
             model=case.model, what=what, batch=size, precision=precision, num_params=ours.num_params, seconds=found,
             ratio=against, gigaflops=ours.gigaflops(), failed=failed, compile_seconds=compile_seconds,
+            others_cpu_share=others.share(),
         )  # fmt: skip
         if what == "train":
             ratios = against
@@ -294,6 +297,7 @@ def main() -> None:
     unknown = set(wanted) - {case.model for case in CASES}
     if unknown:
         raise SystemExit(f"--models: {', '.join(sorted(unknown))} is not among {', '.join(c.model for c in CASES)}")
+    others = Others()
     table = Table(
         model=24, batch=5, type=4, ours_ms=13, eager_ms=13, compiled_ms=13, ours_by_eager=17, ours_by_compiled=17,
         GFLOP_by_s=11, compile_s=9, torch_s=8,
@@ -311,6 +315,7 @@ def main() -> None:
         if values:
             say(f"geometric mean, ours / PyTorch {name}, of {len(values)}: {geometric_mean(values):.3f}")
             report.set(f"geometric_mean_{name}", geometric_mean(values))
+    others.warn()
 
 
 if __name__ == "__main__":

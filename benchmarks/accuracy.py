@@ -1,0 +1,149 @@
+"""Time to accuracy: python -m benchmarks.accuracy [--recipe 94_muon] [--seeds 3] [--peer | --peer_only]
+
+Runs an experiment's real loop once a seed, in one process, and the same recipe in PyTorch on the same decoded images.
+Prints mean, standard deviation and standard error of the test accuracy of the final weights, and the seconds: from the
+first step to the last measurement, compiling apart. With --peer both sides take turns, seed by seed.
+"""
+
+import contextlib
+import io
+import math
+import statistics
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from benchmarks.measure import NOT_INSTALLED, Others, Report, Table, has_torch, make_parser, ratio, say, set_up
+
+CIFAR = "experiments/cifar10_speedrun.py"
+
+
+def our_run(argv: list[str], seed: int) -> dict[str, float]:
+    """One training by the loop, in a folder of its own; its compiling is of a fresh process' first run alone."""
+    from absl import flags
+    from etils import epath
+    from rich.console import Console
+
+    from jaxcnn import loop
+    from jaxcnn.build import build
+    from jaxcnn.checkpoint import Checkpoints
+    from jaxcnn.config import load_config
+    from jaxcnn.logs import RunLog
+
+    argv = ["", *argv, f"--config.seed={seed}", "--config.tensorboard=False"]
+    config, _ = load_config(argv, flag_values=flags.FlagValues())
+    # Measured once, at the end, on the last weights: as the records are.
+    config.eval_every_epochs = config.checkpoint.every_epochs = 1e9
+    config.checkpoint.every_steps, config.checkpoint.keep_best = None, 0
+    run, feed = build(config)
+    with tempfile.TemporaryDirectory() as folder:
+        log = RunLog(epath.Path(folder), tensorboard=False, console=Console(file=io.StringIO()))
+        checkpoints = Checkpoints(Path(folder) / "checkpoints", keep_best=0, best_metric=loop.best_metric(run))
+        with contextlib.closing(feed), contextlib.closing(log), contextlib.closing(checkpoints):
+            start = time.perf_counter()
+            result = loop.train(run, feed, log, checkpoints)
+            whole = time.perf_counter() - start
+    seconds = result["seconds"]
+    return {
+        "accuracy": result["splits"]["test"]["accuracy"],
+        "seconds": whole - seconds["compile"] - seconds["save"],
+        "train_seconds": seconds["train"],
+        "evaluate_seconds": seconds["evaluate"],
+        "compile_seconds": seconds["compile"],
+        "steps": result["step"],
+    }
+
+
+def cifar() -> Any:
+    """CIFAR-10 as jaxcnn decodes it, for PyTorch: all 50,000 training images and the test split."""
+    import numpy as np
+
+    from benchmarks.torch_peers import Cifar
+    from jaxcnn.config import DataConfig
+    from jaxcnn.data import load_arrays, open_source
+
+    source = open_source(DataConfig(name="tfds:cifar10"))
+    options = {"fingerprint": source.fingerprint, "image_shape": source.image_shape, "cache": True}
+    train, held_out, test = (load_arrays(source.splits[name], **options) for name in ("train", "validation", "test"))
+    whole = tuple(np.concatenate(both) for both in zip(train, held_out, strict=True))
+    return Cifar(whole, test)
+
+
+def describe(runs: list[dict[str, Any]]) -> tuple[float, float, float]:
+    """(mean, standard deviation, standard error) of the accuracies; of one run the last two are not numbers."""
+    values = [run["accuracy"] for run in runs]
+    spread = statistics.stdev(values) if len(values) > 1 else math.nan
+    return statistics.fmean(values), spread, spread / math.sqrt(len(values))
+
+
+def main() -> None:
+    parser = make_parser(__doc__, repeats=0)
+    parser.add_argument("--config", help=f"an experiment (default: {CIFAR}:RECIPE)")
+    parser.add_argument("--recipe", default="94_muon", help="93, 94 or 94_muon: ours, and PyTorch's")
+    parser.add_argument("--seeds", type=int, default=3, help="runs a side, from --first_seed on")
+    parser.add_argument("--first_seed", type=int, default=0)
+    parser.add_argument("--peer", action="store_true", help="PyTorch's runs too, in turn with ours")
+    parser.add_argument("--peer_only", "--peer-only", action="store_true", help="PyTorch's runs alone")
+    parser.add_argument("--compiled", action="store_true", help="PyTorch compiled (on GPUs max-autotune)")
+    parser.add_argument("--max_steps", type=int, help="end each run early, to try things")
+    parser.add_argument("--set", nargs="*", default=[], help="overrides of the experiment, as optimizer.momentum=0.9")
+    options = parser.parse_args()
+    if (options.peer or options.peer_only) and not has_torch():
+        say(f"PyTorch: {NOT_INSTALLED}")
+        if options.peer_only:
+            raise SystemExit(1)
+    set_up(options)
+    report, others = Report(options.json, "accuracy"), Others()
+    argv = [f"--config={options.config or f'{CIFAR}:{options.recipe}'}", *(f"--config.{each}" for each in options.set)]
+    if options.max_steps:
+        argv.append(f"--config.num_steps={options.max_steps}")
+    sides: dict[str, Any] = {}
+    if not options.peer_only:
+        if not Path(argv[0].split("=")[1].split(":")[0]).exists():
+            raise SystemExit(f"{argv[0]}: no such experiment")
+        sides["ours"] = lambda seed: our_run(argv, seed)
+    if (options.peer or options.peer_only) and has_torch():
+        sides["torch"] = peer_runs(options)
+
+    runs: dict[str, list[dict[str, Any]]] = {name: [] for name in sides}
+    for seed in range(options.first_seed, options.first_seed + options.seeds):
+        for name, side in sides.items():
+            found = side(seed)
+            runs[name].append(found)
+            say(
+                f"{name} seed {seed}: accuracy {100 * found['accuracy']:.2f} %  {found['seconds']:.2f} s, "
+                f"compiling apart {found['compile_seconds']:.1f} s"
+            )
+            report.add(side=name, seed=seed, config=argv[0].split("=")[1], recipe=options.recipe, **found)
+
+    table = Table(side=8, runs=5, mean_accuracy=14, std=8, std_error=10, seconds=10, fastest=10, slowest=10)
+    for name, each in runs.items():
+        if each:
+            mean, spread, error = (f"{100 * value:.3f}" for value in describe(each))
+            seconds = [run["seconds"] for run in each]
+            table.row(name, len(each), mean, spread, error, statistics.median(seconds), min(seconds), max(seconds))
+    times = {name: [run["seconds"] for run in each] for name, each in runs.items()}
+    if ratio(times, "ours", "torch"):
+        say(f"seconds, ours / PyTorch: {ratio(times, 'ours', 'torch')}")
+        report.set("ratio", ratio(times, "ours", "torch"))
+    others.warn()
+
+
+def peer_runs(options: Any) -> Any:
+    """seed -> one of PyTorch's trainings."""
+    from benchmarks.torch_peers import RECIPES, device, train_recipe
+
+    if options.recipe not in RECIPES:
+        raise SystemExit(f"--recipe={options.recipe}: PyTorch's side has {', '.join(RECIPES)}")
+    data = cifar()
+    say(f"PyTorch {options.recipe} on {device()}: {len(data.train_labels):,} images")
+    return lambda seed: vars(
+        train_recipe(
+            options.recipe, data, seed=seed, compiled=options.compiled, max_steps=options.max_steps, progress=say
+        )
+    )
+
+
+if __name__ == "__main__":
+    main()
