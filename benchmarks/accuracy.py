@@ -127,6 +127,7 @@ def main() -> None:
     if ratio(times, "ours", "torch"):
         say(f"seconds, ours / PyTorch: {ratio(times, 'ours', 'torch')}")
         report.set("ratio", ratio(times, "ours", "torch"))
+    report.finish()
     others.warn()
 
 

@@ -196,6 +196,10 @@ class Report:
         self._content[name] = value
         self.write()
 
+    def finish(self) -> None:
+        """All rows are there."""
+        self.set("finished", True)
+
     def write(self) -> None:
         if self._path is None:
             return

@@ -91,8 +91,8 @@ class OurStep:
             metrics=metrics_for(case.num_classes),
         )
         self.batch, self._key = jax.device_put(batch), jax.random.key(0)
-        self._init = jax.jit(partial(init_state, image_shape=case.image_shape, model=model, optimizer=optimizer))
-        self.state = self._init(self._key)
+        self.init = jax.jit(partial(init_state, image_shape=case.image_shape, model=model, optimizer=optimizer))
+        self.state = self.init(self._key)
         self.num_params = sum(leaf.size for leaf in jax.tree.leaves(self.state.params))
         self._variables = {
             "params": jax.tree.map(jax.numpy.copy, self.state.params),
@@ -315,6 +315,7 @@ def main() -> None:
         if values:
             say(f"geometric mean, ours / PyTorch {name}, of {len(values)}: {geometric_mean(values):.3f}")
             report.set(f"geometric_mean_{name}", geometric_mean(values))
+    report.finish()
     others.warn()
 
 
