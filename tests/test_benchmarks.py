@@ -30,15 +30,20 @@ def test_help(name):
 
 
 def test_rounds_go_there_and_back():
-    order = []
-    sides = {name: lambda name=name: order.append(name) or len(order) for name in "ab"}
-    found = in_turn(sides, 2)
+    order: list[str] = []
+
+    def side(name: str) -> float:
+        order.append(name)
+        return len(order)
+
+    found = in_turn({"a": lambda: side("a"), "b": lambda: side("b")}, 2)
     assert order == ["a", "b", "b", "a"]
     assert found == {"a": [1, 4], "b": [2, 3]}
 
 
 def test_a_ratio_is_of_the_same_rounds():
     of_both = ratio({"ours": [2.0, 6.0, 3.0], "theirs": [1.0, 2.0, 2.0]}, "ours", "theirs")
+    assert of_both is not None
     assert (of_both.median, of_both.low, of_both.high) == (2.0, 1.5, 3.0)
     assert ratio({"ours": [2.0]}, "ours", "theirs") is None
     assert geometric_mean([1.0, 4.0]) == pytest.approx(2.0)
