@@ -15,7 +15,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from benchmarks.measure import NOT_INSTALLED, Others, Report, Table, has_torch, make_parser, ratio, say, set_up
+from benchmarks.measure import NOT_INSTALLED, Others, Report, Table, has_torch, make_parser, on_gpu, ratio, say, set_up
 
 CIFAR = "experiments/cifar10_speedrun.py"
 
@@ -54,7 +54,7 @@ class OurRuns:
             jax.block_until_ready(ticket)
         assert state is not None
         variables = result_variables(run, state)
-        for split in ("validation", "test"):
+        for split in {"validation", "test"} & run.source.splits.keys():
             for data, inputs in itertools.islice(feed.evaluation(split, run.eval_batch_size), 1):
                 jax.block_until_ready(run.eval_call(variables, put(run.metrics.empty()), data, inputs))
         if isinstance(feed, StreamingFeed):
@@ -86,7 +86,7 @@ class OurRuns:
             feed.close()
         seconds, sizes = result["seconds"], {name: len(split) for name, split in run.source.splits.items()}
         train = seconds["compile"] + seconds["train"]  # nothing is left to compile: that is the first call itself
-        evaluate = seconds["evaluate"] * sizes["test"] / (2 * sizes["validation"] + sizes["test"])
+        evaluate = seconds["evaluate"] * sizes["test"] / (2 * sizes.get("validation", 0) + sizes["test"])
         return {
             "accuracy": result["splits"]["test"]["accuracy"],
             "seconds": train + evaluate,
@@ -137,14 +137,22 @@ def main() -> None:
             raise SystemExit(1)
     set_up(options)
     report, others = Report(options.json, "accuracy"), Others()
-    argv = [f"--config={options.config or f'{CIFAR}:{options.recipe}'}", *(f"--config.{each}" for each in options.set)]
+    overrides = options.set
+    if not options.config and not on_gpu():  # where bfloat16 is slow, and where the peer is in float32
+        overrides = ["model.dtype=float32", *overrides]
+    argv = [f"--config={options.config or f'{CIFAR}:{options.recipe}'}", *(f"--config.{each}" for each in overrides)]
     if options.max_steps:
         argv.append(f"--config.num_steps={options.max_steps}")
     sides: dict[str, Any] = {}
     if not options.peer_only:
         if not Path(argv[0].split("=")[1].split(":")[0]).exists():
             raise SystemExit(f"{argv[0]}: no such experiment")
-        sides["ours"] = OurRuns(argv)
+        from jaxcnn.errors import UserError
+
+        try:
+            sides["ours"] = OurRuns(argv)
+        except UserError as error:
+            raise SystemExit(str(error)) from None
     if (options.peer or options.peer_only) and has_torch():
         sides["torch"] = peer_runs(options)
 

@@ -46,7 +46,9 @@ def bare_step(run: Any, feed: Any) -> tuple[Callable[[], None], Callable[[], Non
     from jaxcnn.step import gather
 
     step = jax.jit(run.train_call.__wrapped__.keywords["step"], donate_argnums=0)
-    batch = jax.block_until_ready(gather(feed.data(), jax.numpy.asarray(feed.inputs(0, 1)[0])))
+    batch = jax.block_until_ready(
+        gather(feed.data(), jax.tree.map(lambda x: jax.numpy.asarray(x)[0], feed.inputs(0, 1)))
+    )
     key, held = jax.random.key(0), {"state": run.init(), "metrics": None}
 
     def call() -> None:
