@@ -4,10 +4,9 @@ Trains the same first steps, in float32 without dropout, on 1, 2 and 8 simulated
 jit and pmap, and prints the largest relative difference of the loss from that of one device under jit.
 """
 
-import argparse
-import json
 import os
-from pathlib import Path
+
+from benchmarks.measure import Report, Table, make_parser, set_up
 
 COUNTS = (1, 2, 8)
 
@@ -34,28 +33,26 @@ def losses(argv: list[str], steps: int) -> list[float]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser()
+    parser = make_parser(__doc__, repeats=1)
     parser.add_argument("--experiment", default="cifar10.py")
     parser.add_argument("--steps", type=int, default=10)
-    parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={max(COUNTS)}"
-    from jaxcnn.parallel import set_up
-
-    set_up(None, compilation_cache=True)
+    set_up(options)
+    report = Report(options.json, "devices")
     base = [f"--config=experiments/{options.experiment}", "--config.model.dropout_rate=0", "--config.steps_per_call=1"]
-    table = {
+    found = {
         f"{mode}, {count}": losses([*base, f"--config.parallel={mode}", f"--config.num_devices={count}"], options.steps)
         for mode in ("jit", "pmap")
         for count in COUNTS
     }
-    reference = table["jit, 1"]
-    print(f"{'mode, devices':<16}{'loss at step 1':>16}{f'at step {options.steps}':>14}{'largest difference':>21}")
-    for name, found in table.items():
-        difference = max(abs(a - b) / abs(b) for a, b in zip(found, reference, strict=True))
-        print(f"{name:<16}{found[0]:>16.6f}{found[-1]:>14.6f}{difference:>21.1e}")
-    if options.json:
-        options.json.write_text(json.dumps(table, indent=2))
+    reference = found["jit, 1"]
+    table = Table(mode_and_devices=18, loss_at_step_1=16, at_the_last=14, largest_difference=20)
+    for name, values in found.items():
+        difference = max(abs(a - b) / abs(b) for a, b in zip(values, reference, strict=True))
+        table.row(name, f"{values[0]:.6f}", f"{values[-1]:.6f}", f"{difference:.1e}")
+        report.add(mode_and_devices=name, losses=values, largest_difference=difference)
+    report.finish()
 
 
 if __name__ == "__main__":

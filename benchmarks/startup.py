@@ -1,12 +1,12 @@
-"""From the command to its first step, cold and with a warm compilation cache: python -m benchmarks.startup
+"""From the command to its first step, cold and with a warm compilation cache: python -m benchmarks.startup [digits.py]
 
 Each repeat starts the real command twice with an empty cache folder: cold (imports warm, since the files were read
-before), then again in a new workdir. Seconds from the start of the process to the line that tells of the first step.
+before), then again in a new workdir. Seconds from the start of the process to the line that tells of the first step,
+and of these the ones that the line counts as compiling and running it. `--help`, and the imports alone, beside them.
 """
 
-import argparse
-import json
 import os
+import re
 import statistics
 import subprocess
 import sys
@@ -14,9 +14,43 @@ import tempfile
 import time
 from pathlib import Path
 
+from benchmarks.measure import Others, Report, Table, make_parser, say, set_up
 
-def first_step_seconds(experiment: str, workdir: Path, cache: Path) -> float:
-    """Runs the command until its first step; returns the seconds."""
+IMPORTS = {"jax": "import jax", "all": "import jaxcnn.main, jaxcnn.build, jaxcnn.loop"}
+# What the first step waits for, apart: seconds of building (data, model), tracing, compiling, and one call.
+PIECES = """
+import sys, time
+start = time.perf_counter()
+from absl import flags
+from jaxcnn.config import load_config
+from jaxcnn.parallel import set_up
+from jaxcnn.build import build
+import jax
+marks = [time.perf_counter()]
+config, _ = load_config(["", f"--config=experiments/{sys.argv[1]}"], flag_values=flags.FlagValues())
+set_up(None, compilation_cache=True)
+run, feed = build(config)
+parallel = run.parallel
+data, inputs = feed.data(), feed.inputs(0, run.steps_per_call)
+marks.append(time.perf_counter())
+state, totals = parallel.replicate(run.init()), parallel.replicate(run.metrics.empty())
+key = parallel.replicate(jax.random.key(config.seed))
+jax.block_until_ready(state)
+marks.append(time.perf_counter())
+lowered = run.train_call.lower(state, totals, data, inputs, key)
+marks.append(time.perf_counter())
+compiled = lowered.compile()
+marks.append(time.perf_counter())
+jax.block_until_ready(compiled(state, totals, data, inputs, key))
+marks.append(time.perf_counter())
+feed.close()
+print(*(after - before for before, after in zip([start, *marks], marks)))
+"""
+PIECE_NAMES = ("import", "data", "init", "trace", "compile", "first step")
+
+
+def first_step_seconds(experiment: str, workdir: Path, cache: Path) -> tuple[float, float]:
+    """Runs the command until its first step; returns the seconds, and those of compiling and running it."""
     command = [sys.executable, "-m", "jaxcnn.main", f"--config=experiments/{experiment}", f"--workdir={workdir}"]
     start = time.perf_counter()
     process = subprocess.Popen(
@@ -31,28 +65,58 @@ def first_step_seconds(experiment: str, workdir: Path, cache: Path) -> float:
     seconds = time.perf_counter() - start
     process.kill()
     process.wait()
-    return seconds
+    return seconds, float(re.findall(r"([\d.]+) s", line)[1])
+
+
+def command_seconds(*arguments: str) -> float:
+    """Of a Python process."""
+    start = time.perf_counter()
+    subprocess.run([sys.executable, *arguments], check=True, stdout=subprocess.DEVNULL)
+    return time.perf_counter() - start
+
+
+def pieces(experiment: str, cache: Path) -> list[float]:
+    """Seconds of each of PIECE_NAMES, in a process of its own."""
+    environment = {**os.environ, "JAXCNN_CACHE_DIR": str(cache)}
+    done = subprocess.run(
+        [sys.executable, "-c", PIECES, experiment], capture_output=True, text=True, env=environment, check=True
+    )
+    return [float(each) for each in done.stdout.split()[-len(PIECE_NAMES) :]]
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--json", type=Path)
+    parser = make_parser(__doc__, repeats=3)
     parser.add_argument("experiments", nargs="*", default=["digits.py"])
     options = parser.parse_args()
-    results = {}
-    print(f"{'experiment':<16}{'cold s':>8}{'warm s':>8}{'warm/cold':>11}")
+    set_up(options)
+    report, others = Report(options.json, "startup"), Others()
+    middle = statistics.median
+    for name, arguments in (
+        ("--help", ("-m", "jaxcnn.main", "--help")),
+        *((f"import {name}", ("-c", code)) for name, code in IMPORTS.items()),
+    ):
+        times = [command_seconds(*arguments) for _ in range(options.repeats + 1)][1:]
+        say(f"{name:<16}{middle(times):8.2f} s ({min(times):.2f}..{max(times):.2f})")
+        report.add(what=name, seconds=times)
+    table = Table(experiment=16, cold_s=8, of_it_step=11, warm_s=8, of_it_step_=11, warm_by_cold=13)
     for experiment in options.experiments:
         cold, warm = [], []
         for _ in range(options.repeats):
             with tempfile.TemporaryDirectory() as folder:
                 for number, times in enumerate((cold, warm)):
                     times.append(first_step_seconds(experiment, Path(folder) / f"run{number}", Path(folder) / "cache"))
-        medians = statistics.median(cold), statistics.median(warm)
-        print(f"{experiment:<16}{medians[0]:>8.2f}{medians[1]:>8.2f}{medians[1] / medians[0]:>11.2f}")
-        results[experiment] = {"cold": cold, "warm": warm}
-    if options.json:
-        options.json.write_text(json.dumps(results, indent=2))
+        medians = [middle(each[i] for each in times) for times in (cold, warm) for i in (0, 1)]
+        share = middle(b[0] / a[0] for a, b in zip(cold, warm, strict=True))
+        table.row(experiment, *(f"{value:.2f}" for value in medians), f"{share:.2f}")
+        report.add(what="first step", experiment=experiment, cold=cold, warm=warm, ratio=share)
+        with tempfile.TemporaryDirectory() as folder:
+            split = {name: pieces(experiment, Path(folder)) for name in ("cold", "warm")}
+        for name, values in split.items():
+            words = "  ".join(f"{what} {value:.2f}" for what, value in zip(PIECE_NAMES, values, strict=True))
+            say(f"  {name}, apart: {words} s")
+        report.add(what="pieces", experiment=experiment, names=PIECE_NAMES, **split)
+    report.finish()
+    others.warn()
 
 
 if __name__ == "__main__":

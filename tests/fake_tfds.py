@@ -25,11 +25,13 @@ def write_set(
     file_format: str = "array_record",
     unlabelled: tuple[str, ...] = (),
     seed: int = 0,
+    texture: float = 0.0,
 ) -> Path:
     """Writes directory/name[/config]/version and returns it; `splits` gives examples a split (train 40, test 12).
 
     An image shape with None gets images of many sizes, as ImageNet's. Images show a bright bar whose angle and colour
-    tell the class, so a model can learn them. Example i of a split is the same whatever the number of shards.
+    tell the class, so a model can learn them; `texture` is the deviation, in levels, of the noise over it. Example i of
+    a split is the same whatever the number of shards.
     """
     from array_record.python.array_record_module import ArrayRecordWriter
 
@@ -45,6 +47,7 @@ def write_set(
                 num_classes,
                 encoding,
                 split in unlabelled,
+                texture,
             )
             for i in range(num_examples)
         ]
@@ -93,6 +96,7 @@ def _example(
     num_classes: int,
     encoding: str,
     unlabelled: bool,
+    texture: float,
 ) -> bytes:
     from tensorflow_datasets.proto import tf_example_pb2
 
@@ -101,6 +105,8 @@ def _example(
     if height is None or width is None:
         height, width = VARIED_SIZES[number % len(VARIED_SIZES)]
     image = draw_image(generator, label, height, width, image_shape[2])
+    if texture:
+        image = np.clip(image + generator.normal(0, texture, image.shape), 0, 255).astype(np.uint8)
     ok, encoded = cv2.imencode(f".{encoding}", image[:, :, ::-1])  # OpenCV's order is BGR
     assert ok
     example = tf_example_pb2.Example()
