@@ -18,7 +18,8 @@ from jax.typing import DTypeLike
 
 LAYOUT = ("NHWC", "HWIO", "NHWC")  # of images, kernel and result: the one that XLA's CPU compiler is fast in
 CACHE_BYTES = 8 * 2**20  # of the largest intermediate of one part
-WINOGRAD_PRODUCTS = 1536  # input x output channels from which its fewer products outweigh its transforms
+WINOGRAD_CHANNELS = 32 * 32  # inputs x outputs from which its fewer products outweigh its transforms
+WINOGRAD_GRADIENT_CHANNELS = 64 * 128  # the same for the gradient of the kernel
 
 
 class Window(NamedTuple):
@@ -170,8 +171,9 @@ def _dense_backward(window: Window, saved: tuple[jax.Array, jax.Array], dy: jax.
     padding = tuple(zip(before, after, strict=True))
     if _suits_winograd(kernel, window) and min(before) >= 0 and min(after) >= 0:
         dx = _winograd(dy, kernel[::-1, ::-1], padding, contract=1)
-        return dx, _winograd_kernel_gradient(x, dy, window.padding)
-    if window.strides == (1, 1):
+        if kernel.shape[2] * kernel.shape[3] >= WINOGRAD_GRADIENT_CHANNELS:
+            return dx, _winograd_kernel_gradient(x, dy, window.padding)
+    elif window.strides == (1, 1):
         turned = kernel[::-1, ::-1].swapaxes(2, 3)
         dx = lax.conv_general_dilated(
             dy, turned, (1, 1), padding, rhs_dilation=window.dilation, dimension_numbers=LAYOUT
@@ -194,7 +196,7 @@ def _suits_winograd(kernel: jax.Array, window: Window) -> bool:
         (height, width) == (3, 3)
         and window.strides == window.dilation == (1, 1)
         and min(inputs, outputs) >= 16
-        and inputs * outputs >= WINOGRAD_PRODUCTS
+        and inputs * outputs >= WINOGRAD_CHANNELS
     )
 
 
