@@ -68,10 +68,8 @@ def train(run: Run, feed: Feed, log: RunLog, checkpoints: Checkpoints) -> dict[s
 
             interval.fetch(state, clock)
             last = step == run.total_steps
-            evaluating = validates and (
-                last or _crossed(before, step, config.eval_every_epochs * run.steps_per_epoch)
-            )  # fmt: skip
-            if last or evaluating or _crossed(before, step, config.log_every_steps):
+            evaluating = last or _crossed(before, step, config.eval_every_epochs * run.steps_per_epoch)
+            if evaluating or _crossed(before, step, config.log_every_steps):
                 totals = interval.end(step, totals)
             saving = last or _crossed(before, step, cadence.every_steps or cadence.every_epochs * run.steps_per_epoch)
             if not (evaluating or saving or signals):
@@ -82,7 +80,9 @@ def train(run: Run, feed: Feed, log: RunLog, checkpoints: Checkpoints) -> dict[s
             pace.caught_up()
             clock.lap("train", step)
             metrics = None
-            if evaluating:
+            if evaluating and not validates:
+                log.epoch(step / run.steps_per_epoch, run.total_steps / run.steps_per_epoch, {})
+            elif evaluating:
                 metrics = evaluate_raw_and_ema(run, feed, state, "validation")
                 log.metrics(step, step / run.steps_per_epoch, "validation", metrics)
                 log.epoch(step / run.steps_per_epoch, run.total_steps / run.steps_per_epoch, metrics)

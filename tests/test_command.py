@@ -389,3 +389,23 @@ def test_damaged_data_end_with_exit_code_1(tmp_path):
 
 def test_rows_are_complete(whole):
     assert [row["step"] for row in rows(whole[0], "validation")] == [21, 41, 60]
+
+
+def test_without_validation(tmp_path):
+    """Trained on all of train; the last weights are measured on test, once."""
+    options = [*SHORT, "--config.data.validation_fraction=0", f"--workdir={tmp_path / 'run'}"]
+    code, _, errors = run(DIGITS, *options)
+    assert (code, errors.count("\n")) == (2, 1)
+    assert "set checkpoint.keep_best=0" in errors
+    code, output, errors = run(DIGITS, *options, "--config.checkpoint.keep_best=0")
+    assert (code, errors) == (0, "")
+    assert "1,437 train / 360 test" in output
+    assert output.count("| train  loss") == 3  # a line an epoch, as with validation
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert (summary["weights"], set(summary["splits"])) == ("last, ema", {"test"})
+    code, output, errors = run(f"--workdir={tmp_path / 'run'}", module="evaluate")
+    assert code == 0, errors
+    assert json.loads(output.splitlines()[-1])["accuracy"] == pytest.approx(summary["splits"]["test"]["accuracy"])
+    code, _, errors = run(f"--workdir={tmp_path / 'run'}", "--split=validation", module="evaluate")
+    assert (code, errors.count("\n")) == (2, 1)
+    assert "--split=validation: the run has none" in errors
