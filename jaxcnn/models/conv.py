@@ -146,6 +146,8 @@ def _dense(x: jax.Array, kernel: jax.Array, window: Window) -> jax.Array:
         return _every(x, window.strides) @ kernel[0, 0]
     if _suits_winograd(kernel, window):
         return _winograd(x, kernel, window.padding)
+    if _suits_bands(kernel, window):
+        return _banded(x, kernel, window)
     return _conv_xla(x, kernel, window)
 
 
@@ -159,6 +161,8 @@ def _dense_backward(window: Window, saved: tuple[jax.Array, jax.Array], dy: jax.
         taps = _every(x, window.strides)
         dkernel = lax.dot_general(_rows(taps), _rows(dy), (((0,), (0,)), ((), ())))[None, None]
         return _spread(dy @ kernel[0, 0].T, window.strides, x.shape), dkernel
+    if _suits_bands(kernel, window):
+        return _banded_gradients(x, kernel, dy, window)
 
     # The gradient by the images is a convolution too: of dy, its rows and columns `strides` apart, by the kernel turned
     # by 180 degrees, with the padding that makes the sizes match.
@@ -198,6 +202,10 @@ def _suits_winograd(kernel: jax.Array, window: Window) -> bool:
         and min(inputs, outputs) >= 16
         and inputs * outputs >= WINOGRAD_CHANNELS
     )
+
+
+def _suits_bands(kernel: jax.Array, window: Window) -> bool:
+    return window.strides == window.dilation == (1, 1) and kernel.shape[2] <= 8
 
 
 def _rows(x: jax.Array) -> jax.Array:
@@ -377,6 +385,64 @@ def _set_down(taps: list[list[jax.Array]], shape: Sequence[int], window: Window)
     (top, _), (left, _) = window.padding
     result: jax.Array = total[:, top : top + shape[1], left : left + shape[2]]
     return result
+
+
+# With few channels: some neighbouring outputs of a row at a time, as the product of all that they see with a banded
+# matrix. Most of it is zeros, but it is large enough to run at a fast rate.
+
+
+def _banded(x: jax.Array, kernel: jax.Array, window: Window) -> jax.Array:
+    high, wide, together, floats_each = _bands(x, kernel, window)
+    matrix = _band_matrix(kernel, together)
+
+    def some(x: jax.Array) -> jax.Array:
+        return (_band_inputs(x, kernel, window) @ matrix).reshape(x.shape[0], high, wide, -1)
+
+    return _map(some, floats_each, x)
+
+
+def _banded_gradients(x: jax.Array, kernel: jax.Array, dy: jax.Array, window: Window) -> tuple[jax.Array, jax.Array]:
+    _, _, together, floats_each = _bands(x, kernel, window)
+    matrix, to_kernel = jax.vjp(partial(_band_matrix, together=together), kernel)
+
+    def rows_of(dy: jax.Array) -> jax.Array:
+        return dy.reshape(-1, matrix.shape[1])
+
+    def by_images(dy: jax.Array) -> jax.Array:
+        sees = jax.ShapeDtypeStruct((dy.shape[0], *x.shape[1:]), x.dtype)
+        back = jax.linear_transpose(partial(_band_inputs, kernel=kernel, window=window), sees)
+        dx: jax.Array = back(rows_of(dy) @ matrix.T)[0]
+        return dx
+
+    def by_matrix(x: jax.Array, dy: jax.Array) -> jax.Array:
+        return lax.dot_general(_band_inputs(x, kernel, window), rows_of(dy), (((0,), (0,)), ((), ())))
+
+    return _map(by_images, floats_each, dy), to_kernel(_sum(by_matrix, floats_each, x, dy))[0]
+
+
+def _bands(x: jax.Array, kernel: jax.Array, window: Window) -> tuple[int, int, int, int]:
+    """(outputs high, outputs wide, outputs together, floats that those of one example see)."""
+    high, wide = (n + sum(p) - k + 1 for n, p, k in zip(x.shape[1:3], window.padding, kernel.shape[:2], strict=True))
+    fits = [n for n in range(1, wide + 1) if wide % n == 0]
+    together = next((n for n in fits if n * kernel.shape[3] >= 128), wide)
+    return high, wide, together, high * wide // together * (kernel.shape[1] + together - 1) * kernel[:, 0, :, 0].size
+
+
+def _band_inputs(x: jax.Array, kernel: jax.Array, window: Window) -> jax.Array:
+    """[outputs / together, what they see: kernel rows x pixels of a row x channels]."""
+    high, wide, together, _ = _bands(x, kernel, window)
+    x = jnp.pad(x, ((0, 0), *window.padding, (0, 0)))
+    starts = range(0, wide, together)
+    blocks = jnp.stack([x[:, :, start : start + kernel.shape[1] + together - 1] for start in starts], axis=2)
+    blocks = blocks.reshape(*blocks.shape[:3], -1)
+    rows = jnp.concatenate([blocks[:, i : i + high] for i in range(kernel.shape[0])], axis=-1)
+    return _rows(rows)
+
+
+def _band_matrix(kernel: jax.Array, together: int) -> jax.Array:
+    """[what they see, together x out]."""
+    bands = [jnp.pad(kernel, ((0, 0), (n, together - 1 - n), (0, 0), (0, 0))) for n in range(together)]
+    return jnp.stack(bands, axis=3).reshape(-1, together * kernel.shape[3])
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(2,))
