@@ -168,7 +168,6 @@ def build(
         metrics=metrics,
         accumulate=config.optimizer.accumulate,
         average=average,
-        unroll=parallel.unroll,
         axis_name=parallel.axis_name,
     )
     evaluate_batch = partial(
@@ -208,7 +207,7 @@ def build(
         step=step,
         eval_step=evaluate_batch,
         train_call=parallel.compile(
-            partial(train_steps, step=step, fetch=feed.fetch, unroll=parallel.unroll),
+            partial(train_steps, step=step, fetch=feed.fetch),
             sharded={3: 1},
             donate=(0, 1),
             remat=config.model.remat,
@@ -335,13 +334,13 @@ def _resident(config: Config, source: Source) -> bool:
 
 
 def _steps_per_call(config: Config, parallel: Parallel, resident: bool, steps_per_epoch: float) -> int:
-    """From config and platform alone. On CPUs a step is long beside its dispatch, and unrolling it compiles long."""
+    """From config and platform alone. On CPUs a step is long beside its dispatch, and one a call stops sooner."""
     if not resident:
         if config.steps_per_call not in (None, 1):
             raise UserError("steps_per_call is for data that lives on the device; streaming takes one step a call")
         return 1
     if config.steps_per_call is not None:
         return config.steps_per_call
-    if parallel.unroll:
+    if parallel.on_cpu:
         return 1
     return min(MAX_STEPS_PER_CALL, 2 ** int(math.log2(max(1.0, steps_per_epoch / 8))))

@@ -39,12 +39,8 @@ class Parallel:
         return AXIS if self.mode == "pmap" or self.num_devices > 1 else None
 
     @property
-    def unroll(self) -> bool:
-        """Whether loops over convolutions must be written out: XLA's CPU compiler only speeds up the entry's."""
-        return self._on_cpu
-
-    @property
-    def _on_cpu(self) -> bool:
+    def on_cpu(self) -> bool:
+        """Whether the devices are CPUs."""
         return self.devices[0].platform == "cpu"
 
     @property
@@ -120,7 +116,7 @@ class Parallel:
         if self.mode == "pmap":
             return jax.pmap(function, axis_name=AXIS, devices=self.devices, donate_argnums=tuple(donate))
         # XLA's CPU compiler drops the barrier between a value and its recomputation early, and then merges the two.
-        options = {"xla_disable_hlo_passes": "cse_barrier_expander"} if remat and self._on_cpu else None
+        options = {"xla_disable_hlo_passes": "cse_barrier_expander"} if remat and self.on_cpu else None
         if self.num_devices == 1:
             return jax.jit(function, donate_argnums=tuple(donate), compiler_options=options)
 

@@ -78,7 +78,6 @@ def train_step(
     metrics: type[Metrics],
     accumulate: int = 1,
     average: Average | None = None,
-    unroll: bool = False,
     axis_name: str | None = None,
 ) -> tuple[TrainState, Metrics]:
     """One update from one batch, and the sums of its metrics.
@@ -89,7 +88,6 @@ def train_step(
       key: the run's constant key.
       accumulate: micro-batches whose gradients are averaged; must divide the device's part.
       average: of params and batch statistics, after the update; None when the state holds none.
-      unroll: write the micro-batches out instead of looping (XLA on CPUs runs convolutions in loops ~30 x slower).
       axis_name: mapped axis over the devices that share the global batch; None on one device.
     """
     size = batch["label"].shape[0]
@@ -124,7 +122,7 @@ def train_step(
         jax.random.split(dropout_key, accumulate),
     )
     zeros = jax.tree.map(jnp.zeros_like, state.params)
-    (batch_stats, grads), values = scan(micro_step, (state.batch_stats, zeros), micro_batches, unroll=unroll)
+    (batch_stats, grads), values = scan(micro_step, (state.batch_stats, zeros), micro_batches)
     grads = jax.tree.map(lambda g: g / accumulate, grads)
     if axis_name is not None:
         grads = jax.lax.pmean(grads, axis_name)
@@ -139,19 +137,12 @@ def train_step(
     return new_state, collect(metrics, values, jnp.ones(size, bool), axis_name=axis_name)
 
 
-def scan(body: Callable, carry: Any, xs: Any, *, unroll: bool) -> tuple[Any, Any]:
-    """`jax.lax.scan`; unrolled, or over one entry, it leaves no trace of a loop.
-
-    `jax.lax.scan(unroll=True)` does leave one, and XLA's CPU compiler runs convolutions inside it ~30 x slower.
-    """
-    length = jax.tree.leaves(xs)[0].shape[0]
-    if not unroll and length > 1:
+def scan(body: Callable, carry: Any, xs: Any) -> tuple[Any, Any]:
+    """`jax.lax.scan` that over one entry is no loop: on CPUs flax's own convolutions, in loops, are ~30 x slower."""
+    if jax.tree.leaves(xs)[0].shape[0] > 1:
         return jax.lax.scan(body, carry, xs)
-    outputs = []
-    for i in range(length):
-        carry, output = body(carry, jax.tree.map(lambda x: x[i], xs))
-        outputs.append(output)
-    return carry, jax.tree.map(lambda *each: jnp.stack(each), *outputs)
+    carry, output = body(carry, jax.tree.map(lambda x: x[0], xs))
+    return carry, jax.tree.map(lambda x: x[None], output)
 
 
 def mirrored(key: jax.Array, batch: Batch) -> jax.Array | None:
@@ -180,7 +171,6 @@ def train_steps(
     *,
     step: Callable[[TrainState, Batch, jax.Array], tuple[TrainState, Metrics]],
     fetch: Callable[[Any, Any], Batch],
-    unroll: bool = False,
 ) -> tuple[TrainState, Metrics, jax.Array]:
     """Several steps in one program: one for each leading entry of `inputs`, `fetch(data, input)` giving its batch.
 
@@ -196,7 +186,7 @@ def train_steps(
         state, totals, _ = guarded_step(state, totals, fetch(data, inputs), key, step=step)
         return (state, totals), None
 
-    (state, totals), _ = scan(body, (state, totals), inputs, unroll=unroll)
+    (state, totals), _ = scan(body, (state, totals), inputs)
     return state, totals, jnp.copy(state.step)
 
 

@@ -49,11 +49,10 @@ class Pieces:
     eval_batch_size: int  # global
     eval_every_steps: int
     axis_name: str | None  # over the devices that share the batches
-    unroll: bool  # write all loops out: see step.py:scan
 
 
-def pieces_of(run: Run, *, eval_every_steps: int | None = None, unroll: bool | None = None) -> Pieces:
-    """A run's pieces; by default it evaluates every `eval_every_epochs`, in whole steps, and loops as its calls do."""
+def pieces_of(run: Run, *, eval_every_steps: int | None = None) -> Pieces:
+    """A run's pieces; by default it evaluates every `eval_every_epochs`, in whole steps."""
     config = run.config
     if not run.resident:
         raise UserError("a whole run in one program needs data that live on the device: set data.resident=true")
@@ -69,7 +68,6 @@ def pieces_of(run: Run, *, eval_every_steps: int | None = None, unroll: bool | N
         eval_batch_size=run.eval_batch_size,
         eval_every_steps=eval_every_steps or max(1, round(config.eval_every_epochs * run.steps_per_epoch)),
         axis_name=run.parallel.axis_name,
-        unroll=run.parallel.unroll if unroll is None else unroll,
     )
 
 
@@ -106,7 +104,7 @@ def train_chunk(
         return (state, totals), metrics.compute()
 
     def train_and_evaluate(carry, inputs):
-        carry, curve = scan(train, carry, inputs, unroll=pieces.unroll)
+        carry, curve = scan(train, carry, inputs)
         evaluate = partial(_evaluate, carry[0], eval_step=eval_step, pieces=pieces)
         return carry, {"train": curve} | {split: evaluate(data[split]) for split in data if split != "train"}
 
@@ -117,7 +115,7 @@ def train_chunk(
         if blocks:
             cut = partial(jax.lax.slice_in_dim, start_index=start, limit_index=start + blocks * length)
             xs = jax.tree.map(lambda x, n=blocks, cut=cut: cut(x).reshape(n, -1, x.shape[-1]), inputs)
-            carry, curves = scan(train_and_evaluate, carry, xs, unroll=pieces.unroll)
+            carry, curves = scan(train_and_evaluate, carry, xs)
             parts.append(jax.tree.map(lambda x: x.reshape(-1), curves))
     return carry[0], jax.tree.map(lambda *each: jnp.concatenate(each), *parts)
 
@@ -197,7 +195,7 @@ def _evaluate(
 
     inputs = evaluation_inputs(len(data["label"]), pieces.eval_batch_size)
     inputs = _own_columns(jax.tree.map(jnp.asarray, inputs), pieces.axis_name)
-    totals, _ = scan(add, {kind: pieces.metrics.empty() for kind in variables}, inputs, unroll=pieces.unroll)
+    totals, _ = scan(add, {kind: pieces.metrics.empty() for kind in variables}, inputs)
     return {kind + name: value for kind, sums in totals.items() for name, value in sums.compute().items()}
 
 

@@ -72,12 +72,11 @@ def test_one_step_by_hand():
     assert int(metrics.loss.count) == 32
 
 
-@pytest.mark.parametrize("unroll", [False, True])
 @pytest.mark.parametrize("accumulate", [2, 8])
-def test_accumulation_is_one_large_batch(accumulate, unroll):
+def test_accumulation_is_one_large_batch(accumulate):
     """Where no batch statistics are in play."""
     state, whole = pieces()
-    _, parts = pieces(accumulate=accumulate, unroll=unroll)
+    _, parts = pieces(accumulate=accumulate)
     a, b = whole(state, data(), KEY), jax.jit(parts)(state, data(), KEY)
     assert_close(a[0].params, b[0].params)
     assert_close(a[1].compute(), b[1].compute())
@@ -86,7 +85,7 @@ def test_accumulation_is_one_large_batch(accumulate, unroll):
 def test_accumulation_carries_batch_statistics():
     """Each micro-batch moves the running statistics, as separate steps would."""
     model = TinyNet(num_classes=10, norm=partial(BatchNorm, momentum=0.9))
-    state, step = pieces(model, accumulate=2, unroll=True)
+    state, step = pieces(model, accumulate=2)
     new, _ = jax.jit(step)(state, data(8), KEY)
     _, whole = pieces(model)
     frozen = optax.sgd(0.0)
@@ -144,38 +143,33 @@ def test_several_steps_in_one_program():
     indices = jnp.asarray(np.random.default_rng(0).integers(0, 32, (5, 8)))
     totals = Metrics.empty()
     looped = jax.jit(partial(train_steps, step=step, fetch=gather))(state, totals, data(), indices, KEY)
-    written_out = jax.jit(partial(train_steps, step=step, fetch=gather, unroll=True))(
-        state, totals, data(), indices, KEY
-    )
     one_by_one = state
     for index in indices:
         one_by_one, metrics = step(one_by_one, gather(data(), index), KEY)
         totals = totals.merge(metrics)
-    for result in (looped, written_out):
-        assert_close(result[0], one_by_one, 1e-5)
-        assert_close(result[1].compute(), totals.compute(), 1e-5)
-        assert int(result[2]) == 5
+    assert_close(looped[0], one_by_one, 1e-5)
+    assert_close(looped[1].compute(), totals.compute(), 1e-5)
+    assert int(looped[2]) == 5
 
 
-def test_unrolled_scan_leaves_no_loop():
-    """XLA's CPU compiler runs convolutions in loops ~30 x slower, so none may remain."""
-    model = TinyNet(num_classes=10)
-    state, step = pieces(model, accumulate=2, unroll=True)
-    calls = partial(train_steps, step=step, fetch=gather, unroll=True)
-    indices = jnp.zeros((2, 8), jnp.int32)
-    jaxpr = str(jax.make_jaxpr(calls)(state, Metrics.empty(), data(), indices, KEY))
-    assert "scan[" not in jaxpr
-    assert "while[" not in jaxpr
-    looped = str(jax.make_jaxpr(partial(calls, unroll=False))(state, Metrics.empty(), data(), indices, KEY))
-    assert "scan[" in looped
+def test_one_step_is_no_loop():
+    """In which flax's own convolutions would be ~30 x slower on CPUs."""
+    state, step = pieces(TinyNet(num_classes=10))
+    calls = partial(train_steps, step=step, fetch=gather)
+    program = lambda steps: str(
+        jax.make_jaxpr(calls)(state, Metrics.empty(), data(), jnp.zeros((steps, 8), jnp.int32), KEY)
+    )
+    assert "scan[" not in program(1)
+    assert "while[" not in program(1)
+    assert "scan[" in program(2)
 
 
-def test_scan_equals_lax_scan():
+@pytest.mark.parametrize("length", [1, 4])
+def test_scan_equals_lax_scan(length):
     body = lambda carry, x: (carry + x, carry * x)
-    for unroll in (False, True):
-        carry, outputs = scan(body, 1.0, jnp.arange(4.0), unroll=unroll)
-        assert carry == 7
-        np.testing.assert_array_equal(outputs, [0, 1, 4, 12])
+    found, expected = (each(body, 1.0, jnp.arange(2.0, 2.0 + length)) for each in (scan, jax.lax.scan))
+    np.testing.assert_array_equal(found[0], expected[0])
+    np.testing.assert_array_equal(found[1], expected[1])
 
 
 def test_a_step_that_is_not_finite_is_not_applied():

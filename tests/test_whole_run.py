@@ -45,10 +45,9 @@ def cheap_config(**changes):
     return config_of(**{"model__name": "mlp", "model__dropout_rate": 0.0, "augment__crop_padding": 0, **changes})
 
 
-def pieces_and_data(config, *, unroll=False):
-    """Looped unless asked: slower on CPUs, but compiled in a second."""
+def pieces_and_data(config):
     run, feed = build(config)
-    return run, feed, pieces_of(run, unroll=unroll), {split: feed.data(split) for split in ("train", "validation")}
+    return run, feed, pieces_of(run), {split: feed.data(split) for split in ("train", "validation")}
 
 
 def assert_close(left, right):
@@ -90,17 +89,6 @@ def test_the_loop_gets_the_same(whole, tmp_path):
     assert curves["validation"].keys() == {"loss", "accuracy", "ema_loss", "ema_accuracy"}
     for name, values in curves["validation"].items():
         np.testing.assert_allclose(values, [row[name] for row in validation], rtol=1e-5)
-
-
-def test_written_out_it_gets_the_same():
-    """All loops, evaluation's too."""
-    results = []
-    for unroll in (True, False):
-        _, _, pieces, data = pieces_and_data(cheap_config(num_steps=3), unroll=unroll)
-        program = jax.jit(partial(train_run, pieces=pieces)).trace(np.uint32(0), data, Hyperparameters())
-        assert ("scan[" in str(program.jaxpr)) != unroll
-        results.append(program.lower().compile()(np.uint32(0), data, Hyperparameters()))
-    assert_close(*results)
 
 
 def test_in_chunks_through_checkpoints(tmp_path):
