@@ -9,6 +9,7 @@ import argparse
 import importlib.util
 import json
 import math
+import multiprocessing
 import os
 import platform
 import statistics
@@ -31,7 +32,7 @@ def make_parser(doc: str | None, *, repeats: int) -> argparse.ArgumentParser:
     return parser
 
 
-def set_up(options: argparse.Namespace, *, compilation_cache: bool = True) -> None:
+def set_up(options: argparse.Namespace, *, compilation_cache: bool = True, torch_here: bool = True) -> None:
     """Settings that must come before JAX's or PyTorch's first use: the same cores, and memory for both, for both."""
     if options.threads:
         os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: options.threads])
@@ -40,11 +41,16 @@ def set_up(options: argparse.Namespace, *, compilation_cache: bool = True) -> No
     from jaxcnn.parallel import set_up as set_up_jax
 
     set_up_jax(None, compilation_cache=compilation_cache)
-    if has_torch():
-        import torch
+    if torch_here and has_torch():
+        set_up_torch()
 
-        torch.set_flush_denormal(True)  # as XLA does; threads that start later inherit it
-        torch.set_num_threads(num_cores())
+
+def set_up_torch() -> None:
+    """The same cores, and the same arithmetic, as XLA's."""
+    import torch
+
+    torch.set_flush_denormal(True)  # as XLA does; threads that start later inherit it
+    torch.set_num_threads(num_cores())
 
 
 def num_cores() -> int:
@@ -83,6 +89,53 @@ def timed(call: Callable[[], Any], wait: Callable[[], Any], *, at_least: float =
     if count > 1:  # a first call alone says little of a short one
         count = max(1, math.ceil(at_least / max(seconds(min(count, 10)), 1e-6)))
     return lambda: seconds(count)
+
+
+class Elsewhere:
+    """A side that is made and measured in a process of its own: neither side's threads or allocator touch the other's.
+
+    `make(*arguments)`, a function of a module, returns (a measurement, facts). Raises RuntimeError where it fails.
+    """
+
+    def __init__(self, make: Callable[..., tuple[Callable[[], float], dict[str, Any]]], *arguments: Any):
+        context = multiprocessing.get_context("spawn")
+        self._pipe, theirs = context.Pipe()
+        self._process = context.Process(target=_serve, args=(theirs, make, arguments), daemon=True)
+        self._process.start()
+        theirs.close()
+        made, self.facts = self._receive()
+        if not made:
+            raise RuntimeError(self.facts)
+
+    def _receive(self) -> Any:
+        try:
+            return self._pipe.recv()
+        except EOFError:
+            return False, "died"
+
+    def __call__(self) -> float:
+        """Seconds of one call."""
+        self._pipe.send(True)
+        seconds = self._receive()
+        if not isinstance(seconds, float):
+            raise RuntimeError("the other process died")
+        return seconds
+
+    def close(self) -> None:
+        """Ends the process."""
+        self._process.terminate()
+        self._process.join()
+
+
+def _serve(pipe: Any, make: Callable, arguments: tuple) -> None:
+    try:
+        measure, facts = make(*arguments)
+    except Exception as error:  # inductor needs a C++ compiler, and fails in many ways of its own
+        pipe.send((False, type(error).__name__))
+        return
+    pipe.send((True, facts))
+    while pipe.recv():
+        pipe.send(measure())
 
 
 def in_turn(sides: Mapping[str, Callable[[], float]], repeats: int) -> dict[str, list[float]]:

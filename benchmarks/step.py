@@ -2,7 +2,8 @@
 
 Ours is the jitted train_step, its state donated, on one batch that lies on the device, without augmentation. PyTorch's
 is channels_last, eager and compiled (on a GPU max-autotune, cudnn.benchmark), on the same batch. Both start from uint8
-images, both update by SGD with Nesterov momentum and weight decay. Medians of rounds in turn; compiling is apart.
+images, both update by SGD with Nesterov momentum and weight decay. Each side has a process of its own, the others
+waiting; medians of rounds in turn; compiling is apart.
 """
 
 import dataclasses
@@ -15,6 +16,7 @@ from typing import Any
 
 from benchmarks.measure import (
     NOT_INSTALLED,
+    Elsewhere,
     Others,
     Report,
     Table,
@@ -168,26 +170,20 @@ def random_batch(case: Case, size: int) -> dict[str, Any]:
     }
 
 
-def torch_steps(case: Case, batch: dict[str, Any], precision: str, *, eager: bool, compiled: bool) -> dict[str, Any]:
-    """PyTorch's sides by name, or the words that say why one is not there."""
-    if not has_torch():
-        return {}
+def torch_side(
+    case: Case, size: int, precision: str, what: str, compiled: bool
+) -> tuple[Callable[[], float], dict[str, Any]]:
+    """PyTorch's measurement of a case, and the seconds of its first call."""
     from benchmarks import torch_peers
+    from benchmarks.measure import set_up_torch
 
-    make = torch_peers.MODELS[case.model]
+    set_up_torch()
     options = {"stem": case.stem} if case.model in ("resnet18", "resnet50") else {}
-    wanted = {"eager": eager, "compiled": compiled}
-    return {
-        name: torch_peers.Step(
-            make(num_classes=case.num_classes, **options),
-            batch["image"],
-            batch["label"],
-            precision=precision,
-            compiled=name == "compiled",
-        )
-        for name, want in wanted.items()
-        if want
-    }
+    model, batch = torch_peers.MODELS[case.model](num_classes=case.num_classes, **options), random_batch(case, size)
+    side = torch_peers.Step(model, batch["image"], batch["label"], precision=precision, compiled=compiled)
+    call = getattr(side, what)
+    first_call = torch_peers.first_call_seconds(call)
+    return timed(call, torch_peers.synchronise), {"first_call_seconds": first_call}
 
 
 def measure(case: Case, precision: str, options: Any, table: Table, report: Report) -> Any:
@@ -197,23 +193,23 @@ def measure(case: Case, precision: str, options: Any, table: Table, report: Repo
     batch = random_batch(case, size)
     ours = OurStep(case, batch, precision=precision)
     compile_seconds = {"ours": ours.compile()}
-    sides = torch_steps(case, batch, precision, eager=True, compiled=not options.no_compile)
+    wanted = [] if not has_torch() else ["eager"] if options.no_compile else ["eager", "compiled"]
     ratios = {}
     for what in ("train", "forward") if options.forward else ("train",):
         calls = {"ours": timed(getattr(ours, what), ours.wait)}
-        failed = {}
-        for name, side in sides.items():
-            from benchmarks.torch_peers import first_call_seconds, synchronise
-
-            call = getattr(side, what)
+        failed, elsewhere = {}, []
+        for name in wanted:
             try:
-                seconds = first_call_seconds(call)
-            except Exception as error:  # inductor needs a C++ compiler, and fails in many ways of its own
-                failed[name] = type(error).__name__
+                elsewhere.append(Elsewhere(torch_side, case, size, precision, what, name == "compiled"))
+            except RuntimeError as error:
+                failed[name] = str(error)
                 continue
-            compile_seconds |= {name: seconds} if name == "compiled" and what == "train" else {}
-            calls[name] = timed(call, synchronise)
+            calls[name] = elsewhere[-1]
+            if name == "compiled" and what == "train":
+                compile_seconds[name] = elsewhere[-1].facts["first_call_seconds"]
         found = in_turn(calls, options.repeats)
+        for side in elsewhere:
+            side.close()
         against = {name: ratio(found, "ours", name) for name in ("eager", "compiled")}
         best = min(found["ours"])
         rate = ours.gigaflops() / best if what == "train" else None
@@ -288,7 +284,7 @@ def main() -> None:
     parser.add_argument("--no_compile", action="store_true", help="without PyTorch's compiled side")
     parser.add_argument("--profile", type=int, nargs="?", const=15, default=0, help="our dearest operations, so many")
     options = parser.parse_args()
-    set_up(options, compilation_cache=False)
+    set_up(options, compilation_cache=False, torch_here=False)
     from jaxcnn.models import MODELS
 
     report = Report(options.json, "step")

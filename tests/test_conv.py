@@ -105,7 +105,12 @@ def test_in_parts_of_the_batch(monkeypatch, case, batch):
     sizes, inputs, outputs, size, options = CASES[case]
     images, kernel = draw((batch, *sizes[1:], inputs), (size, size, inputs // options.get("groups", 1), outputs))
     calls = []
-    monkeypatch.setattr(conv_module, "_parts", lambda batch, floats: calls.append(batch) or (3, batch // 3))
+
+    def parts(batch, floats):
+        calls.append(batch)
+        return 3, batch // 3
+
+    monkeypatch.setattr(conv_module, "_parts", parts)
     assert_same(conv, images, kernel, **options)
     assert calls
 
