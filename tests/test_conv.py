@@ -74,6 +74,7 @@ CASES: dict[str, tuple[Any, ...]] = {
     "11x11 AlexNet": ((2, 63, 63), 3, 64, 11, {"strides": 4, "padding": 2}),
     "4x4 ConvNeXt stem": ((2, 32, 32), 3, 96, 4, {"strides": 4, "padding": 0}),
     "2x2": ((4, 12, 12), 3, 24, 2, {"padding": "VALID"}),
+    "3x3 of 3 channels, bands that do not fit": ((2, 6, 31), 3, 24, 3, {"padding": 0}),
     "2x2 same": ((4, 12, 12), 12, 24, 2, {}),
     "1x1": ((4, 7, 6), 24, 40, 1, {}),
     "1x1 stride 2": ((4, 7, 6), 24, 40, 1, {"strides": 2}),

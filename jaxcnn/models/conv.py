@@ -19,7 +19,6 @@ from jax.typing import DTypeLike
 LAYOUT = ("NHWC", "HWIO", "NHWC")  # of images, kernel and result: the one that XLA's CPU compiler is fast in
 CACHE_BYTES = 8 * 2**20  # of the largest intermediate of one part
 WINOGRAD_CHANNELS = 32 * 32  # inputs x outputs from which its fewer products outweigh its transforms
-WINOGRAD_GRADIENT_CHANNELS = 64 * 128  # the same for the gradient of the kernel
 
 
 class Window(NamedTuple):
@@ -175,9 +174,8 @@ def _dense_backward(window: Window, saved: tuple[jax.Array, jax.Array], dy: jax.
     padding = tuple(zip(before, after, strict=True))
     if _suits_winograd(kernel, window) and min(before) >= 0 and min(after) >= 0:
         dx = _winograd(dy, kernel[::-1, ::-1], padding, contract=1)
-        if kernel.shape[2] * kernel.shape[3] >= WINOGRAD_GRADIENT_CHANNELS:
-            return dx, _winograd_kernel_gradient(x, dy, window.padding)
-    elif window.strides == (1, 1):
+        return dx, _winograd_kernel_gradient(x, dy, window.padding)
+    if window.strides == (1, 1):
         turned = kernel[::-1, ::-1].swapaxes(2, 3)
         dx = lax.conv_general_dilated(
             dy, turned, (1, 1), padding, rhs_dilation=window.dilation, dimension_numbers=LAYOUT
@@ -392,21 +390,23 @@ def _set_down(taps: list[list[jax.Array]], shape: Sequence[int], window: Window)
 
 
 def _banded(x: jax.Array, kernel: jax.Array, window: Window) -> jax.Array:
-    high, wide, together, floats_each = _bands(x, kernel, window)
-    matrix = _band_matrix(kernel, together)
+    bands = _bands(x, kernel, window)
+    matrix = _band_matrix(kernel, bands.together)
 
     def some(x: jax.Array) -> jax.Array:
-        return (_band_inputs(x, kernel, window) @ matrix).reshape(x.shape[0], high, wide, -1)
+        y = _band_inputs(x, kernel, window) @ matrix
+        return y.reshape(x.shape[0], bands.high, bands.number * bands.together, -1)[:, :, : bands.wide]
 
-    return _map(some, floats_each, x)
+    return _map(some, bands.floats_each, x)
 
 
 def _banded_gradients(x: jax.Array, kernel: jax.Array, dy: jax.Array, window: Window) -> tuple[jax.Array, jax.Array]:
-    _, _, together, floats_each = _bands(x, kernel, window)
-    matrix, to_kernel = jax.vjp(partial(_band_matrix, together=together), kernel)
+    bands = _bands(x, kernel, window)
+    matrix, to_kernel = jax.vjp(partial(_band_matrix, together=bands.together), kernel)
 
     def rows_of(dy: jax.Array) -> jax.Array:
-        return dy.reshape(-1, matrix.shape[1])
+        rest = bands.number * bands.together - bands.wide
+        return jnp.pad(dy, ((0, 0), (0, 0), (0, rest), (0, 0))).reshape(-1, matrix.shape[1])
 
     def by_images(dy: jax.Array) -> jax.Array:
         sees = jax.ShapeDtypeStruct((dy.shape[0], *x.shape[1:]), x.dtype)
@@ -417,26 +417,36 @@ def _banded_gradients(x: jax.Array, kernel: jax.Array, dy: jax.Array, window: Wi
     def by_matrix(x: jax.Array, dy: jax.Array) -> jax.Array:
         return lax.dot_general(_band_inputs(x, kernel, window), rows_of(dy), (((0,), (0,)), ((), ())))
 
-    return _map(by_images, floats_each, dy), to_kernel(_sum(by_matrix, floats_each, x, dy))[0]
+    return _map(by_images, bands.floats_each, dy), to_kernel(_sum(by_matrix, bands.floats_each, x, dy))[0]
 
 
-def _bands(x: jax.Array, kernel: jax.Array, window: Window) -> tuple[int, int, int, int]:
-    """(outputs high, outputs wide, outputs together, floats that those of one example see)."""
+class _Bands(NamedTuple):
+    high: int  # outputs
+    wide: int
+    number: int  # of bands in a row; the last may hang over its end
+    together: int  # outputs of a band
+    floats_each: int  # that all bands of an example see
+
+
+def _bands(x: jax.Array, kernel: jax.Array, window: Window) -> _Bands:
     high, wide = (n + sum(p) - k + 1 for n, p, k in zip(x.shape[1:3], window.padding, kernel.shape[:2], strict=True))
-    fits = [n for n in range(1, wide + 1) if wide % n == 0]
-    together = next((n for n in fits if n * kernel.shape[3] >= 128), wide)
-    return high, wide, together, high * wide // together * (kernel.shape[1] + together - 1) * kernel[:, 0, :, 0].size
+    number = max(1, wide * kernel.shape[3] // 128)
+    together = -(-wide // number)
+    seen = (kernel.shape[1] + together - 1) * kernel[:, 0, :, 0].size
+    return _Bands(high, wide, number, together, high * number * seen)
 
 
 def _band_inputs(x: jax.Array, kernel: jax.Array, window: Window) -> jax.Array:
-    """[outputs / together, what they see: kernel rows x pixels of a row x channels]."""
-    high, wide, together, _ = _bands(x, kernel, window)
-    x = jnp.pad(x, ((0, 0), *window.padding, (0, 0)))
-    starts = range(0, wide, together)
-    blocks = jnp.stack([x[:, :, start : start + kernel.shape[1] + together - 1] for start in starts], axis=2)
-    blocks = blocks.reshape(*blocks.shape[:3], -1)
-    rows = jnp.concatenate([blocks[:, i : i + high] for i in range(kernel.shape[0])], axis=-1)
-    return _rows(rows)
+    """[bands, what each sees: kernel rows x pixels of a row x channels]."""
+    bands = _bands(x, kernel, window)
+    top_bottom, (left, right) = window.padding
+    right += bands.number * bands.together - bands.wide
+    x = jnp.pad(x, ((0, 0), top_bottom, (left, right), (0, 0)))
+    starts = range(0, bands.number * bands.together, bands.together)
+    pixels = kernel.shape[1] + bands.together - 1
+    seen = jnp.stack([x[:, :, start : start + pixels] for start in starts], axis=2)
+    seen = seen.reshape(*seen.shape[:3], -1)
+    return _rows(jnp.concatenate([seen[:, i : i + bands.high] for i in range(kernel.shape[0])], axis=-1))
 
 
 def _band_matrix(kernel: jax.Array, together: int) -> jax.Array:
