@@ -117,6 +117,7 @@ def flags_help(values: flags.FlagValues) -> str:
 
 def run_command(command: Any) -> NoReturn:
     """Runs `command(argv, start)` and leaves with the exit code that its outcome has, and one line on stderr."""
+    use_huge_pages()
     start = time.perf_counter()
     quiet_libraries()
     stopping.at_once()
@@ -134,6 +135,18 @@ def run_command(command: Any) -> NoReturn:
         )
         code = 1
     sys.exit(code)
+
+
+def use_huge_pages() -> None:
+    """Begins the process anew, once, with glibc asking for pages of 2 MiB, which it does at a program's start alone.
+
+    A step on a CPU takes all its memory from the system anew; in pages of 4 KiB that took up to 45 % of its time.
+    """
+    tunables = os.environ.get("GLIBC_TUNABLES", "")
+    if sys.platform == "linux" and "glibc.malloc.hugetlb" not in tunables:
+        os.environ["GLIBC_TUNABLES"] = ":".join(filter(None, [tunables, "glibc.malloc.hugetlb=1"]))
+        sys.stdout.flush()
+        os.execv(sys.executable, sys.orig_argv)
 
 
 def quiet_libraries() -> None:

@@ -4,9 +4,7 @@ In both modes a step sees this device's part of the global batch and names the a
 pure function serves both; a lone device under `jit` has no axis at all.
 """
 
-import ctypes
 import os
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -139,8 +137,7 @@ class Parallel:
 
 
 def set_up(platform: str | None, *, compilation_cache: bool) -> None:
-    """Settings of the process and of JAX that must come before its first use."""
-    _keep_freed_memory()
+    """Settings of JAX that must come before its first use."""
     if platform == "cpu":  # so that no accelerator is taken; a missing one is make_parallel's to say
         jax.config.update("jax_platforms", platform)
     if compilation_cache and not jax.config.jax_compilation_cache_dir:  # type: ignore[attr-defined]
@@ -150,19 +147,6 @@ def set_up(platform: str | None, *, compilation_cache: bool) -> None:
         jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
     else:
         jax.config.update("jax_enable_compilation_cache", False)
-
-
-def _keep_freed_memory() -> None:
-    """Has glibc keep what XLA frees: else every step on CPUs asks the kernel for all its memory anew, page by page."""
-    if not sys.platform.startswith("linux"):
-        return
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    if mallopt is None:  # not glibc
-        return
-    trim_threshold, mmap_max, arena_max = -1, -4, -8  # malloc.h's names for them
-    mallopt(mmap_max, 0)
-    mallopt(trim_threshold, -1)
-    mallopt(arena_max, 1)  # other arenas would still map large blocks
 
 
 def make_parallel(mode: str, *, platform: str | None = None, num_devices: int | None = None) -> Parallel:

@@ -409,3 +409,27 @@ def test_without_validation(tmp_path):
     code, _, errors = run(f"--workdir={tmp_path / 'run'}", "--split=validation", module="evaluate")
     assert (code, errors.count("\n")) == (2, 1)
     assert "--split=validation: the run has none" in errors
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="glibc's setting")
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        ({}, "glibc.malloc.hugetlb=1"),
+        ({"GLIBC_TUNABLES": "glibc.malloc.check=0"}, "glibc.malloc.check=0:glibc.malloc.hugetlb=1"),
+        ({"GLIBC_TUNABLES": "glibc.malloc.hugetlb=0"}, "glibc.malloc.hugetlb=0"),  # the user's word
+    ],
+)
+def test_huge_pages_are_asked_for_once(before, after):
+    program = (
+        "import os, sys; from jaxcnn.main import use_huge_pages; print('begun'); use_huge_pages(); "
+        "print(os.environ['GLIBC_TUNABLES'], sys.argv[1:], os.getpid())"
+    )
+    env = {name: value for name, value in environment().items() if name != "GLIBC_TUNABLES"} | before
+    process = subprocess.Popen(
+        [sys.executable, "-c", program, "a b", "--c"], env=env, cwd=ROOT, stdout=subprocess.PIPE, text=True
+    )
+    lines = process.communicate(timeout=60)[0].splitlines()
+    assert lines == ["begun"] * (1 if "hugetlb" in before.get("GLIBC_TUNABLES", "") else 2) + [
+        f"{after} ['a b', '--c'] {process.pid}"  # signals still find it
+    ]
