@@ -12,6 +12,7 @@ import numpy as np
 import optax
 import pytest
 from absl import flags
+from flax import linen as nn
 
 from jaxcnn.augment import AugmentConfig, alternating_mirror, average_views, make_augment, make_normalise
 from jaxcnn.averaging import lookahead, make_average
@@ -51,10 +52,17 @@ def multiplications(name: str) -> int:
     images = jnp.zeros((1, 32, 32, 3))
     variables = jax.eval_shape(lambda: model.init(jax.random.key(0), images, train=False))
     total = 0
-    for equation in jax.make_jaxpr(partial(model.apply, train=False))(variables, images).jaxpr.eqns:
-        if equation.primitive.name in ("conv_general_dilated", "dot_general"):
-            kernel, outputs = equation.invars[1].aval.shape, equation.outvars[0].aval.shape
-            total += math.prod(outputs) * math.prod(kernel[:-1])
+
+    def count(call, args, kwargs, context):
+        nonlocal total
+        outputs = call(*args, **kwargs)
+        if context.method_name == "__call__" and "kernel" in context.module.variables.get("params", {}):
+            kernel = context.module.variables["params"]["kernel"]
+            total += math.prod(outputs.shape) * math.prod(kernel.shape[:-1])
+        return outputs
+
+    with nn.intercept_methods(count):
+        jax.eval_shape(partial(model.apply, train=False), variables, images)
     return total
 
 
