@@ -426,6 +426,7 @@ def test_views_are_six_and_their_weights_sum_to_one() -> None:
 # ---- whole runs
 
 
+@pytest.mark.slow
 def test_a_recipe_trains_whitened_and_frozen(tmp_path: Path) -> None:
     """On two devices; whitening is the data's, in the average too, and six steps leave it alone."""
     fake_tfds.write_set(tmp_path / "tfds", "cifar10", splits={"train": 40, "test": 10}, image_shape=(32, 32, 3))
