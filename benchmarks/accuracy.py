@@ -27,7 +27,7 @@ class OurRuns:
         from absl import flags
 
         from jaxcnn.build import build
-        from jaxcnn.config import load_config
+        from jaxcnn.command_line import load_config
 
         argv = ["", *argv, "--config.tensorboard=False"]
         self._config, _ = load_config(argv, flag_values=flags.FlagValues())

@@ -17,7 +17,7 @@ def losses(argv: list[str], steps: int) -> list[float]:
     from absl import flags
 
     from jaxcnn.build import build
-    from jaxcnn.config import load_config
+    from jaxcnn.command_line import load_config
 
     config, _ = load_config(["", *argv], flag_values=flags.FlagValues())
     run, feed = build(config)

@@ -67,7 +67,7 @@ def build_run(argv: list[str]) -> Any:
     from absl import flags
 
     from jaxcnn.build import build
-    from jaxcnn.config import load_config
+    from jaxcnn.command_line import load_config
 
     config, _ = load_config(["", *argv], flag_values=flags.FlagValues())
     return build(config)
@@ -81,7 +81,7 @@ def grain_by_item(name: str, folder: str | None, size: int, batch: int, seconds:
         import tensorflow_datasets as tfds
         from absl import flags
 
-        from jaxcnn.data.sources import fit_image
+        from jaxcnn.data.decoding import fit_image
 
         if not flags.FLAGS.is_parsed():
             flags.FLAGS.mark_as_parsed()
@@ -108,7 +108,7 @@ class TorchItems:
     def __getitem__(self, index: int) -> tuple[Any, int]:
         import numpy as np
 
-        from jaxcnn.data.sources import fit_image
+        from jaxcnn.data.decoding import fit_image
         from jaxcnn.data.streaming import random_resized_crop
 
         example = self._split[index]

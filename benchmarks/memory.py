@@ -29,7 +29,7 @@ def measure_here(argv: list[str], *, donate: bool) -> dict[str, float]:
     from absl import flags
 
     from jaxcnn.build import build
-    from jaxcnn.config import load_config
+    from jaxcnn.command_line import load_config
     from jaxcnn.preview import step_cost
 
     config, _ = load_config(["", *argv], flag_values=flags.FlagValues())

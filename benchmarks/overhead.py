@@ -76,7 +76,7 @@ def main() -> None:
     from absl import flags
 
     from jaxcnn.build import build
-    from jaxcnn.config import load_config
+    from jaxcnn.command_line import load_config
     from jaxcnn.errors import UserError
 
     report, others = Report(options.json, "overhead"), Others()

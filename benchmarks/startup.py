@@ -22,7 +22,7 @@ PIECES = """
 import sys, time
 start = time.perf_counter()
 from absl import flags
-from jaxcnn.config import load_config
+from jaxcnn.command_line import load_config
 from jaxcnn.parallel import set_up
 from jaxcnn.build import build
 import jax

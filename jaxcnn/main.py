@@ -15,7 +15,8 @@ from absl import flags
 
 from jaxcnn import stopping
 from jaxcnn import workdir as workdir_lib
-from jaxcnn.config import Config, flatten, load_config
+from jaxcnn.command_line import load_config
+from jaxcnn.config import Config, flatten
 from jaxcnn.errors import Preempted, RunError, UserError
 from jaxcnn.logs import PatientConsole, RunLog, closing_table, complain
 

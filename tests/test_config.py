@@ -6,8 +6,10 @@ from pathlib import Path
 import pytest
 from absl import flags
 
+from jaxcnn import command_line
 from jaxcnn import config as config_lib
 from jaxcnn.build import build
+from jaxcnn.command_line import load_config
 from jaxcnn.config import Config
 from jaxcnn.errors import UserError
 from tests.runs import small_config
@@ -18,7 +20,7 @@ DIGITS = str(ROOT / "experiments" / "digits.py")
 
 def load(*overrides: str, path: str = DIGITS) -> Config:
     values = flags.FlagValues()
-    return config_lib.load_config(["main", f"--config={path}", *overrides], flag_values=values)[0]
+    return load_config(["main", f"--config={path}", *overrides], flag_values=values)[0]
 
 
 def another(value, metadata, hint):
@@ -51,7 +53,7 @@ def leaves(schema=Config, prefix=""):
 @pytest.mark.parametrize(("path", "field"), leaves(), ids=lambda x: x if isinstance(x, str) else "")
 def test_every_field_can_be_overridden(path, field, monkeypatch):
     # Rules between fields would need a second override.
-    monkeypatch.setattr(config_lib, "validate", lambda config: config_lib._validate_fields(config, ""))
+    monkeypatch.setattr(command_line, "validate", lambda config: config_lib._validate_fields(config, ""))
     before = config_lib.flatten(load())
     value, text = another(before[path], field.metadata, field.type)
     after = config_lib.flatten(load(f"--config.{path}={text}"))

@@ -32,8 +32,9 @@ from jaxcnn.data import (
     train_batches,
 )
 from jaxcnn.data import resident as resident_module
+from jaxcnn.data.decoding import fit_image
 from jaxcnn.data.order import AUGMENT_STREAM, permutation
-from jaxcnn.data.sources import Split, fit_image
+from jaxcnn.data.records import Split
 from jaxcnn.data.streaming import random_resized_crop
 from jaxcnn.errors import RunError, UserError
 from tests.fake_tfds import VARIED_SIZES, shard_lengths, shard_path, write_set

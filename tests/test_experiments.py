@@ -10,7 +10,8 @@ import pytest
 from absl import flags
 
 from jaxcnn.build import build
-from jaxcnn.config import Config, load_config
+from jaxcnn.command_line import load_config
+from jaxcnn.config import Config
 from tests import fake_tfds
 from tests.runs import rows, small_config, train
 

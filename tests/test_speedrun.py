@@ -17,7 +17,8 @@ from flax import linen as nn
 from jaxcnn.augment import AugmentConfig, alternating_mirror, average_views, make_augment, make_normalise
 from jaxcnn.averaging import lookahead, make_average
 from jaxcnn.build import build, peak_rate
-from jaxcnn.config import Config, load_config
+from jaxcnn.command_line import load_config
+from jaxcnn.config import Config
 from jaxcnn.errors import UserError
 from jaxcnn.models import MODELS
 from jaxcnn.models.airbench import Airbench, dirac, uniform, unit_std, whiten_bias, whitening_kernel

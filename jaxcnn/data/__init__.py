@@ -1,8 +1,9 @@
 """Images as numpy uint8: where they come from, which belong to which split, and in what order they are read."""
 
 from jaxcnn.data.order import batch_indices
+from jaxcnn.data.records import NotPreparedError, Source, Split
 from jaxcnn.data.resident import cache_dir, channel_statistics, load_arrays, resident_bytes
-from jaxcnn.data.sources import NotPreparedError, Source, Split, open_source, stand_in_source
+from jaxcnn.data.sources import open_source, stand_in_source
 from jaxcnn.data.streaming import Batches, evaluation_batches, measure_statistics, train_batches
 
 __all__ = [

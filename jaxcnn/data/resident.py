@@ -17,7 +17,8 @@ from pathlib import Path
 
 import numpy as np
 
-from jaxcnn.data.sources import ImageShape, Records, Source, Split, fit_image
+from jaxcnn.data.decoding import fit_image
+from jaxcnn.data.records import ImageShape, Records, Source, Split
 
 Progress = Callable[[int, int], None]  # called with (done, total) examples
 

@@ -19,9 +19,10 @@ from typing import Any
 import numpy as np
 
 from jaxcnn.config import AugmentConfig
+from jaxcnn.data.decoding import fit_image, resize_image
 from jaxcnn.data.order import AUGMENT_STREAM, batch_indices
+from jaxcnn.data.records import ImageShape, Split, one_line
 from jaxcnn.data.resident import channel_counts, statistics_of_counts
-from jaxcnn.data.sources import ImageShape, Split, fit_image, one_line, resize_image
 from jaxcnn.errors import RunError, UserError
 
 Batch = dict[str, np.ndarray]

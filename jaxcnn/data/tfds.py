@@ -1,0 +1,280 @@
+"""Sets that TFDS has prepared as ArrayRecord: where they lie, and their records, read without TensorFlow.
+
+Opening reads metadata and at most a record a split; it never downloads or prepares.
+"""
+
+import contextlib
+import os
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from jaxcnn.data.decoding import decode_image
+from jaxcnn.data.records import Example, NotPreparedError, Split, StoredSet, fingerprint_of, one_line
+from jaxcnn.errors import RunError, UserError, nearest
+
+
+@dataclass(frozen=True)
+class TfdsRecords:
+    """A split's records, each the bytes of a tf.train.Example."""
+
+    name: str
+    split: str
+    files: tuple[Path, ...]
+    serialized: Any  # array_record's data source: bytes of a tf.train.Example by record number
+    image_key: str
+    label_key: str
+    image_shape: tuple[int | None, int | None, int]
+    num_classes: int
+
+    def __len__(self) -> int:
+        return len(self.serialized)
+
+    def __getitem__(self, record: int) -> Example:
+        return next(self.read([record]))
+
+    def labels(self) -> np.ndarray:
+        """int32 [N]; reads every record once."""
+        serialized = self._serialized(range(len(self)))
+        return np.fromiter((self._parse(example)[1] for example in serialized), np.int32, len(self))
+
+    def identifier(self, record: int) -> str:
+        """`SPLIT:NUMBER`."""
+        return f"{self.split}:{record}"
+
+    def read(self, records: Sequence[int] | np.ndarray) -> Iterator[Example]:
+        """The examples in the order asked; faster than one by one."""
+        numbers = [int(record) for record in records]
+        for record, example in zip(numbers, self._serialized(numbers), strict=True):
+            yield self._decode(record, example)
+
+    def first_label(self) -> int:
+        """Negative where a split is published without labels."""
+        return self._parse(self._read_one(0))[1]
+
+    def _serialized(self, numbers: Sequence[int]) -> Iterable[bytes]:
+        _allow_open_files(len(self.files))
+        try:  # at once takes a quarter of the time of one by one
+            return self.serialized.__getitems__(numbers)
+        except Exception:
+            return (self._read_one(record) for record in numbers)  # names the one that is damaged
+
+    def _read_one(self, record: int) -> bytes:
+        try:
+            return bytes(self.serialized[record])
+        except Exception as error:
+            raise self._damaged(record, one_line(error)) from error
+
+    def _parse(self, serialized: bytes) -> tuple[bytes, int]:
+        from tensorflow_datasets.proto import tf_example_pb2
+
+        features = tf_example_pb2.Example.FromString(serialized).features.feature
+        return features[self.image_key].bytes_list.value[0], features[self.label_key].int64_list.value[0]
+
+    def _decode(self, record: int, serialized: bytes) -> Example:
+        try:
+            encoded, label = self._parse(serialized)
+            image = decode_image(encoded, self.image_shape[2])
+        except Exception as error:
+            raise self._damaged(record, one_line(error)) from error
+        if not 0 <= label < self.num_classes:
+            raise self._damaged(record, f"label {label} of {self.num_classes} classes")
+        if any(declared not in (None, size) for declared, size in zip(self.image_shape, image.shape, strict=True)):
+            raise self._damaged(record, f"an image of {image.shape} where {self.image_shape} was declared")
+        return {"image": image, "label": label}
+
+    def _damaged(self, record: int, reason: str) -> RunError:
+        return RunError(f"{self.name}: record {record} is damaged ({reason}); prepare the set again")
+
+
+def _allow_open_files(num_files: int) -> None:
+    """ImageNet has 1,024 shards and each stays open, as many as Linux allows a process unless it asks for more."""
+    if num_files < 256:
+        return
+    with contextlib.suppress(ImportError, OSError, ValueError):
+        import resource
+
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        wanted = num_files + 1024
+        if soft != resource.RLIM_INFINITY and soft < wanted:
+            most = wanted if hard == resource.RLIM_INFINITY else min(hard, wanted)
+            resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, most), hard))
+
+
+def open_tfds(full_name: str, rest: str, data_dir: str | None) -> StoredSet:
+    """The set `tfds:REST`, from the files alone. NotPreparedError where it is not on this disk."""
+    directory = tfds_directory(data_dir)
+    folder = _set_folder(full_name, rest, directory)
+
+    import tensorflow_datasets as tfds  # takes half a second; imports TensorFlow only to prepare
+
+    try:
+        builder = tfds.builder_from_directory(folder)  # the files alone: tfds.builder would ask the network
+        info: Any = builder.info
+        formats = {str(form.value) for form in info.available_file_formats()}
+    except Exception as error:
+        raise RunError(f"{full_name}: what describes the set in {folder} is damaged: {one_line(error)}") from error
+    if "array_record" not in formats:
+        raise UserError(
+            f"{full_name} in {folder} is stored as {', '.join(sorted(formats)) or 'an unknown format'}, but only "
+            "ArrayRecord can be read at random; convert it once (this needs TensorFlow, reading does not): "
+            f"tfds convert_format --dataset_version_dir={folder} --out_file_format=array_record"
+        )
+    image_key, label_key = _image_and_label(full_name, info)
+    image_shape = tuple(info.features[image_key].shape)
+    class_names = tuple(info.features[label_key].names)
+
+    splits: dict[str, Split] = {}
+    files: list[Path] = []
+    for split_name, split_info in info.splits.items():
+        if split_info.num_examples == 0:
+            continue
+        serialized = builder.as_data_source(
+            split_name, deserialize_method=tfds.decode.DeserializeMethod.RAW_BYTES, file_format="array_record"
+        ).data_source
+        shards = tuple(Path(path) for path in info.splits[split_name].filepaths)
+        records = TfdsRecords(
+            name=f"{full_name} split {split_name!r}",
+            split=split_name,
+            files=shards,
+            serialized=serialized,
+            image_key=image_key,
+            label_key=label_key,
+            image_shape=image_shape,
+            num_classes=len(class_names),
+        )
+        _check_shards(records.name, shards, split_info.shard_lengths)
+        if split_name in ("test", "validation") and records.first_label() < 0:
+            continue  # published without labels
+        splits[split_name] = Split(records, np.arange(len(records)))
+        files += shards
+    return StoredSet(
+        class_names=class_names,
+        image_shape=image_shape,
+        splits=splits,
+        fingerprint=fingerprint_of(
+            info.full_name,
+            [(path.name, path.stat().st_size) for path in files],
+            {split_name: len(split) for split_name, split in splits.items()},
+        ),
+    )
+
+
+def tfds_directory(data_dir: str | None) -> Path:
+    """Where prepared sets lie: `data_dir`, else $TFDS_DATA_DIR, else ~/tensorflow_datasets."""
+    directory = data_dir or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets"
+    if "://" in directory:
+        raise UserError(
+            f"data.dir={directory!r}: ArrayRecord is read at random, which only a local disk serves; copy the set "
+            f"first (gcloud storage cp -r {directory.rstrip('/')}/NAME DIR/) and set data.dir=DIR"
+        )
+    return Path(directory).expanduser().absolute()
+
+
+def _set_folder(full_name: str, rest: str, directory: Path) -> Path:
+    """The folder NAME[/CONFIG]/VERSION of a prepared set; the newest version where none is named."""
+    match = re.fullmatch(r"(?P<name>\w+)(/(?P<config>[^/:]+))?(:(?P<version>[\w.*]+))?", rest)
+    if match is None:
+        raise UserError(f"data.name={full_name!r} is not of the form tfds:NAME[/CONFIG][:VERSION]")
+    name, config, version = match["name"], match["config"], match["version"]
+    set_folder = directory / name
+    if not set_folder.is_dir():
+        raise NotPreparedError(
+            f"{full_name} is not prepared: {_what_is_there(directory, name)}; {_how_to_prepare(rest, directory)}"
+        )
+    if config is None and not _versions(set_folder):
+        configs = sorted(path.name for path in set_folder.iterdir() if path.is_dir() and _versions(path))
+        if len(configs) > 1:
+            raise UserError(f"{full_name} is prepared in {set_folder} with configs: {', '.join(configs)}; name one")
+        config = configs[0] if configs else None
+    config_folder = set_folder / config if config else set_folder
+    versions = _versions(config_folder)
+    if not versions:
+        raise NotPreparedError(
+            f"{full_name} is not prepared: {config_folder} has none; {_how_to_prepare(rest, directory)}"
+        )
+    if version is not None and version not in versions:
+        raise UserError(
+            f"{full_name}: {config_folder} has version {', '.join(versions)}; name one of those, or none for the newest"
+        )
+    return config_folder / (version or versions[-1])
+
+
+def _versions(folder: Path) -> list[str]:
+    """Prepared versions in a folder, oldest first."""
+    found = [
+        path.name
+        for path in (folder.iterdir() if folder.is_dir() else ())
+        if re.fullmatch(r"\d+\.\d+\.\d+", path.name) and (path / "dataset_info.json").exists()
+    ]
+    return sorted(found, key=lambda version: [int(number) for number in version.split(".")])
+
+
+def prepared_sets(directory: Path) -> list[str]:
+    """Names of the sets in a folder."""
+    pattern = ("*/[0-9]*/dataset_info.json", "*/*/[0-9]*/dataset_info.json")
+    with contextlib.suppress(OSError):
+        return sorted({path.relative_to(directory).parts[0] for glob in pattern for path in directory.glob(glob)})
+    return []
+
+
+def _what_is_there(directory: Path, name: str) -> str:
+    if not directory.is_dir():
+        return f"there is no folder {directory} (data.dir, else $TFDS_DATA_DIR, else ~/tensorflow_datasets)"
+    prepared = prepared_sets(directory)
+    return f"looked in {directory}, {nearest(name, prepared) if prepared else 'which holds no prepared set'}"
+
+
+def _how_to_prepare(rest: str, directory: Path) -> str:
+    return (
+        'prepare it once (this needs TensorFlow, reading does not): python -c "import tensorflow_datasets as tfds; '
+        f"tfds.builder('{rest}', data_dir='{directory}', file_format='array_record').download_and_prepare()\""
+    )
+
+
+def _image_and_label(full_name: str, info: Any) -> tuple[str, str]:
+    """Names of the image and the label: the set's supervised pair, else its only Image and only ClassLabel."""
+    import tensorflow_datasets as tfds
+
+    features = info.features if isinstance(info.features, tfds.features.FeaturesDict) else {}
+    images = [name for name, feature in features.items() if isinstance(feature, tfds.features.Image)]
+    labels = [name for name, feature in features.items() if isinstance(feature, tfds.features.ClassLabel)]
+    supervised = tuple(info.supervised_keys or ())
+    if len(supervised) == 2 and supervised[0] in images and supervised[1] in labels:
+        image_key, label_key = supervised
+    elif (len(images) == 1 or "image" in images) and (len(labels) == 1 or "label" in labels):
+        image_key = "image" if "image" in images else images[0]
+        label_key = "label" if "label" in labels else labels[0]
+    else:
+        raise UserError(
+            f"{full_name} has no image with a class label (features: {', '.join(features)}); "
+            "choose an image classification set"
+        )
+    if info.features[image_key].np_dtype != np.uint8 or len(info.features[image_key].shape) != 3:
+        raise UserError(f"{full_name}: {image_key} is not an image of 8 bits a channel; choose another set")
+    return image_key, label_key
+
+
+def _check_shards(name: str, shards: Sequence[Path], lengths: Sequence[int]) -> None:
+    from array_record.python.array_record_module import ArrayRecordReader
+
+    def check(shard: Path, length: int) -> None:
+        if not shard.exists():
+            raise RunError(f"{name}: {shard} is missing; prepare or copy the set again")
+        try:
+            reader = ArrayRecordReader(str(shard))
+            num_records = reader.num_records()
+            reader.close()
+        except Exception as error:
+            raise RunError(f"{name}: {shard} is damaged ({one_line(error)}); prepare the set again") from error
+        if num_records != length:
+            raise RunError(f"{name}: {shard} has {num_records} records, not {length}; prepare the set again")
+
+    with ThreadPoolExecutor(16) as threads:
+        for _ in threads.map(check, shards, lengths):
+            pass
