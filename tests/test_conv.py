@@ -10,7 +10,7 @@ import pytest
 from flax import linen as nn
 from jax import lax
 
-from jaxcnn.models import conv as conv_module
+from jaxcnn.models import conv_cpu
 from jaxcnn.models.conv import Conv, conv
 from jaxcnn.models.pool import max_pool
 
@@ -111,19 +111,19 @@ def test_in_parts_of_the_batch(monkeypatch, case, batch):
         calls.append(batch)
         return 3, batch // 3
 
-    monkeypatch.setattr(conv_module, "_parts", parts)
+    monkeypatch.setattr(conv_cpu, "_parts", parts)
     assert_same(conv, images, kernel, **options)
     assert calls
 
 
 def test_parts_fill_the_cache_and_divide_the_batch_where_they_can():
     megabyte = 2**20 // 4
-    assert conv_module._parts(128, megabyte) == (8, 16)
-    assert conv_module._parts(200, megabyte) == (8, 25)
-    assert conv_module._parts(100, megabyte) == (5, 20)
-    assert conv_module._parts(127, megabyte) == (8, 15)  # a prime: one part is smaller
-    assert conv_module._parts(4, megabyte) == (4, 1)
-    assert conv_module._parts(4, 100 * megabyte) == (1, 4)
+    assert conv_cpu._parts(128, megabyte) == (8, 16)
+    assert conv_cpu._parts(200, megabyte) == (8, 25)
+    assert conv_cpu._parts(100, megabyte) == (5, 20)
+    assert conv_cpu._parts(127, megabyte) == (8, 15)  # a prime: one part is smaller
+    assert conv_cpu._parts(4, megabyte) == (4, 1)
+    assert conv_cpu._parts(4, 100 * megabyte) == (1, 4)
 
 
 @pytest.mark.parametrize("case", ["3x3", "5x5 LeNet", "3x3 stride 2", "depthwise 3x3", "grouped"])
