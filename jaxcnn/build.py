@@ -29,12 +29,15 @@ from jaxcnn.feed import Feed, Progress, ResidentFeed, StreamingFeed
 from jaxcnn.losses import Loss, make_loss
 from jaxcnn.metrics import Metrics, metrics_for
 from jaxcnn.models import MODELS
-from jaxcnn.models.norm import BatchNorm
+from jaxcnn.models.initializers import INITIALIZERS
+from jaxcnn.models.layers import ACTIVATIONS
+from jaxcnn.models.norm import BatchNorm, GroupNorm, NoNorm
 from jaxcnn.optim import make_optimizer, make_schedule
 from jaxcnn.parallel import Parallel, make_parallel
 from jaxcnn.step import TrainState, eval_step, init_state, train_step, train_steps
 
 RESIDENT_BYTES = 2 * 2**30  # a decoded set up to this size lives on the device
+IMAGENET_STEM_PIXELS = 64  # from this size on a stem that shrinks the image pays
 FIRST_EXAMPLES = 5000  # training images that a model's from_data is handed
 MAX_STEPS_PER_CALL = 32  # on accelerators; each call then costs the host 1/32 of a dispatch a step
 
@@ -95,6 +98,7 @@ class Run:
             self.source.image_shape,
             model=self.model,
             optimizer=self.optimizer,
+            initializer=self.config.model.initializer,
             ema=self.average is not None,
             examples=None if examples is None else make_normalise(self.mean, self.std)(examples[:FIRST_EXAMPLES]),
         )
@@ -128,7 +132,13 @@ def build(
     source = _open_source(config, progress, stand_in=stand_in)
     num_train = len(source.splits["train"])
     resident = _resident(config, source)
-    model = make_model(config.model, model_class, num_classes=len(source.class_names), axis_name=parallel.axis_name)
+    model = make_model(
+        config.model,
+        model_class,
+        num_classes=len(source.class_names),
+        image_size=min(source.image_shape[:2]),
+        axis_name=parallel.axis_name,
+    )
     _check_traces(model, source)
     check_augment(config.augment, source.image_shape)
     metrics, loss = metrics_for(len(source.class_names)), make_loss(config.loss)
@@ -285,38 +295,69 @@ def _model_class(config: ModelConfig) -> Callable[..., nn.Module]:
 
 
 def make_model(
-    config: ModelConfig, model_class: Callable[..., nn.Module], *, num_classes: int, axis_name: str | None = None
+    config: ModelConfig,
+    model_class: Callable[..., nn.Module],
+    *,
+    num_classes: int,
+    image_size: int,
+    axis_name: str | None = None,
 ) -> nn.Module:
-    """Builds a model from what the config says and the model takes. Raises UserError for an option it does not take."""
-    options = {
-        "dropout_rate": config.dropout_rate,
-        "stem": config.stem,
-        "remat": config.remat,
-        "norm": partial(
-            BatchNorm,
-            momentum=config.batch_norm_momentum,
-            axis_name=axis_name,
-            synchronise=config.batch_norm == "global",
-            dtype=jnp.dtype(config.dtype),
-        ),
-    }
+    """Builds a model from what the config says and the model takes.
+
+    Args:
+      image_size: the shorter side in pixels, which a stem is chosen by.
+      axis_name: mapped axis over which batch norm is synchronised.
+
+    Raises:
+      UserError: an option that the model does not take, or a name that is not known.
+    """
     base = model_class.func if isinstance(model_class, partial) else model_class
-    takes = {each.name for each in dataclasses.fields(base)}  # type: ignore[arg-type]
-    default = ModelConfig()
-    for option, fields in (
-        ("dropout_rate", ("dropout_rate",)),
-        ("stem", ("stem",)),
-        ("remat", ("remat",)),
-        ("norm", ("batch_norm", "batch_norm_momentum")),
-    ):
-        for field in fields:
-            if option not in takes and getattr(config, field) != getattr(default, field):
-                raise UserError(
-                    f"model.{field}={getattr(config, field)}: {config.name} has no such option; "
-                    f"set model.{field}={getattr(default, field)}"
-                )
-    options = {name: value for name, value in options.items() if name in takes}
+    takes = {each.name: each.default for each in dataclasses.fields(base)}  # type: ignore[arg-type]
+    takes |= model_class.keywords if isinstance(model_class, partial) else {}
+    batch_norm = partial(
+        BatchNorm,
+        momentum=config.batch_norm_momentum,
+        axis_name=axis_name,
+        synchronise=config.batch_norm == "global",
+        dtype=jnp.dtype(config.dtype),
+    )
+    norms = {"batch": batch_norm, "group": GroupNorm, "layer": partial(GroupNorm, num_groups=1), "none": NoNorm}
+    options = {
+        "width": config.width,
+        "depth": config.depth,
+        "dropout_rate": config.dropout_rate,
+        "stochastic_depth": config.stochastic_depth,
+        "activation": _named("activation", config.activation, ACTIVATIONS),
+        "norm": norms[config.norm] if config.norm else None,
+        "stem": config.stem,
+        "remat": config.remat or None,
+    }
+    _named("initializer", config.initializer, INITIALIZERS)
+    for option, value in options.items():
+        if value is not None and option not in takes:
+            unset = "false" if option == "remat" else "none"
+            raise UserError(
+                f"model.{option}={getattr(config, option)}: {config.name} has no such option; set model.{option}={unset}"
+            )
+    default, uses_batch_norm = ModelConfig(), options["norm"] is batch_norm
+    if options["norm"] is None and takes.get("norm") is BatchNorm:
+        options["norm"], uses_batch_norm = batch_norm, True
+    for name in ("batch_norm", "batch_norm_momentum"):
+        if getattr(config, name) != getattr(default, name) and not uses_batch_norm:
+            raise UserError(
+                f"model.{name}={getattr(config, name)}: {config.name} has no batch norm here; "
+                f"set model.{name}={getattr(default, name)}"
+            )
+    if "stem" in takes and config.stem is None:
+        options["stem"] = "imagenet" if image_size >= IMAGENET_STEM_PIXELS else "small"
+    options = {name: value for name, value in options.items() if value is not None}
     return model_class(num_classes=num_classes, dtype=jnp.dtype(config.dtype), **options)
+
+
+def _named(option: str, name: str | None, table: dict[str, Any]) -> Any:
+    if name is not None and name not in table:
+        raise UserError(f"model.{option}={name!r} is not known; {nearest(name, table)}")
+    return None if name is None else table[name]
 
 
 def _check_traces(model: nn.Module, source: Source) -> None:

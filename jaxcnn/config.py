@@ -61,8 +61,14 @@ class ModelConfig:
     """Which model, and the options that it takes."""
 
     name: str = "cnn"  # a key of jaxcnn.models.MODELS
-    stem: str = field(default="small", metadata=_among("small", "imagenet"))  # 3x3 stride 1, or 7x7 stride 2 and pool
-    dropout_rate: float = field(default=0.0, metadata=_range(0, 0.95))
+    stem: str | None = field(default=None, metadata=_among("small", "imagenet"))  # none: imagenet's from 64 pixels on
+    width: float | None = field(default=None, metadata=_range(above=0))  # times the paper's channels; none: the model's
+    depth: float | None = field(default=None, metadata=_range(above=0))  # times the paper's blocks; none: the model's
+    dropout_rate: float | None = field(default=None, metadata=_range(0, 0.95))  # none: the model's
+    stochastic_depth: float | None = field(default=None, metadata=_range(0, 0.95))  # of the last block, linear from 0
+    activation: str | None = None  # a key of models.layers.ACTIVATIONS; none: the paper's
+    initializer: str | None = None  # of all kernels: a key of models.initializers.INITIALIZERS; none: the paper's
+    norm: str | None = field(default=None, metadata=_among("batch", "group", "layer", "none"))  # none: the paper's
     dtype: str = field(default="float32", metadata=_among("float32", "bfloat16"))  # of compute; params stay float32
     remat: bool = False  # keep only what stands between blocks, compute the rest again: less memory, more time
     batch_norm: str = field(default="global", metadata=_among("global", "per_device"))  # the batch it normalises over

@@ -17,6 +17,8 @@ from jaxcnn.augment import Augment, alternating_mirror, average_views
 from jaxcnn.averaging import Average
 from jaxcnn.losses import Loss
 from jaxcnn.metrics import Metrics, collect, example_values
+from jaxcnn.models.features import AUXILIARY
+from jaxcnn.models.initializers import draw_kernels
 
 # What is random in a run comes from its one key, folded with one of these, so that each can be held still while
 # another varies. The order of the data and its augmentation at decode have theirs in data/order.py.
@@ -44,16 +46,22 @@ def init_state(
     *,
     model: nn.Module,
     optimizer: optax.GradientTransformation,
+    initializer: str | None = None,
     ema: bool = False,
     examples: jax.Array | None = None,
 ) -> TrainState:
     """Initial state of a model for images [height, width, channels]; a function of the run's key alone.
 
-    Of `examples`, too, normalised training images, for a model whose parameters begin `from_data`.
+    Of `examples`, too, normalised training images, for a model whose parameters begin `from_data`. With `initializer`,
+    a name, all kernels are drawn by it instead of as the model would.
     """
     images = jnp.zeros((1, *image_shape), jnp.float32)
-    variables = model.init(jax.random.fold_in(key, INIT_STREAM), images, train=False)
+    init_key = jax.random.fold_in(key, INIT_STREAM)
+    # As in training, where auxiliary heads have parameters too.
+    variables = model.init({"params": init_key, "dropout": init_key}, images, train=True)
     params, batch_stats = variables["params"], variables.get("batch_stats", {})
+    if initializer is not None:
+        params = draw_kernels(params, init_key, initializer=initializer)
     if examples is not None:
         params = model.from_data(params, examples)  # type: ignore[attr-defined]
     return TrainState(
@@ -105,11 +113,14 @@ def train_step(
             {"params": params, "batch_stats": batch_stats},
             images,
             train=True,
-            mutable=["batch_stats"],
+            mutable=["batch_stats", AUXILIARY],
             rngs={"dropout": dropout_key},
         )
         losses = loss(logits, labels)
-        return losses.mean(), (updated.get("batch_stats", {}), example_values(logits, labels, losses))
+        total = losses.mean()
+        for auxiliary_logits in jax.tree.leaves(updated.get(AUXILIARY, {})):
+            total += model.auxiliary_weight * loss(auxiliary_logits, labels).mean()  # type: ignore[attr-defined]
+        return total, (updated.get("batch_stats", {}), example_values(logits, labels, losses))
 
     def micro_step(carry, micro_batch):
         batch_stats, total = carry

@@ -1,7 +1,7 @@
 """Every model by the name that a config gives it; a new model is its own file and a line here.
 
-A model is built with `num_classes` and those of `dtype`, `norm`, `dropout_rate`, `stem` and `remat` that it declares as
-fields, and called as `model(images, train=...)`: float images [batch, height, width, channels] in, float32 logits
+A model is built with `num_classes`, `dtype` and those options of the config's `model` group that it declares as fields:
+`norm`, `activation`, `dropout_rate`, `stochastic_depth`, `width`, `depth`, `stem`, `remat`. It is called as `model(images, train=...)`: float images [batch, height, width, channels] in, float32 logits
 [batch, num_classes] out. It computes in `dtype`; its parameters are float32. One with a method
 `from_data(params, images) -> params` is handed the first training images, normalised, when a run begins.
 """
@@ -11,9 +11,11 @@ from collections.abc import Callable
 from flax import linen as nn
 
 from jaxcnn.models.airbench import airbench93, airbench94, airbench94_muon, airbench95, airbench96
+from jaxcnn.models.cbam import cbam_resnet18, cbam_resnet50
 from jaxcnn.models.cnn import CNN
 from jaxcnn.models.lenet import LeNet5
 from jaxcnn.models.mlp import MLP
+from jaxcnn.models.preact_resnet import preact_resnet18, preact_resnet34, preact_resnet164, preact_resnet1001
 from jaxcnn.models.resnet import (
     resnet18,
     resnet20,
@@ -26,6 +28,9 @@ from jaxcnn.models.resnet import (
     resnet110,
     resnet152,
 )
+from jaxcnn.models.resnext import resnext50_32x4d, resnext101_32x8d, resnext101_64x4d
+from jaxcnn.models.squeeze_excitation import seresnet18, seresnet50
+from jaxcnn.models.wide_resnet import wide_resnet50_2, wide_resnet101_2, wrn_16_4, wrn_28_10, wrn_40_2
 
 MODELS: dict[str, Callable[..., nn.Module]] = {
     "mlp": MLP,
@@ -49,4 +54,21 @@ MODELS: dict[str, Callable[..., nn.Module]] = {
     "resnet50": resnet50,
     "resnet101": resnet101,
     "resnet152": resnet152,
+    "resnext50_32x4d": resnext50_32x4d,
+    "resnext101_32x8d": resnext101_32x8d,
+    "resnext101_64x4d": resnext101_64x4d,
+    "wide_resnet50_2": wide_resnet50_2,
+    "wide_resnet101_2": wide_resnet101_2,
+    "seresnet18": seresnet18,
+    "seresnet50": seresnet50,
+    "cbam_resnet18": cbam_resnet18,
+    "cbam_resnet50": cbam_resnet50,
+    # for CIFAR: He et al. 2016b, Zagoruyko and Komodakis 2016
+    "preact_resnet18": preact_resnet18,
+    "preact_resnet34": preact_resnet34,
+    "preact_resnet164": preact_resnet164,
+    "preact_resnet1001": preact_resnet1001,
+    "wrn_16_4": wrn_16_4,
+    "wrn_28_10": wrn_28_10,
+    "wrn_40_2": wrn_40_2,
 }

@@ -1,8 +1,9 @@
-"""Batch normalisation (Ioffe and Szegedy 2015), over one device's batch or over the global one.
+"""Batch normalisation (Ioffe and Szegedy 2015), over one device's batch or over the global one; and what may stand for it.
 
 Parameters, statistics and the arithmetic between them are float32, whatever the compute dtype.
 """
 
+import math
 from collections.abc import Callable
 
 import jax
@@ -81,3 +82,45 @@ class BatchNorm(nn.Module):
             return means
         averaged: Means = jax.lax.pmean(means, self.axis_name)
         return averaged
+
+
+class GroupNorm(nn.Module):
+    """Normalises each example over space and groups of channels (Wu and He 2018, arXiv:1803.08494).
+
+    Takes what BatchNorm takes where that has a meaning here, so that one can stand for the other.
+    """
+
+    use_running_average: bool = False  # there is no running average: training and evaluation are alike
+    num_groups: int = (
+        32  # the largest common divisor with the channels is used; 1: "layer norm" of the paper's figure 2
+    )
+    epsilon: float = 1e-5
+    dtype: DTypeLike = jnp.float32
+    scale_init: nn.initializers.Initializer = nn.initializers.ones_init()
+
+    @nn.compact
+    def __call__(self, inputs: jax.Array) -> jax.Array:
+        """Same shape, in `dtype`."""
+        return nn.GroupNorm(
+            num_groups=math.gcd(self.num_groups, inputs.shape[-1]),
+            epsilon=self.epsilon,
+            dtype=self.dtype,
+            scale_init=self.scale_init,
+            name="group",
+        )(inputs.astype(jnp.float32)).astype(self.dtype)
+
+
+class NoNorm(nn.Module):
+    """A trained bias, which a convolution before a norm lacks, and nothing else."""
+
+    use_running_average: bool = False
+    epsilon: float = 0.0
+    dtype: DTypeLike = jnp.float32
+    scale_init: nn.initializers.Initializer = nn.initializers.ones_init()
+
+    @nn.compact
+    def __call__(self, inputs: jax.Array) -> jax.Array:
+        """Same shape, in `dtype`."""
+        return inputs + self.param("bias", nn.initializers.zeros_init(), inputs.shape[-1:], jnp.float32).astype(
+            self.dtype
+        )

@@ -14,37 +14,22 @@ from flax import linen as nn
 from jax.typing import DTypeLike
 
 from jaxcnn.errors import UserError, nearest
-from jaxcnn.models.conv import Conv
+from jaxcnn.models.features import tap
+from jaxcnn.models.layers import Activation, Layer, Layers, StochasticDepth, global_average, symmetric_conv
 from jaxcnn.models.norm import BatchNorm
 from jaxcnn.models.pool import max_pool
 
-Layer = Callable[..., Callable[[jax.Array], jax.Array]]  # constructor keywords -> a module from array to array
 
-
-def symmetric_conv(features: int, size: int, stride: int = 1, *, dtype: DTypeLike, name: str) -> Conv:
-    """No bias, since a batch norm follows; output size is input size / stride, rounded up."""
-    return Conv(
-        features,
-        kernel_size=(size, size),
-        strides=stride,
-        padding=(size - 1) // 2,
-        use_bias=False,
-        dtype=dtype,
-        kernel_init=nn.initializers.variance_scaling(2.0, "fan_out", "normal"),
-        name=name,
-    )
-
-
-def projection_shortcut(x: jax.Array, features: int, stride: int, *, conv: Layer, norm: Layer) -> jax.Array:
+def projection_shortcut(x: jax.Array, features: int, stride: int, layers: Layers) -> jax.Array:
     """Option B of the paper: a 1x1 convolution where the shape changes, else the identity."""
     if stride == 1 and x.shape[-1] == features:
         return x
-    return norm(name="shortcut_norm")(conv(features, 1, stride, name="shortcut_conv")(x))
+    return layers.norm(name="shortcut_norm")(layers.conv(features, 1, stride, name="shortcut_conv")(x))
 
 
-def padded_shortcut(x: jax.Array, features: int, stride: int, *, conv: Layer, norm: Layer) -> jax.Array:
+def padded_shortcut(x: jax.Array, features: int, stride: int, layers: Layers) -> jax.Array:
     """Option A of the paper: every stride-th pixel, and zeros as the new channels; no parameters."""
-    del conv, norm
+    del layers
     return jnp.pad(x[:, ::stride, ::stride], ((0, 0), (0, 0), (0, 0), (0, features - x.shape[-1])))
 
 
@@ -53,18 +38,25 @@ class BasicBlock(nn.Module):
 
     features: int
     stride: int
-    conv: Layer
-    norm: Layer
+    layers: Layers
     shortcut: Callable[..., jax.Array] = projection_shortcut
+    attention: Layer | None = None  # over the branch's output
+    drop_rate: float = 0.0  # of the branch: stochastic depth
+
+    expansion = 1
 
     @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
         """Maps [batch, h, w, c] to [batch, h / stride, w / stride, features], sides rounded up."""
-        y = self.conv(self.features, 3, self.stride, name="conv1")(x)
-        y = nn.relu(self.norm(name="norm1")(y))
-        y = self.conv(self.features, 3, name="conv2")(y)
-        y = self.norm(name="norm2")(y)
-        return nn.relu(y + self.shortcut(x, self.features, self.stride, conv=self.conv, norm=self.norm))
+        conv, norm, activation = self.layers
+        y = conv(self.features, 3, self.stride, name="conv1")(x)
+        y = activation(norm(name="norm1")(y))
+        y = conv(self.features, 3, name="conv2")(y)
+        y = norm(name="norm2")(y)
+        if self.attention is not None:
+            y = self.attention(name="attention")(y)
+        y = StochasticDepth(self.drop_rate, name="drop")(y, train=train)
+        return activation(y + self.shortcut(x, self.features, self.stride, self.layers))
 
 
 class Bottleneck(nn.Module):
@@ -72,19 +64,29 @@ class Bottleneck(nn.Module):
 
     features: int
     stride: int
-    conv: Layer
-    norm: Layer
+    layers: Layers
+    width: float = 1.0  # of the 3x3 convolution, times the features
+    groups: int = 1  # of the 3x3 convolution
+    attention: Layer | None = None  # over the branch's output
+    drop_rate: float = 0.0  # of the branch: stochastic depth
+
+    expansion = 4
 
     @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
         """Maps [batch, h, w, c] to [batch, h / stride, w / stride, 4 * features], sides rounded up."""
-        y = self.conv(self.features, 1, name="conv1")(x)
-        y = nn.relu(self.norm(name="norm1")(y))
-        y = self.conv(self.features, 3, self.stride, name="conv2")(y)
-        y = nn.relu(self.norm(name="norm2")(y))
-        y = self.conv(4 * self.features, 1, name="conv3")(y)
-        y = self.norm(name="norm3")(y)
-        return nn.relu(y + projection_shortcut(x, 4 * self.features, self.stride, conv=self.conv, norm=self.norm))
+        conv, norm, activation = self.layers
+        width = round(self.features * self.width)
+        y = conv(width, 1, name="conv1")(x)
+        y = activation(norm(name="norm1")(y))
+        y = conv(width, 3, self.stride, groups=self.groups, name="conv2")(y)
+        y = activation(norm(name="norm2")(y))
+        y = conv(4 * self.features, 1, name="conv3")(y)
+        y = norm(name="norm3")(y)
+        if self.attention is not None:
+            y = self.attention(name="attention")(y)
+        y = StochasticDepth(self.drop_rate, name="drop")(y, train=train)
+        return activation(y + projection_shortcut(x, 4 * self.features, self.stride, self.layers))
 
 
 class ResNet(nn.Module):
@@ -92,9 +94,13 @@ class ResNet(nn.Module):
 
     num_classes: int
     stage_sizes: Sequence[int]  # blocks in each stage
-    block: type[BasicBlock | Bottleneck]
+    block: Callable[..., nn.Module]
     stem: str = "imagenet"
+    width: float = 1.0  # times the paper's channels
     norm: Layer = BatchNorm  # lacks only use_running_average; its dtype is this module's
+    activation: Activation = nn.relu
+    stochastic_depth: float = 0.0  # of the last block; linear from 0 at the first
+    dropout_rate: float = 0.0  # before the head
     remat: bool = False  # compute each block again in the backward pass instead of keeping what is inside it
     dtype: DTypeLike = jnp.float32
 
@@ -103,25 +109,57 @@ class ResNet(nn.Module):
         """Images [batch, height, width, channels] to logits [batch, num_classes]."""
         conv = partial(symmetric_conv, dtype=self.dtype)
         norm = partial(self.norm, use_running_average=not train, dtype=self.dtype)
-        block_class = nn.remat(self.block) if self.remat else self.block
+        layers = Layers(conv, norm, self.activation)
+        features = round(64 * self.width)
 
         match self.stem:
             case "imagenet":
-                x = conv(64, 7, 2, name="stem_conv")(images)
-                x = nn.relu(norm(name="stem_norm")(x))
+                x = conv(features, 7, 2, name="stem_conv")(images)
+                x = self.activation(norm(name="stem_norm")(x))
                 x = max_pool(x, 3, strides=2, padding=1)
             case "small":
-                x = conv(64, 3, name="stem_conv")(images)
-                x = nn.relu(norm(name="stem_norm")(x))
+                x = conv(features, 3, name="stem_conv")(images)
+                x = self.activation(norm(name="stem_norm")(x))
             case _:
                 raise UserError(f"model.stem is {self.stem!r}: {nearest(self.stem, ['imagenet', 'small'])}")
-        for stage, num_blocks in enumerate(self.stage_sizes, start=1):
-            for block in range(1, num_blocks + 1):
-                stride = 2 if stage > 1 and block == 1 else 1
-                features = 64 * 2 ** (stage - 1)
-                x = block_class(features, stride, conv=conv, norm=norm, name=f"stage{stage}_block{block}")(x)
-        x = jnp.mean(x, axis=(1, 2), dtype=jnp.float32)
+        x = residual_stages(
+            self,
+            x,
+            train,
+            stage_sizes=self.stage_sizes,
+            features=[features * 2**stage for stage in range(len(self.stage_sizes))],
+            block=partial(self.block, layers=layers),
+        )
+        x = global_average(x)
+        tap(self, "pooled", x)
+        x = nn.Dropout(self.dropout_rate, deterministic=not train)(x)
         return nn.Dense(self.num_classes, dtype=jnp.float32, name="head")(x)
+
+
+def residual_stages(
+    model: "ResNet | CifarResNet",
+    x: jax.Array,
+    train: bool,
+    *,
+    stage_sizes: Sequence[int],
+    features: Sequence[int],
+    block: partial,
+) -> jax.Array:
+    """The stages of `model`, each but the first halving the sides; called within its scope."""
+    block_class = nn.remat(block.func, static_argnums=(2,)) if model.remat else block.func
+    number, last = 0, max(1, sum(stage_sizes) - 1)
+    for stage, num_blocks in enumerate(stage_sizes, start=1):
+        for index in range(1, num_blocks + 1):
+            x = block_class(
+                features[stage - 1],
+                2 if stage > 1 and index == 1 else 1,
+                **block.keywords,
+                drop_rate=model.stochastic_depth * number / last,
+                name=f"stage{stage}_block{index}",
+            )(x, train)
+            number += 1
+        tap(model, f"stage{stage}", x)
+    return x
 
 
 class CifarResNet(nn.Module):
@@ -129,7 +167,10 @@ class CifarResNet(nn.Module):
 
     num_classes: int
     num_blocks: int  # in each stage; the paper's n
+    width: float = 1.0  # times the paper's channels
     norm: Layer = BatchNorm  # lacks only use_running_average; its dtype is this module's
+    activation: Activation = nn.relu
+    stochastic_depth: float = 0.0  # of the last block; linear from 0 at the first
     remat: bool = False  # compute each block again in the backward pass instead of keeping what is inside it
     dtype: DTypeLike = jnp.float32
 
@@ -138,16 +179,20 @@ class CifarResNet(nn.Module):
         """Images [batch, height, width, channels] to logits [batch, num_classes]."""
         conv = partial(symmetric_conv, dtype=self.dtype)
         norm = partial(self.norm, use_running_average=not train, dtype=self.dtype)
-        block_class = nn.remat(BasicBlock) if self.remat else BasicBlock
-        block = partial(block_class, conv=conv, norm=norm, shortcut=padded_shortcut)
+        features = [round(channels * self.width) for channels in (16, 32, 64)]
 
-        x = conv(16, 3, name="stem_conv")(images)
-        x = nn.relu(norm(name="stem_norm")(x))
-        for stage, features in enumerate((16, 32, 64), start=1):
-            for number in range(1, self.num_blocks + 1):
-                stride = 2 if stage > 1 and number == 1 else 1
-                x = block(features, stride, name=f"stage{stage}_block{number}")(x)
-        x = jnp.mean(x, axis=(1, 2), dtype=jnp.float32)
+        x = conv(features[0], 3, name="stem_conv")(images)
+        x = self.activation(norm(name="stem_norm")(x))
+        x = residual_stages(
+            self,
+            x,
+            train,
+            stage_sizes=[self.num_blocks] * 3,
+            features=features,
+            block=partial(BasicBlock, layers=Layers(conv, norm, self.activation), shortcut=padded_shortcut),
+        )
+        x = global_average(x)
+        tap(self, "pooled", x)
         return nn.Dense(self.num_classes, dtype=jnp.float32, name="head")(x)
 
 

@@ -1,0 +1,37 @@
+"""CBAM (Woo et al. 2018, arXiv:1807.06521): attention over channels, then over places."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from jax.typing import DTypeLike
+
+from jaxcnn.models.conv import Conv
+from jaxcnn.models.layers import he_normal_out
+from jaxcnn.models.resnet import BasicBlock, Bottleneck, ResNet
+
+
+class ConvBlockAttention(nn.Module):
+    """Equations 2 and 3: one perceptron for averages and maxima over places; a 7x7 convolution over those of channels."""
+
+    reduction: int = 16
+    dtype: DTypeLike = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Same shape: [batch, height, width, channels]."""
+        channels = x.shape[-1]
+        hidden = nn.Dense(max(1, channels // self.reduction), dtype=self.dtype, name="channel_hidden")
+        output = nn.Dense(channels, dtype=self.dtype, name="channel_output")
+        average, maximum = (output(nn.relu(hidden(pool(x, axis=(1, 2))))) for pool in (jnp.mean, jnp.max))
+        x = x * nn.sigmoid(average + maximum)[:, None, None, :]
+        places = jnp.concatenate([jnp.mean(x, axis=-1, keepdims=True), jnp.max(x, axis=-1, keepdims=True)], axis=-1)
+        spatial = Conv(
+            1, (7, 7), padding=3, use_bias=False, dtype=self.dtype, kernel_init=he_normal_out, name="spatial_conv"
+        )
+        return x * nn.sigmoid(spatial(places))
+
+
+cbam_resnet18 = partial(ResNet, stage_sizes=(2, 2, 2, 2), block=partial(BasicBlock, attention=ConvBlockAttention))
+cbam_resnet50 = partial(ResNet, stage_sizes=(3, 4, 6, 3), block=partial(Bottleneck, attention=ConvBlockAttention))

@@ -1,0 +1,106 @@
+"""What the blocks of many papers are made of, bound once in the top module: convolution, norm and activation."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from jax.typing import DTypeLike
+
+from jaxcnn.models.conv import Conv
+
+Layer = Callable[..., Callable[[jax.Array], jax.Array]]  # constructor keywords -> a module from array to array
+Activation = Callable[[jax.Array], jax.Array]
+
+ACTIVATIONS: dict[str, Activation] = {
+    "relu": nn.relu,
+    "relu6": nn.relu6,
+    "leaky_relu": nn.leaky_relu,
+    "elu": nn.elu,
+    "gelu": lambda x: nn.gelu(x, approximate=False),
+    "silu": nn.silu,
+    "hard_swish": nn.hard_swish,
+    "tanh": nn.tanh,
+    "sigmoid": nn.sigmoid,
+}
+
+he_normal_out = nn.initializers.variance_scaling(2.0, "fan_out", "normal")  # He et al. 2015, by fan-out
+
+
+class Layers(NamedTuple):
+    """A model's choices, handed to its blocks."""
+
+    conv: Layer
+    norm: Layer
+    activation: Activation
+
+
+def symmetric_conv(
+    features: int,
+    size: int,
+    stride: int = 1,
+    *,
+    dtype: DTypeLike,
+    name: str,
+    groups: int = 1,
+    dilation: int = 1,
+    use_bias: bool = False,
+    kernel_init: nn.initializers.Initializer = he_normal_out,
+) -> Conv:
+    """Pads both sides alike, as PyTorch does: output size is input size / stride, rounded up. No bias before a norm."""
+    return Conv(
+        features,
+        kernel_size=(size, size),
+        strides=stride,
+        padding=dilation * (size - 1) // 2,
+        dilation=dilation,
+        groups=groups,
+        use_bias=use_bias,
+        dtype=dtype,
+        kernel_init=kernel_init,
+        name=name,
+    )
+
+
+class ConvNorm(nn.Module):
+    """A convolution without bias, a norm, an activation."""
+
+    features: int
+    size: int
+    layers: Layers
+    stride: int = 1
+    groups: int = 1
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Maps [batch, h, w, c] to [batch, h / stride, w / stride, features], sides rounded up."""
+        x = self.layers.conv(self.features, self.size, self.stride, groups=self.groups, name="conv")(x)
+        return self.layers.activation(self.layers.norm(name="norm")(x))
+
+
+def identity(x: jax.Array) -> jax.Array:
+    """For `Layers.activation` where a block has none."""
+    return x
+
+
+def global_average(x: jax.Array) -> jax.Array:
+    """[batch, height, width, channels] to float32 [batch, channels]."""
+    return jnp.mean(x, axis=(1, 2), dtype=jnp.float32)
+
+
+class StochasticDepth(nn.Module):
+    """Drops whole residual branches, example by example, in training (Huang et al. 2016, arXiv:1603.09382).
+
+    What survives is divided by its chance, so that evaluation needs no factor.
+    """
+
+    rate: float
+
+    @nn.compact
+    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
+        """Same shape and dtype."""
+        if not train or self.rate == 0:
+            return x
+        kept = jax.random.bernoulli(self.make_rng("dropout"), 1 - self.rate, (x.shape[0],) + (1,) * (x.ndim - 1))
+        return jnp.where(kept, x / (1 - self.rate), 0).astype(x.dtype)
