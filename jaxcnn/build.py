@@ -335,9 +335,9 @@ def make_model(
     _named("initializer", config.initializer, INITIALIZERS)
     for option, value in options.items():
         if value is not None and option not in takes:
-            unset = "false" if option == "remat" else "none"
             raise UserError(
-                f"model.{option}={getattr(config, option)}: {config.name} has no such option; set model.{option}={unset}"
+                f"model.{option}={getattr(config, option)}: {config.name} has no such option; "
+                f"set model.{option}={getattr(ModelConfig(), option)}"
             )
     default, uses_batch_norm = ModelConfig(), options["norm"] is batch_norm
     if options["norm"] is None and takes.get("norm") is BatchNorm:

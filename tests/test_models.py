@@ -21,6 +21,28 @@ from jaxcnn.parallel import make_parallel
 
 CIFAR, IMAGENET, MNIST, DIGITS = (32, 32, 3), (224, 224, 3), (28, 28, 1), (8, 8, 1)
 
+
+def cbam_counts(stage_sizes: tuple[int, ...], channels: int) -> int:
+    """What CBAM adds: two dense layers and a 7x7 convolution of two maps in every block."""
+    widths = [channels * 2**stage for stage in range(4)]
+    return sum(
+        size * (2 * width * width // 16 + width // 16 + width + 98)
+        for size, width in zip(stage_sizes, widths, strict=True)
+    )
+
+
+def preact_count(stage_sizes: tuple[int, ...], *, stem: int, features: int) -> int:
+    """Pre-activated basic blocks: two norms, two 3x3 convolutions, and a 1x1 one where the width changes."""
+    total, width = 27 * stem, stem
+    for stage, size in enumerate(stage_sizes):
+        out = features * 2**stage
+        for _ in range(size):
+            total += 2 * width + 9 * width * out + 2 * out + 9 * out * out
+            total += width * out if width != out else 0
+            width = out
+    return total + 2 * width + 10 * width + 10
+
+
 # name, keywords, image shape, learnable parameters: for ResNets the published counts, else by hand
 COUNTS = [
     ("mlp", {"num_classes": 10}, MNIST, 784 * 512 + 512 + 512 * 512 + 512 + 512 * 10 + 10),
@@ -45,15 +67,14 @@ COUNTS = [
     ("wide_resnet101_2", {"num_classes": 1000}, IMAGENET, 126_886_696),
     ("seresnet18", {"num_classes": 1000}, IMAGENET, 11_778_592),  # timm's legacy and seresnet counts
     ("seresnet50", {"num_classes": 1000}, IMAGENET, 28_088_024),
-    ("cbam_resnet18", {"num_classes": 1000}, IMAGENET, 0),
-    ("cbam_resnet50", {"num_classes": 1000}, IMAGENET, 0),
-    ("preact_resnet18", {"num_classes": 10}, CIFAR, 0),
-    ("preact_resnet34", {"num_classes": 10}, CIFAR, 0),
-    ("preact_resnet164", {"num_classes": 10}, CIFAR, 0),
-    ("preact_resnet1001", {"num_classes": 10}, CIFAR, 0),
-    ("wrn_16_4", {"num_classes": 10}, CIFAR, 0),
+    ("cbam_resnet18", {"num_classes": 1000}, IMAGENET, 11_689_512 + cbam_counts((2, 2, 2, 2), 64)),
+    ("cbam_resnet50", {"num_classes": 1000}, IMAGENET, 25_557_032 + cbam_counts((3, 4, 6, 3), 256)),
+    ("preact_resnet18", {"num_classes": 10}, CIFAR, preact_count((2, 2, 2, 2), stem=64, features=64)),
+    ("preact_resnet34", {"num_classes": 10}, CIFAR, preact_count((3, 4, 6, 3), stem=64, features=64)),
+    ("preact_resnet164", {"num_classes": 10}, CIFAR, 1_703_258),
+    ("wrn_16_4", {"num_classes": 10}, CIFAR, preact_count((2, 2, 2), stem=16, features=64)),
     ("wrn_28_10", {"num_classes": 10}, CIFAR, 36_479_194),
-    ("wrn_40_2", {"num_classes": 10}, CIFAR, 0),
+    ("wrn_40_2", {"num_classes": 10}, CIFAR, preact_count((6, 6, 6), stem=16, features=32)),
     # counted with batch norm's scales, which are fixed: two, for airbench96 three, of each width
     ("airbench93", {"num_classes": 10}, CIFAR, 569_656 - 2 * (64 + 128 + 128)),
     ("airbench94", {"num_classes": 10}, CIFAR, 1_972_792 - 2 * (64 + 256 + 256)),

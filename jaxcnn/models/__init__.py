@@ -1,9 +1,10 @@
 """Every model by the name that a config gives it; a new model is its own file and a line here.
 
-A model is built with `num_classes`, `dtype` and those options of the config's `model` group that it declares as fields:
-`norm`, `activation`, `dropout_rate`, `stochastic_depth`, `width`, `depth`, `stem`, `remat`. It is called as `model(images, train=...)`: float images [batch, height, width, channels] in, float32 logits
-[batch, num_classes] out. It computes in `dtype`; its parameters are float32. One with a method
-`from_data(params, images) -> params` is handed the first training images, normalised, when a run begins.
+A model is built with `num_classes`, `dtype` and those of the config's options that it declares as fields: `norm`,
+`activation`, `dropout_rate`, `stochastic_depth`, `width`, `depth`, `stem`, `remat`. It is called as `model(images,
+train=...)`: float images [batch, height, width, channels] in, float32 logits [batch, num_classes] out. It computes in
+`dtype`; its parameters are float32. One with a method `from_data(params, images) -> params` is handed the
+first training images, normalised, when a run begins.
 """
 
 from collections.abc import Callable
@@ -15,7 +16,7 @@ from jaxcnn.models.cbam import cbam_resnet18, cbam_resnet50
 from jaxcnn.models.cnn import CNN
 from jaxcnn.models.lenet import LeNet5
 from jaxcnn.models.mlp import MLP
-from jaxcnn.models.preact_resnet import preact_resnet18, preact_resnet34, preact_resnet164, preact_resnet1001
+from jaxcnn.models.preact_resnet import preact_resnet18, preact_resnet34, preact_resnet164
 from jaxcnn.models.resnet import (
     resnet18,
     resnet20,
@@ -67,7 +68,6 @@ MODELS: dict[str, Callable[..., nn.Module]] = {
     "preact_resnet18": preact_resnet18,
     "preact_resnet34": preact_resnet34,
     "preact_resnet164": preact_resnet164,
-    "preact_resnet1001": preact_resnet1001,
     "wrn_16_4": wrn_16_4,
     "wrn_28_10": wrn_28_10,
     "wrn_40_2": wrn_40_2,

@@ -13,7 +13,7 @@ from jaxcnn.models.resnet import BasicBlock, Bottleneck, ResNet
 
 
 class ConvBlockAttention(nn.Module):
-    """Equations 2 and 3: one perceptron for averages and maxima over places; a 7x7 convolution over those of channels."""
+    """Equations 2 and 3: a perceptron on averages and maxima over places; a 7x7 convolution on those over channels."""
 
     reduction: int = 16
     dtype: DTypeLike = jnp.float32

@@ -13,6 +13,8 @@ FEATURES, AUXILIARY = "features", "auxiliary"  # flax collections
 
 def tap(module: nn.Module, name: str, x: jax.Array, *, collection: str = FEATURES) -> None:
     """Shows x by this name: a stage's output [batch, height, width, channels], or `pooled` [batch, channels]."""
+    if module.is_initializing():  # else it would count as a variable of the model
+        return
     module.sow(collection, name, x, reduce_fn=lambda _, new: new, init_fn=lambda: None)
 
 

@@ -1,4 +1,4 @@
-"""Batch normalisation (Ioffe and Szegedy 2015), over one device's batch or over the global one; and what may stand for it.
+"""Batch normalisation (Ioffe and Szegedy 2015), over one device's batch or the global one; and what may replace it.
 
 Parameters, statistics and the arithmetic between them are float32, whatever the compute dtype.
 """
@@ -91,9 +91,7 @@ class GroupNorm(nn.Module):
     """
 
     use_running_average: bool = False  # there is no running average: training and evaluation are alike
-    num_groups: int = (
-        32  # the largest common divisor with the channels is used; 1: "layer norm" of the paper's figure 2
-    )
+    num_groups: int = 32  # their common divisor with the channels is used; 1: the paper's "layer norm"
     epsilon: float = 1e-5
     dtype: DTypeLike = jnp.float32
     scale_init: nn.initializers.Initializer = nn.initializers.ones_init()

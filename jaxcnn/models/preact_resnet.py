@@ -102,4 +102,3 @@ class PreActResNet(nn.Module):
 preact_resnet18 = partial(PreActResNet, stage_sizes=(2, 2, 2, 2), block=PreActBasicBlock, stem_features=64, features=64)
 preact_resnet34 = partial(PreActResNet, stage_sizes=(3, 4, 6, 3), block=PreActBasicBlock, stem_features=64, features=64)
 preact_resnet164 = partial(PreActResNet, stage_sizes=(18, 18, 18), block=PreActBottleneck)
-preact_resnet1001 = partial(PreActResNet, stage_sizes=(111, 111, 111), block=PreActBottleneck)

@@ -7,6 +7,7 @@ would pad one side only. Convolutions start He-normal by fan-out, and every batc
 
 from collections.abc import Callable, Sequence
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -137,7 +138,7 @@ class ResNet(nn.Module):
 
 
 def residual_stages(
-    model: "ResNet | CifarResNet",
+    model: Any,
     x: jax.Array,
     train: bool,
     *,
@@ -145,7 +146,10 @@ def residual_stages(
     features: Sequence[int],
     block: partial,
 ) -> jax.Array:
-    """The stages of `model`, each but the first halving the sides; called within its scope."""
+    """The stages of `model`, each but the first halving the sides; called within its scope.
+
+    Reads its `remat` and `stochastic_depth`.
+    """
     block_class = nn.remat(block.func, static_argnums=(2,)) if model.remat else block.func
     number, last = 0, max(1, sum(stage_sizes) - 1)
     for stage, num_blocks in enumerate(stage_sizes, start=1):
