@@ -133,7 +133,7 @@ class ResNet(nn.Module):
         )
         x = global_average(x)
         tap(self, "pooled", x)
-        x = nn.Dropout(self.dropout_rate, deterministic=not train)(x)
+        x = nn.Dropout(self.dropout_rate, deterministic=not train, name="head_dropout")(x)
         return nn.Dense(self.num_classes, dtype=jnp.float32, name="head")(x)
 
 
