@@ -150,7 +150,11 @@ def test_computes_in_dtype_with_float32_parameters_and_logits(
 
     logits, state = jax.eval_shape(forward, variables, jax.ShapeDtypeStruct((3, *image_shape), jnp.float32))
     assert (logits.shape, logits.dtype) == ((3, 10), jnp.float32)
-    inner = {key: value for key, value in state["intermediates"].items() if key not in ("head", "head_dropout", "whiten", "__call__")}
+    inner = {
+        key: value
+        for key, value in state["intermediates"].items()
+        if key not in ("head", "head_dropout", "whiten", "__call__")
+    }
     assert {leaf.dtype for leaf in jax.tree.leaves(inner)} == {jnp.dtype(dtype)}
 
 

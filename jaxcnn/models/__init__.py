@@ -12,9 +12,14 @@ from collections.abc import Callable
 from flax import linen as nn
 
 from jaxcnn.models.airbench import airbench93, airbench94, airbench94_muon, airbench95, airbench96
+from jaxcnn.models.alexnet import AlexNet
 from jaxcnn.models.cbam import cbam_resnet18, cbam_resnet50
 from jaxcnn.models.cnn import CNN
+from jaxcnn.models.densenet import densenet121, densenet161, densenet169, densenet201, densenet_bc_100_12
+from jaxcnn.models.googlenet import googlenet
+from jaxcnn.models.inception_v3 import inception_v3
 from jaxcnn.models.lenet import LeNet5
+from jaxcnn.models.mixer import mixer_b16, mixer_b32, mixer_l16, mixer_s16, mixer_s32
 from jaxcnn.models.mlp import MLP
 from jaxcnn.models.preact_resnet import preact_resnet18, preact_resnet34, preact_resnet164
 from jaxcnn.models.resnet import (
@@ -31,6 +36,8 @@ from jaxcnn.models.resnet import (
 )
 from jaxcnn.models.resnext import resnext50_32x4d, resnext101_32x8d, resnext101_64x4d
 from jaxcnn.models.squeeze_excitation import seresnet18, seresnet50
+from jaxcnn.models.squeezenet import squeezenet1_0, squeezenet1_1
+from jaxcnn.models.vgg import vgg11, vgg11_bn, vgg13, vgg13_bn, vgg16, vgg16_bn, vgg19, vgg19_bn
 from jaxcnn.models.wide_resnet import wide_resnet50_2, wide_resnet101_2, wrn_16_4, wrn_28_10, wrn_40_2
 
 MODELS: dict[str, Callable[..., nn.Module]] = {
@@ -71,4 +78,29 @@ MODELS: dict[str, Callable[..., nn.Module]] = {
     "wrn_16_4": wrn_16_4,
     "wrn_28_10": wrn_28_10,
     "wrn_40_2": wrn_40_2,
+    # before residual networks, and beside them
+    "alexnet": AlexNet,
+    "vgg11": vgg11,
+    "vgg13": vgg13,
+    "vgg16": vgg16,
+    "vgg19": vgg19,
+    "vgg11_bn": vgg11_bn,
+    "vgg13_bn": vgg13_bn,
+    "vgg16_bn": vgg16_bn,
+    "vgg19_bn": vgg19_bn,
+    "squeezenet1_0": squeezenet1_0,
+    "squeezenet1_1": squeezenet1_1,
+    "googlenet": googlenet,
+    "inception_v3": inception_v3,
+    "densenet121": densenet121,
+    "densenet161": densenet161,
+    "densenet169": densenet169,
+    "densenet201": densenet201,
+    "densenet_bc_100_12": densenet_bc_100_12,
+    # without convolutions
+    "mixer_s32": mixer_s32,
+    "mixer_s16": mixer_s16,
+    "mixer_b32": mixer_b32,
+    "mixer_b16": mixer_b16,
+    "mixer_l16": mixer_l16,
 }

@@ -10,6 +10,8 @@ from jax.typing import DTypeLike
 
 from jaxcnn.errors import UserError
 from jaxcnn.models.conv import Conv
+from jaxcnn.models.features import tap
+from jaxcnn.models.layers import Activation
 from jaxcnn.models.pool import max_pool
 
 
@@ -17,6 +19,7 @@ class CNN(nn.Module):
     """3x3 convolutions with 32 and 64 maps, each pooled by 2; 256 dense units; the head."""
 
     num_classes: int
+    activation: Activation = nn.relu
     dropout_rate: float = 0.0  # before the head
     dtype: DTypeLike = jnp.float32
 
@@ -30,11 +33,14 @@ class CNN(nn.Module):
                 "use --config.model.name=mlp, or enlarge them with --config.data.image_size=8"
             )
         x = images
-        x = nn.relu(Conv(32, (3, 3), padding=1, dtype=self.dtype, name="conv1")(x))
+        x = self.activation(Conv(32, (3, 3), padding=1, dtype=self.dtype, name="conv1")(x))
+        tap(self, "stage1", x)
         x = max_pool(x, 2)
-        x = nn.relu(Conv(64, (3, 3), padding=1, dtype=self.dtype, name="conv2")(x))
+        x = self.activation(Conv(64, (3, 3), padding=1, dtype=self.dtype, name="conv2")(x))
+        tap(self, "stage2", x)
         x = max_pool(x, 2)
         x = x.reshape(x.shape[0], -1)
-        x = nn.relu(nn.Dense(256, dtype=self.dtype, name="dense1")(x))
+        x = self.activation(nn.Dense(256, dtype=self.dtype, name="dense1")(x))
+        tap(self, "pooled", x)
         x = nn.Dropout(self.dropout_rate, deterministic=not train)(x)
         return nn.Dense(self.num_classes, dtype=jnp.float32, name="head")(x)

@@ -1,6 +1,6 @@
 """What the blocks of many papers are made of, bound once in the top module: convolution, norm and activation."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 import jax
@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jax.typing import DTypeLike
 
+from jaxcnn.errors import UserError, nearest
 from jaxcnn.models.conv import Conv
 
 Layer = Callable[..., Callable[[jax.Array], jax.Array]]  # constructor keywords -> a module from array to array
@@ -61,6 +62,27 @@ def symmetric_conv(
         kernel_init=kernel_init,
         name=name,
     )
+
+
+def check_stem(model: str, stem: str, images: jax.Array, *, smallest: Mapping[str, int]) -> None:
+    """Says so when images [batch, height, width, channels] are too small for a model with this stem.
+
+    Args:
+      model: its name, for the message.
+      smallest: the smallest side in pixels, for every stem that it has.
+
+    Raises:
+      UserError: also for an unknown stem.
+    """
+    if stem not in smallest:
+        raise UserError(f"model.stem is {stem!r}: {nearest(stem, sorted(smallest))}")
+    height, width = images.shape[1:3]
+    if min(height, width) < smallest[stem]:
+        other = " or set --config.model.stem=small" if smallest["small"] <= min(height, width) else ""
+        raise UserError(
+            f"{model} needs images of at least {smallest[stem]}x{smallest[stem]} pixels and got {height}x{width}: "
+            f"enlarge them with --config.data.image_size={smallest[stem]}{other}"
+        )
 
 
 class ConvNorm(nn.Module):

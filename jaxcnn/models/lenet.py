@@ -12,6 +12,8 @@ from jax.typing import DTypeLike
 
 from jaxcnn.errors import UserError
 from jaxcnn.models.conv import Conv
+from jaxcnn.models.features import tap
+from jaxcnn.models.layers import Activation
 from jaxcnn.models.pool import max_pool
 
 
@@ -19,6 +21,7 @@ class LeNet5(nn.Module):
     """Layers conv1, pool, conv2, pool, dense1, dense2, head: the paper's C1, S2, C3, S4, C5, F6 and output."""
 
     num_classes: int
+    activation: Activation = nn.relu
     dtype: DTypeLike = jnp.float32
 
     @nn.compact
@@ -31,11 +34,14 @@ class LeNet5(nn.Module):
                 "use --config.model.name=cnn, or enlarge them with --config.data.image_size=28"
             )
         x = images
-        x = nn.relu(Conv(6, (5, 5), padding=2, dtype=self.dtype, name="conv1")(x))
+        x = self.activation(Conv(6, (5, 5), padding=2, dtype=self.dtype, name="conv1")(x))
+        tap(self, "stage1", x)
         x = max_pool(x, 2)
-        x = nn.relu(Conv(16, (5, 5), padding=0, dtype=self.dtype, name="conv2")(x))
+        x = self.activation(Conv(16, (5, 5), padding=0, dtype=self.dtype, name="conv2")(x))
+        tap(self, "stage2", x)
         x = max_pool(x, 2)
         x = x.reshape(x.shape[0], -1)
-        x = nn.relu(nn.Dense(120, dtype=self.dtype, name="dense1")(x))
-        x = nn.relu(nn.Dense(84, dtype=self.dtype, name="dense2")(x))
+        x = self.activation(nn.Dense(120, dtype=self.dtype, name="dense1")(x))
+        x = self.activation(nn.Dense(84, dtype=self.dtype, name="dense2")(x))
+        tap(self, "pooled", x)
         return nn.Dense(self.num_classes, dtype=jnp.float32, name="head")(x)

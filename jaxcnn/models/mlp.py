@@ -7,12 +7,16 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jax.typing import DTypeLike
 
+from jaxcnn.models.features import tap
+from jaxcnn.models.layers import Activation
+
 
 class MLP(nn.Module):
-    """Dense layers with ReLU on all pixels at once."""
+    """Dense layers on all pixels at once."""
 
     num_classes: int
     hidden: Sequence[int] = (512, 512)
+    activation: Activation = nn.relu
     dropout_rate: float = 0.0  # after each hidden layer
     dtype: DTypeLike = jnp.float32
 
@@ -21,6 +25,8 @@ class MLP(nn.Module):
         """Images [batch, height, width, channels], flattened, to logits [batch, num_classes]."""
         x = images.reshape(images.shape[0], -1)
         for number, features in enumerate(self.hidden, start=1):
-            x = nn.relu(nn.Dense(features, dtype=self.dtype, name=f"dense{number}")(x))
+            x = self.activation(nn.Dense(features, dtype=self.dtype, name=f"dense{number}")(x))
+            tap(self, f"stage{number}", x[:, None, None, :])
             x = nn.Dropout(self.dropout_rate, deterministic=not train)(x)
+        tap(self, "pooled", x)
         return nn.Dense(self.num_classes, dtype=jnp.float32, name="head")(x)

@@ -1,6 +1,6 @@
-"""Max pooling whose gradient is elementwise work.
+"""Max pooling whose gradient is elementwise work, and averages to any size.
 
-XLA's own gradient of it, select-and-scatter, is a scalar loop on CPUs (3 to 10 x slower).
+XLA's own gradient of max pooling, select-and-scatter, is a scalar loop on CPUs (3 to 10 x slower).
 """
 
 from functools import partial
@@ -12,7 +12,9 @@ import numpy as np
 from jax import lax
 
 
-def max_pool(x: jax.Array, size: int, *, strides: int | None = None, padding: int = 0) -> jax.Array:
+def max_pool(
+    x: jax.Array, size: int, *, strides: int | None = None, padding: int = 0, ceil_mode: bool = False
+) -> jax.Array:
     """Maximum of each `size` x `size` window of [batch, height, width, channels]; incomplete windows are dropped.
 
     Args:
@@ -20,21 +22,34 @@ def max_pool(x: jax.Array, size: int, *, strides: int | None = None, padding: in
       size: of the window, in pixels.
       strides: between windows; none: `size`.
       padding: rows and columns on every side, which are never the maximum.
+      ceil_mode: windows that end outside count too, if they begin inside, as in PyTorch.
 
     The gradient goes to the first maximum of a window, row by row, as in PyTorch.
     """
-    return _max_pool(x, size, strides or size, padding)
+    strides = strides or size
+    beyond = [_beyond(length, size, strides, padding) if ceil_mode else 0 for length in x.shape[1:3]]
+    return _max_pool(x, size, strides, ((padding, padding + beyond[0]), (padding, padding + beyond[1])))
+
+
+def _beyond(length: int, size: int, strides: int, padding: int) -> int:
+    """How far PyTorch's last window, their number being rounded up, reaches beyond the padding."""
+    count = -((size - length - 2 * padding) // strides) + 1
+    if (count - 1) * strides >= length + padding:  # it would begin in the padding
+        count -= 1
+    return max(0, (count - 1) * strides + size - length - 2 * padding)
+
+
+Pads = tuple[tuple[int, int], tuple[int, int]]  # above and below, left and right
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(1, 2, 3))
-def _max_pool(x: jax.Array, size: int, strides: int, padding: int) -> jax.Array:
-    return _forward(x, size, strides, padding)[0]
+def _max_pool(x: jax.Array, size: int, strides: int, pads: Pads) -> jax.Array:
+    return _forward(x, size, strides, pads)[0]
 
 
-def _forward(x: jax.Array, size: int, strides: int, padding: int) -> tuple[jax.Array, Any]:
+def _forward(x: jax.Array, size: int, strides: int, pads: Pads) -> tuple[jax.Array, Any]:
     shape = x.shape
-    pads = ((0, 0), (padding, padding), (padding, padding), (0, 0))
-    x = jnp.pad(x, pads, constant_values=-np.inf)
+    x = jnp.pad(x, ((0, 0), *pads, (0, 0)), constant_values=-np.inf)
     rows, columns = ((length - size) // strides + 1 for length in x.shape[1:3])
     taps = [
         x[:, i : i + (rows - 1) * strides + 1 : strides, j : j + (columns - 1) * strides + 1 : strides]
@@ -48,9 +63,9 @@ def _forward(x: jax.Array, size: int, strides: int, padding: int) -> tuple[jax.A
     return best, (which, shape)
 
 
-def _backward(size: int, strides: int, padding: int, saved: Any, dy: jax.Array) -> tuple[jax.Array]:
+def _backward(size: int, strides: int, pads: Pads, saved: Any, dy: jax.Array) -> tuple[jax.Array]:
     which, shape = saved
-    height, width = (length + 2 * padding for length in shape[1:3])
+    height, width = (length + sum(pad) for length, pad in zip(shape[1:3], pads, strict=True))
     rows, columns = dy.shape[1:3]
     total: Any = 0.0
     for i in range(size):
@@ -59,7 +74,29 @@ def _backward(size: int, strides: int, padding: int, saved: Any, dy: jax.Array) 
             down = (i, height - i - ((rows - 1) * strides + 1), strides - 1)
             right = (j, width - j - ((columns - 1) * strides + 1), strides - 1)
             total += lax.pad(tap, jnp.zeros((), dy.dtype), ((0, 0, 0), down, right, (0, 0, 0)))
-    return (total[:, padding : padding + shape[1], padding : padding + shape[2]],)
+    (top, _), (left, _) = pads
+    return (total[:, top : top + shape[1], left : left + shape[2]],)
 
 
 _max_pool.defvjp(_forward, _backward)
+
+
+def adaptive_avg_pool(x: jax.Array, size: int) -> jax.Array:
+    """Averages [batch, height, width, channels] to [batch, size, size, channels] as PyTorch does.
+
+    Window i of a side of n pixels is from floor(i n / size) to ceil((i + 1) n / size): windows may overlap, and where
+    n < size they repeat pixels.
+    """
+    if x.shape[1:3] == (size, size):
+        return x
+    rows, columns = (jnp.asarray(_windows(length, size)) for length in x.shape[1:3])
+    means = jnp.einsum("ih,bhwc,jw->bijc", rows, x.astype(jnp.float32), columns, precision="highest")
+    return means.astype(x.dtype)
+
+
+def _windows(length: int, size: int) -> np.ndarray:
+    """[size, length]: what each pixel counts in each window's mean."""
+    index = np.arange(size)[:, None]
+    starts, ends = index * length // size, -(-(index + 1) * length // size)
+    inside = (np.arange(length) >= starts) & (np.arange(length) < ends)
+    return (inside / (ends - starts)).astype(np.float32)

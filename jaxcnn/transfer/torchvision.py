@@ -48,10 +48,97 @@ RESNET = Naming(
     )
 )
 
+ALEXNET = Naming(
+    (
+        *((rf"^conv{number}\b", f"features.{index}") for number, index in enumerate((0, 3, 6, 8, 10), start=1)),
+        (r"^dense1\b", "classifier.1"),
+        (r"^dense2\b", "classifier.4"),
+        (r"^head\b", "classifier.6"),
+    ),
+    flattened={"dense1": (256, 6, 6)},
+)
+
+
+def _vgg(stage_sizes: tuple[int, ...], *, norm: bool) -> Naming:
+    """They number all layers: convolution, with `_bn` a norm, activation; behind each stage a pooling."""
+    rules: list[Rule] = []
+    layer = 0
+    for stage, num_convs in enumerate(stage_sizes, start=1):
+        for index in range(1, num_convs + 1):
+            rules.append((rf"^stage{stage}_conv{index}\b", f"features.{layer}"))
+            rules.append((rf"^stage{stage}_norm{index}\b", f"features.{layer + 1}"))
+            layer += 3 if norm else 2
+        layer += 1
+    dense = ((r"^dense1\b", "classifier.0"), (r"^dense2\b", "classifier.3"), (r"^head\b", "classifier.6"))
+    return Naming((*rules, *dense), flattened={"dense1": (512, 7, 7)})
+
+
+def _squeezenet(*fires: int) -> Naming:
+    """`fires`: the places of fire2 to fire9 among their layers."""
+    return Naming(
+        (
+            (r"^conv1\b", "features.0"),
+            *((rf"^fire{number}\b", f"features.{layer}") for number, layer in enumerate(fires, start=2)),
+            (r"(squeeze|expand1x1|expand3x3)_conv\b", r"\1"),
+            (r"^head\b", "classifier.1"),
+        )
+    )
+
+
+# Their pretrained weights of these two want images normalised by mean and standard deviation 0.5: `transform_input`.
+GOOGLENET = Naming(
+    (
+        (r"\bbranch([23])_reduce\b", r"branch\1.0"),
+        (r"\bbranch([23])\.(conv|norm)\b", r"branch\1.1.\2"),
+        (r"\bbranch4\b", "branch4.1"),
+        (r"\bnorm\b", "bn"),
+        (r"^auxiliary(\d)\.dense1\b", r"aux\1.fc1"),
+        (r"^auxiliary(\d)\.head\b", r"aux\1.fc2"),
+        (r"^auxiliary(\d)\b", r"aux\1"),
+        (r"^head\b", "fc"),
+    ),
+    flattened={"dense1": (128, 4, 4)},
+)
+INCEPTION_V3 = Naming(
+    (
+        (r"^conv(1a|2a|2b|4a)\b", r"Conv2d_\1_3x3"),
+        (r"^conv3b\b", "Conv2d_3b_1x1"),
+        (r"^mixed(\w+)\b", r"Mixed_\1"),
+        (r"^auxiliary\.conv1\b", "AuxLogits.conv0"),
+        (r"^auxiliary\.conv2\b", "AuxLogits.conv1"),
+        (r"^auxiliary\.head\b", "AuxLogits.fc"),
+        (r"\bnorm\b", "bn"),
+        (r"^head\b", "fc"),
+    )
+)
+DENSENET = Naming(
+    (
+        (r"^stem_(conv|norm)\b", r"features.\g<1>0"),
+        (r"^stage(\d+)_layer(\d+)\b", r"features.denseblock\1.denselayer\2"),
+        (r"^transition", "features.transition"),
+        (r"^final_norm\b", "features.norm5"),
+        (r"^head\b", "classifier"),
+    )
+)
+
 NAMINGS: dict[str, Naming] = {  # by our model's name
     **dict.fromkeys(("resnet18", "resnet34", "resnet50", "resnet101", "resnet152"), RESNET),
     **dict.fromkeys(("resnext50_32x4d", "resnext101_32x8d", "resnext101_64x4d"), RESNET),
     **dict.fromkeys(("wide_resnet50_2", "wide_resnet101_2"), RESNET),
+    "alexnet": ALEXNET,
+    "vgg11": _vgg((1, 1, 2, 2, 2), norm=False),
+    "vgg13": _vgg((2, 2, 2, 2, 2), norm=False),
+    "vgg16": _vgg((2, 2, 3, 3, 3), norm=False),
+    "vgg19": _vgg((2, 2, 4, 4, 4), norm=False),
+    "vgg11_bn": _vgg((1, 1, 2, 2, 2), norm=True),
+    "vgg13_bn": _vgg((2, 2, 2, 2, 2), norm=True),
+    "vgg16_bn": _vgg((2, 2, 3, 3, 3), norm=True),
+    "vgg19_bn": _vgg((2, 2, 4, 4, 4), norm=True),
+    "squeezenet1_0": _squeezenet(3, 4, 5, 7, 8, 9, 10, 12),
+    "squeezenet1_1": _squeezenet(3, 4, 6, 7, 9, 10, 11, 12),
+    "googlenet": GOOGLENET,
+    "inception_v3": INCEPTION_V3,
+    **dict.fromkeys(("densenet121", "densenet161", "densenet169", "densenet201"), DENSENET),
 }
 
 _LEAVES = {"kernel": "weight", "scale": "weight", "bias": "bias", "mean": "running_mean", "var": "running_var"}
