@@ -241,7 +241,8 @@ def describe(run: Run, experiment: str, num_params: int) -> str:
         f"model {config.model.name}: {num_params:,} parameters, {config.model.dtype}; "
         f"{run.total_steps:,} steps of {config.batch_size} images, {run.steps_per_call} a call",
     ]
-    if hasattr(run.model, "norm"):
+    norm = getattr(run.model, "norm", None)
+    if isinstance(norm, partial) and norm.func is BatchNorm:
         share = config.batch_size // config.optimizer.accumulate
         over = share if config.model.batch_norm == "global" else share // parallel.num_devices
         lines.append(f"batch norm normalises over {over} images ({config.model.batch_norm})")

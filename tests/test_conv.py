@@ -1,5 +1,6 @@
 """Our convolution and max pooling equal XLA's own, gradients too, wherever a network of the zoo may use them."""
 
+import math
 from functools import partial
 from typing import Any
 
@@ -12,7 +13,7 @@ from jax import lax
 
 from jaxcnn.models import conv_cpu
 from jaxcnn.models.conv import Conv, conv
-from jaxcnn.models.pool import max_pool
+from jaxcnn.models.pool import adaptive_avg_pool, max_pool
 
 
 def plain(images, kernel, *, strides=1, padding="SAME", dilation=1, groups=1):
@@ -193,6 +194,39 @@ def test_max_pool(size, strides, padding, shape):
     np.testing.assert_array_equal(found, expected)
     (dy,) = draw(expected.shape)
     np.testing.assert_allclose(found_back(dy)[0], expected_back(dy)[0], rtol=1e-5, atol=1e-6)
+
+
+def test_max_pool_rounding_up():
+    (images,) = draw((2, 8, 9, 3))
+    # size, strides, padding, and how far the last windows reach beyond it; of 2 and 3 a fourth would begin beyond it
+    cases = [(3, 2, 0, (1, 0)), (2, 2, 0, (0, 1)), (3, 2, 1, (1, 0)), (2, 3, 0, (0, 0))]
+
+    def both(images, size, strides, padding, beyond):
+        window = {"strides": (strides, strides), "padding": [(padding, padding + more) for more in beyond]}
+        expected, expected_back = jax.vjp(lambda x: nn.max_pool(x, (size, size), **window), images)
+        found, back = jax.vjp(lambda x: max_pool(x, size, strides=strides, padding=padding, ceil_mode=True), images)
+        dy = jnp.arange(expected.size, dtype=jnp.float32).reshape(expected.shape)
+        return found, expected, back(dy)[0], expected_back(dy)[0]
+
+    for found, expected, gradient, expected_gradient in jax.jit(lambda x: [both(x, *case) for case in cases])(images):
+        np.testing.assert_array_equal(found, expected)
+        np.testing.assert_allclose(gradient, expected_gradient, rtol=1e-6)
+
+
+def test_adaptive_average_is_the_mean_of_each_window():
+    sizes = (1, 2, 4, 7, 9)
+    (images,) = draw((2, 7, 5, 3))
+    values = np.asarray(images)
+    averages = jax.jit(lambda x: {size: adaptive_avg_pool(x, size) for size in sizes})(images)
+    for size, found in averages.items():
+        expected = np.empty((2, size, size, 3), np.float32)
+        for i in range(size):
+            for j in range(size):
+                rows = slice(math.floor(i * 7 / size), math.ceil((i + 1) * 7 / size))
+                columns = slice(math.floor(j * 5 / size), math.ceil((j + 1) * 5 / size))
+                expected[:, i, j] = values[:, rows, columns].mean((1, 2))
+        np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
+    assert jax.eval_shape(partial(adaptive_avg_pool, size=4), images.astype(jnp.bfloat16)).dtype == jnp.bfloat16
 
 
 def test_max_pools_gradient_goes_to_the_first_of_equals():

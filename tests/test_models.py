@@ -14,10 +14,21 @@ from jaxcnn.build import make_model
 from jaxcnn.config import ModelConfig
 from jaxcnn.errors import UserError
 from jaxcnn.models import MODELS
+from jaxcnn.models.conv_cpu import conv_xla
+from jaxcnn.models.features import AUXILIARY, feature_pyramid
+from jaxcnn.models.inception_v3 import InceptionA, InceptionB, InceptionD, InceptionE
 from jaxcnn.models.layers import symmetric_conv
 from jaxcnn.models.norm import BatchNorm
+from jaxcnn.models.published import PUBLISHED
 from jaxcnn.models.resnet import padded_shortcut
 from jaxcnn.parallel import make_parallel
+
+# table 1 of the paper
+MIXER_S = dict(blocks=8, features=512, token_hidden=256, channel_hidden=2048)
+MIXER_B = dict(blocks=12, features=768, token_hidden=384, channel_hidden=3072)
+MIXER_L = dict(blocks=24, features=1024, token_hidden=512, channel_hidden=4096)
+
+MIXER_TINY = dict(num_blocks=1, features=16, token_hidden=8, channel_hidden=16)
 
 CIFAR, IMAGENET, MNIST, DIGITS = (32, 32, 3), (224, 224, 3), (28, 28, 1), (8, 8, 1)
 
@@ -41,6 +52,30 @@ def preact_count(stage_sizes: tuple[int, ...], *, stem: int, features: int) -> i
             total += width * out if width != out else 0
             width = out
     return total + 2 * width + 10 * width + 10
+
+
+def mixer_count(*, patch: int, blocks: int, features: int, token_hidden: int, channel_hidden: int) -> int:
+    """Two layer norms and two perceptrons a block, on 224x224 pixels."""
+    tokens = (224 // patch) ** 2
+    perceptrons = sum(
+        2 * size * hidden + size + hidden for size, hidden in ((tokens, token_hidden), (features, channel_hidden))
+    )
+    stem, head = 3 * patch**2 * features + features, 2 * features + features * 1000 + 1000
+    return stem + blocks * (4 * features + perceptrons) + head
+
+
+def densenet_bc_count(*, layers: int, growth: int) -> int:
+    """Three stages for CIFAR: norms and convolutions of the layers, transitions, the last norm, the head."""
+    features = 2 * growth
+    total = 27 * features
+    for stage in range(3):
+        for _ in range(layers):
+            total += 2 * features + features * 4 * growth + 8 * growth + 36 * growth * growth
+            features += growth
+        if stage < 2:
+            total += 2 * features + features * (features // 2)
+            features //= 2
+    return total + 2 * features + 10 * features + 10
 
 
 # name, keywords, image shape, learnable parameters: for ResNets the published counts, else by hand
@@ -75,6 +110,36 @@ COUNTS = [
     ("wrn_16_4", {"num_classes": 10}, CIFAR, preact_count((2, 2, 2), stem=16, features=64)),
     ("wrn_28_10", {"num_classes": 10}, CIFAR, 36_479_194),
     ("wrn_40_2", {"num_classes": 10}, CIFAR, preact_count((6, 6, 6), stem=16, features=32)),
+    # torchvision's counts; without auxiliary heads, which count in training only
+    ("alexnet", {"num_classes": 1000}, IMAGENET, 61_100_840),
+    ("vgg11", {"num_classes": 1000}, IMAGENET, 132_863_336),
+    ("vgg13", {"num_classes": 1000}, IMAGENET, 133_047_848),
+    ("vgg16", {"num_classes": 1000}, IMAGENET, 138_357_544),
+    ("vgg19", {"num_classes": 1000}, IMAGENET, 143_667_240),
+    ("vgg11_bn", {"num_classes": 1000}, IMAGENET, 132_868_840),
+    ("vgg13_bn", {"num_classes": 1000}, IMAGENET, 133_053_736),
+    ("vgg16_bn", {"num_classes": 1000}, IMAGENET, 138_365_992),
+    ("vgg19_bn", {"num_classes": 1000}, IMAGENET, 143_678_248),
+    ("vgg16_bn", {"num_classes": 10, "stem": "small"}, CIFAR, 14_728_266),  # the usual CIFAR count
+    ("squeezenet1_0", {"num_classes": 1000}, IMAGENET, 1_248_424),
+    ("squeezenet1_1", {"num_classes": 1000}, IMAGENET, 1_235_496),
+    ("googlenet", {"num_classes": 1000}, IMAGENET, 6_624_904),
+    ("inception_v3", {"num_classes": 1000}, (299, 299, 3), 23_834_568),
+    ("densenet121", {"num_classes": 1000}, IMAGENET, 7_978_856),
+    ("densenet161", {"num_classes": 1000}, IMAGENET, 28_681_000),
+    ("densenet169", {"num_classes": 1000}, IMAGENET, 14_149_480),
+    ("densenet201", {"num_classes": 1000}, IMAGENET, 20_013_928),
+    ("densenet_bc_100_12", {"num_classes": 10}, CIFAR, densenet_bc_count(layers=16, growth=12)),
+    *(
+        (name, {"num_classes": 1000}, IMAGENET, mixer_count(patch=patch, **sizes))
+        for name, patch, sizes in (
+            ("mixer_s32", 32, MIXER_S),
+            ("mixer_s16", 16, MIXER_S),
+            ("mixer_b32", 32, MIXER_B),
+            ("mixer_b16", 16, MIXER_B),
+            ("mixer_l16", 16, MIXER_L),
+        )
+    ),
     # counted with batch norm's scales, which are fixed: two, for airbench96 three, of each width
     ("airbench93", {"num_classes": 10}, CIFAR, 569_656 - 2 * (64 + 128 + 128)),
     ("airbench94", {"num_classes": 10}, CIFAR, 1_972_792 - 2 * (64 + 256 + 256)),
@@ -92,15 +157,30 @@ KINDS = [
     ("resnet18", {"stem": "small", "stage_sizes": (1, 1)}, (8, 8, 3)),
     ("resnet50", {"stem": "imagenet", "stage_sizes": (1,)}, (16, 16, 3)),
     ("airbench96", {"widths": (24, 24, 24)}, (25, 25, 3)),
+    ("alexnet", {"width": 0.02, "stem": "imagenet"}, (64, 64, 3)),
+    ("vgg11_bn", {"width": 0.1, "stem": "imagenet", "stage_sizes": (1, 1)}, (8, 8, 3)),
+    ("squeezenet1_1", {"stem": "small", "fires": (((4, 8),), ((4, 8),))}, (8, 8, 3)),
+    ("googlenet", {"stem": "small", "stages": ((), (6 * (8,),))}, (8, 8, 3)),
+    ("inception_v3", {"stem": "small", "stages": ((), (), (partial(InceptionE),))}, (8, 8, 3)),
+    ("densenet_bc_100_12", {"stage_sizes": (2, 1)}, (8, 8, 3)),
+    ("mixer_s16", {"stem": "small", **MIXER_TINY}, (8, 8, 3)),
 ]
+NORMLESS = ("mlp", "lenet5", "cnn", "alexnet", "squeezenet1_1", "mixer_s16")
+COMPILED = [pytest.param(*kind, marks=pytest.mark.slow if kind[0] == "inception_v3" else ()) for kind in KINDS]
+
+# one module a stage
+SHORT_GOOGLENET = {"stages": [[(8,) * 6]] * 3}
+SHORT_INCEPTION = {"stages": [[partial(InceptionA, pool_features=32)], [partial(InceptionB)], [partial(InceptionD)]]}
 
 
 def build(name: str, **keywords: Any) -> nn.Module:
     return MODELS[name](**{"num_classes": 10, **keywords})
 
 
-def shapes_of(model: nn.Module, image_shape: tuple[int, ...]) -> Any:
-    return jax.eval_shape(lambda: model.init(jax.random.key(0), jnp.zeros((2, *image_shape)), train=False))
+def shapes_of(model: nn.Module, image_shape: tuple[int, ...], *, train: bool = False) -> Any:
+    """In training auxiliary heads have parameters too."""
+    keys = {"params": jax.random.key(0), "dropout": jax.random.key(1)}
+    return jax.eval_shape(lambda: model.init(keys, jnp.zeros((2, *image_shape)), train=train))
 
 
 def random_variables(model: nn.Module, image_shape: tuple[int, ...]) -> Any:
@@ -117,14 +197,21 @@ def random_variables(model: nn.Module, image_shape: tuple[int, ...]) -> Any:
             case _:
                 return jnp.zeros(leaf.shape, leaf.dtype)
 
-    return jax.tree_util.tree_map_with_path(fill, shapes_of(model, image_shape))
+    return jax.tree_util.tree_map_with_path(fill, shapes_of(model, image_shape, train=True))
 
 
 def random_images(*shape: int) -> jax.Array:
     return jnp.asarray(np.random.default_rng(1).standard_normal(shape, np.float32))
 
 
+@pytest.fixture
+def quick_to_trace(monkeypatch: pytest.MonkeyPatch) -> None:
+    """XLA's convolution alone, without ours for CPUs: half the time to trace a deep network."""
+    monkeypatch.setattr("jaxcnn.models.conv._conv", conv_xla)
+
+
 @pytest.mark.parametrize(("name", "keywords", "image_shape", "count"), COUNTS)
+@pytest.mark.usefixtures("quick_to_trace")
 def test_parameter_count_is_the_published_one(
     name: str, keywords: dict[str, Any], image_shape: tuple[int, ...], count: int
 ) -> None:
@@ -134,6 +221,14 @@ def test_parameter_count_is_the_published_one(
 
 def test_every_model_is_counted() -> None:
     assert {name for name, *_ in COUNTS} == set(MODELS)
+
+
+def test_published_figures_are_of_the_models_that_are_here() -> None:
+    counts = {(name, image_shape[0]): count for name, _, image_shape, count in COUNTS}
+    for name, published in PUBLISHED.items():
+        assert counts[name, published.image_size] == published.num_params
+        assert published.macs is None or 0.001 < published.macs < 1000
+        assert published.accuracy is None or 50 < published.accuracy < 95
 
 
 @pytest.mark.parametrize(("name", "keywords", "image_shape"), KINDS)
@@ -158,7 +253,7 @@ def test_computes_in_dtype_with_float32_parameters_and_logits(
     assert {leaf.dtype for leaf in jax.tree.leaves(inner)} == {jnp.dtype(dtype)}
 
 
-@pytest.mark.parametrize(("name", "keywords", "image_shape"), KINDS)
+@pytest.mark.parametrize(("name", "keywords", "image_shape"), COMPILED)
 def test_evaluation_depends_on_the_image_alone(
     name: str, keywords: dict[str, Any], image_shape: tuple[int, ...]
 ) -> None:
@@ -172,13 +267,15 @@ def test_evaluation_depends_on_the_image_alone(
     np.testing.assert_allclose(together[:1], alone, rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize(("name", "keywords", "image_shape"), KINDS[3:])
+@pytest.mark.parametrize(
+    ("name", "keywords", "image_shape"), [kind for kind in COMPILED if kind.values[0] not in NORMLESS]
+)
 def test_training_moves_every_running_statistic(
     name: str, keywords: dict[str, Any], image_shape: tuple[int, ...]
 ) -> None:
     model = build(name, **keywords)
     variables = random_variables(model, image_shape)
-    train = jax.jit(partial(model.apply, train=True, mutable=["batch_stats"]))
+    train = jax.jit(partial(model.apply, train=True, mutable=["batch_stats"], rngs={"dropout": jax.random.key(0)}))
     _, state = train(variables, random_images(4, *image_shape))
     moved = jax.tree.map(lambda old, new: bool(jnp.all(old != new)), variables["batch_stats"], state["batch_stats"])
     assert set(jax.tree.leaves(moved)) == {True}
@@ -203,6 +300,99 @@ def test_dropout_acts_in_training_only(name: str) -> None:
 def test_images_too_small_for_the_model_are_the_users_error(name: str, image_shape: tuple[int, ...]) -> None:
     with pytest.raises(UserError, match=rf"^{name} needs images of at least .* got {image_shape[0]}x{image_shape[1]}"):
         shapes_of(build(name), image_shape)
+
+
+@pytest.mark.parametrize(
+    ("name", "keywords", "smallest"),
+    [
+        ("alexnet", {}, 63),
+        ("alexnet", {"stem": "small"}, 15),
+        ("vgg11", {}, 32),
+        ("squeezenet1_0", {}, 21),
+        ("squeezenet1_1", {}, 17),
+        ("squeezenet1_1", {"stem": "small"}, 4),
+        ("googlenet", SHORT_GOOGLENET, 15),
+        ("inception_v3", SHORT_INCEPTION, 75),
+        ("inception_v3", {"stem": "small", **SHORT_INCEPTION}, 7),
+        ("densenet121", {"stage_sizes": (1, 1, 1, 1)}, 29),
+        ("densenet121", {"stage_sizes": (1, 1, 1, 1), "stem": "small"}, 8),
+        ("mixer_s16", {"num_blocks": 1}, 16),
+    ],
+)
+@pytest.mark.usefixtures("quick_to_trace")
+def test_smallest_images(name: str, keywords: dict[str, Any], smallest: int) -> None:
+    shapes_of(build(name, **keywords), (smallest, smallest, 3), train=True)
+    with pytest.raises(UserError, match=rf"needs images of at least {smallest}x{smallest} .* got {smallest - 1}x99: "):
+        shapes_of(build(name, **keywords), (smallest - 1, 99, 3))
+
+
+def test_patches_cover_the_image() -> None:
+    with pytest.raises(UserError, match=r"patches of 4x4 pixels, .* cover 32x30: .*image_size=28\b"):
+        shapes_of(build("mixer_s16", stem="small"), (32, 30, 3))
+
+
+@pytest.mark.parametrize(
+    ("name", "keywords", "image_shape", "expected"),
+    [
+        ("mlp", {}, MNIST, {"stage1": (1, 1, 512), "stage2": (1, 1, 512), "pooled": (512,)}),
+        ("lenet5", {}, MNIST, {"stage1": (28, 28, 6), "stage2": (10, 10, 16), "pooled": (84,)}),
+        ("cnn", {}, MNIST, {"stage1": (28, 28, 32), "stage2": (14, 14, 64), "pooled": (256,)}),
+        ("alexnet", {}, IMAGENET, {
+            "stage1": (55, 55, 64), "stage2": (27, 27, 192), "stage3": (13, 13, 256), "pooled": (4096,),
+        }),
+        ("vgg11", {}, CIFAR, {
+            "stage1": (32, 32, 64), "stage2": (16, 16, 128), "stage3": (8, 8, 256), "stage4": (4, 4, 512),
+            "stage5": (2, 2, 512), "pooled": (4096,),
+        }),
+        ("squeezenet1_1", {}, IMAGENET, {
+            "stage1": (111, 111, 64), "stage2": (55, 55, 128), "stage3": (27, 27, 256), "stage4": (13, 13, 512),
+            "pooled": (512,),
+        }),
+        ("googlenet", SHORT_GOOGLENET, IMAGENET, {
+            "stage1": (112, 112, 64), "stage2": (56, 56, 192), "stage3": (28, 28, 32), "stage4": (14, 14, 32),
+            "stage5": (7, 7, 32), "pooled": (32,),
+        }),
+        ("inception_v3", SHORT_INCEPTION, (299, 299, 3), {
+            "stage1": (147, 147, 64), "stage2": (71, 71, 192), "stage3": (35, 35, 256), "stage4": (17, 17, 736),
+            "stage5": (8, 8, 1248), "pooled": (1248,),
+        }),
+        ("densenet_bc_100_12", {"stage_sizes": (2, 2, 2)}, CIFAR, {
+            "stage1": (32, 32, 48), "stage2": (16, 16, 48), "stage3": (8, 8, 48), "pooled": (48,),
+        }),
+        ("mixer_s16", {}, IMAGENET, {"stage1": (14, 14, 512), "pooled": (512,)}),
+    ],
+)  # fmt: skip
+@pytest.mark.usefixtures("quick_to_trace")
+def test_stages_show_their_features(
+    name: str, keywords: dict[str, Any], image_shape: tuple[int, ...], expected: dict[str, Any]
+) -> None:
+    model = build(name, **keywords)
+    images = jax.ShapeDtypeStruct((2, *image_shape), jnp.float32)
+    shown = jax.eval_shape(partial(feature_pyramid, model), shapes_of(model, image_shape), images)
+    assert {stage: x.shape[1:] for stage, x in shown.items()} == expected
+
+
+@pytest.mark.parametrize(
+    ("name", "keywords", "heads"),
+    [
+        ("googlenet", {"stages": [[], [(8,) * 6] * 4]}, ["auxiliary1", "auxiliary2"]),
+        ("inception_v3", SHORT_INCEPTION, ["auxiliary"]),
+    ],
+)
+@pytest.mark.usefixtures("quick_to_trace")
+def test_auxiliary_heads_are_there_in_training_only(name: str, keywords: dict[str, Any], heads: list[str]) -> None:
+    images = jax.ShapeDtypeStruct((2, 75, 75, 3), jnp.float32)
+
+    def shown(train: bool, **more: Any) -> Any:
+        model = build(name, **keywords, **more)
+        variables = shapes_of(model, (75, 75, 3), train=train)
+        apply = partial(model.apply, train=train, mutable=[AUXILIARY, "batch_stats"])
+        _, state = jax.eval_shape(apply, variables, images, rngs={"dropout": jax.random.key(0)})
+        return {path: x.shape for path, x in state.get(AUXILIARY, {}).items()}, set(variables["params"]) & set(heads)
+
+    assert shown(train=True) == ({f"{head}_logits": (2, 10) for head in heads}, set(heads))
+    assert shown(train=False) == ({}, set())
+    assert shown(train=True, auxiliary_weight=0.0) == ({}, set())
 
 
 def test_unknown_stem_names_the_nearest() -> None:
@@ -256,7 +446,12 @@ def test_bottlenecks_have_their_stride_on_the_3x3_convolution() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "keywords"), [("resnet20", {"num_blocks": 2}), ("resnet50", {"stem": "small", "stage_sizes": (2,)})]
+    ("name", "keywords"),
+    [
+        ("resnet20", {"num_blocks": 2}),
+        ("resnet50", {"stem": "small", "stage_sizes": (2,)}),
+        pytest.param("densenet_bc_100_12", {"stage_sizes": (4,)}, marks=pytest.mark.slow),
+    ],
 )
 def test_rematerialisation_changes_the_memory_only(name: str, keywords: dict[str, Any]) -> None:
     images = random_images(32, 16, 16, 3)

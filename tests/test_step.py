@@ -17,6 +17,7 @@ from jaxcnn.diagnosis import first_bad_layer
 from jaxcnn.losses import make_loss
 from jaxcnn.metrics import Metrics, Top5Metrics, example_values, metrics_for
 from jaxcnn.models import MODELS
+from jaxcnn.models.features import AUXILIARY, tap
 from jaxcnn.models.norm import BatchNorm
 from jaxcnn.step import eval_step, gather, init_state, scan, train_step, train_steps
 from tests.runs import TinyNet
@@ -70,6 +71,28 @@ def test_one_step_by_hand():
     assert computed["accuracy"] == pytest.approx((logits.argmax(1) == np.asarray(batch["label"])).mean())
     assert int(new.step) == 1
     assert int(metrics.loss.count) == 32
+
+
+@pytest.mark.parametrize("weight", [0.0, 0.3])
+def test_auxiliary_heads_losses_are_added_by_their_weight(weight):
+    """Both heads see the same constant, so their biases' gradients differ by the weight alone."""
+
+    class TwoHeads(nn.Module):
+        auxiliary_weight: float
+
+        @nn.compact
+        def __call__(self, images, *, train):
+            zeros = jnp.zeros((len(images), 1))
+            if train:
+                tap(self, "auxiliary_logits", nn.Dense(10, name="auxiliary")(zeros), collection=AUXILIARY)
+            return nn.Dense(10, name="head")(zeros)
+
+    state, step = pieces(TwoHeads(weight), optimizer=optax.sgd(1.0))
+    new, metrics = jax.jit(step)(state, data(), KEY)
+    moved = jax.tree.map(jnp.subtract, new.params, state.params)
+    assert float(jnp.abs(moved["head"]["bias"]).max()) > 0.01
+    np.testing.assert_allclose(moved["auxiliary"]["bias"], weight * moved["head"]["bias"], rtol=1e-5, atol=1e-7)
+    np.testing.assert_allclose(metrics.compute()["loss"], np.log(10), rtol=1e-6)  # the head's alone
 
 
 @pytest.mark.parametrize("accumulate", [2, 8])

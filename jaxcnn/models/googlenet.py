@@ -99,7 +99,7 @@ class GoogLeNet(nn.Module):
                 if train and self.auxiliary_weight and f"{stage}{letter}" in ("4a", "4d"):
                     name = "auxiliary1" if letter == "a" else "auxiliary2"
                     logits = AuxiliaryHead(self.num_classes, layers, self.dtype, name=name)(x)
-                    tap(self, name, logits, collection=AUXILIARY)
+                    tap(self, f"{name}_logits", logits, collection=AUXILIARY)
             tap(self, f"stage{stage}", x)
         x = global_average(x)
         tap(self, "pooled", x)

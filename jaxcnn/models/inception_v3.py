@@ -206,7 +206,7 @@ class InceptionV3(nn.Module):
         for stage, blocks in enumerate(self.stages, start=5):
             if stage == 7 and train and self.auxiliary_weight:
                 logits = AuxiliaryHead(self.num_classes, layers, name="auxiliary")(x)
-                tap(self, "auxiliary", logits, collection=AUXILIARY)
+                tap(self, "auxiliary_logits", logits, collection=AUXILIARY)
             for letter, block in zip("bcd" if stage == 5 else "abcde", blocks, strict=False):
                 block_class = nn.remat(block.func) if self.remat else block.func
                 x = block_class(layers, **block.keywords, name=f"mixed{stage}{letter}")(x)

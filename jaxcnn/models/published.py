@@ -48,4 +48,10 @@ PUBLISHED: dict[str, Published] = {
     "densenet161": Published(_DENSENET, 224, 28_681_000, 7.728, 77.138, _TORCHVISION),
     "densenet169": Published(_DENSENET, 224, 14_149_480, 3.360, 75.600, _TORCHVISION),
     "densenet201": Published(_DENSENET, 224, 20_013_928, 4.291, 76.896, _TORCHVISION),
+    "densenet_bc_100_12": Published(_DENSENET, 32, 769_162, 0.288, None, _BY_HAND),
+    "mixer_s32": Published(_MIXER, 224, 19_104_624, 1.002, None, _BY_HAND),
+    "mixer_s16": Published(_MIXER, 224, 18_528_264, 3.777, None, _BY_HAND),
+    "mixer_b32": Published(_MIXER, 224, 60_293_428, 3.238, None, _BY_HAND),
+    "mixer_b16": Published(_MIXER, 224, 59_880_472, 12.602, 76.44, _TABLE),
+    "mixer_l16": Published(_MIXER, 224, 208_196_168, 44.548, 71.76, _TABLE),
 }
