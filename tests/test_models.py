@@ -481,6 +481,32 @@ def test_rematerialisation_changes_the_memory_only(name: str, keywords: dict[str
     assert bytes_kept[1] < 0.75 * bytes_kept[0]
 
 
+@pytest.mark.parametrize(
+    ("name", "keywords"),
+    [
+        ("squeezenet1_1", {"fires": [[(4, 8)]]}),
+        ("googlenet", SHORT_GOOGLENET),
+        ("inception_v3", SHORT_INCEPTION),
+        ("densenet_bc_100_12", {"stage_sizes": (1, 1)}),
+        ("mixer_s16", MIXER_TINY),
+    ],
+)
+@pytest.mark.usefixtures("quick_to_trace")
+def test_rematerialised_modules_keep_their_parameters_and_have_a_gradient(name: str, keywords: dict[str, Any]) -> None:
+    plain, model = (build(name, stem="small", remat=remat, **keywords) for remat in (False, True))
+    variables = shapes_of(plain, (16, 16, 3), train=True)
+    assert shapes_of(model, (16, 16, 3), train=True) == variables
+
+    def loss(params: Any, images: jax.Array) -> jax.Array:
+        keys = {"dropout": jax.random.key(0)}
+        logits, _ = model.apply({**variables, "params": params}, images, train=True, mutable=["batch_stats"], rngs=keys)
+        return jnp.square(logits).mean()
+
+    variables = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape), variables)
+    jaxpr = jax.make_jaxpr(jax.grad(loss))(variables["params"], jnp.zeros((2, 16, 16, 3)))
+    assert any(equation.primitive.name.startswith("remat") for equation in jaxpr.eqns)
+
+
 def test_a_model_without_blocks_has_no_rematerialisation() -> None:
     with pytest.raises(UserError, match=r"model.remat=True: cnn has no such option; set model.remat=False"):
         make_model(ModelConfig(name="cnn", remat=True), MODELS["cnn"], num_classes=10, image_size=28)

@@ -85,7 +85,7 @@ def _squeezenet(*fires: int) -> Naming:
     )
 
 
-# Their pretrained weights of these two want images normalised by mean and standard deviation 0.5: `transform_input`.
+# The pretrained weights of these two want images normalised by mean and standard deviation 0.5: `transform_input`.
 GOOGLENET = Naming(
     (
         (r"\bbranch([23])_reduce\b", r"branch\1.0"),
