@@ -25,7 +25,7 @@ import pytest
 from jaxcnn.config import DataConfig
 from jaxcnn.data import open_source
 from jaxcnn.data import prepare as prepare_module
-from jaxcnn.data.downloads import BLOCK
+from jaxcnn.data.downloads import BLOCK, Downloads
 from jaxcnn.data.prepare import prepare
 from jaxcnn.data.tfrecord import convert, read_tfrecord
 from jaxcnn.errors import RunError, UserError
@@ -64,6 +64,8 @@ class Server:
         if content is None or self.status != 200:
             return request.send_error(404 if content is None else self.status)
         start = int(wanted.removeprefix("bytes=").removesuffix("-")) if wanted and self.ranges else 0
+        if start >= len(content):
+            return request.send_error(416)
         request.send_response(206 if start else 200)
         request.send_header("Content-Length", str(len(content) - start))
         request.end_headers()
@@ -307,6 +309,42 @@ def test_a_download_goes_on_where_it_broke(server, tmp_path, monkeypatch):
         assert download.read_bytes() == content
 
 
+def test_a_file_that_shrank_is_fetched_from_its_start(server, tmp_path):
+    """And one without a checksum is never taken further."""
+    from tensorflow_datasets.core.download.checksums import UrlInfo
+
+    server.files |= {"a.bin": b"short", "b.bin": b"free"}
+    a, b = server.url + "a.bin", server.url + "b.bin"
+    checksum = hashlib.sha256(b"short").hexdigest()
+    for size, requests in ((5, [None]), (9, ["bytes=6-", None])):
+        server.requests = []
+        infos = {a: UrlInfo(size=size, checksum=checksum, filename=None)}
+        downloads = Downloads("shapes", folder=tmp_path, url_infos=infos, progress=lambda *_: None)
+        for url in (a, b):
+            resource = SimpleNamespace(url=url, relative_download_dir="")
+            downloads._place(resource).unlink(missing_ok=True)
+            left = downloads._place(resource).with_name(downloads._place(resource).name + ".partial")
+            left.parent.mkdir(exist_ok=True)
+            left.write_bytes(b"longer")
+        paths = downloads.download({"a": a, "several": [b, b]})
+        assert paths["a"].read_bytes() == b"short"
+        assert [path.read_bytes() for path in paths["several"]] == [b"free", b"free"]
+        assert [wanted for _, wanted in server.requests] == [*requests, None]
+        assert downloads.downloaded_size == 9
+
+
+def test_an_archive_that_is_the_download_itself_is_kept(server, tmp_path, monkeypatch):
+    expected = make_set("cifar10", server, monkeypatch)
+    prepare("cifar10", data_dir=str(tmp_path))
+    (download,) = (tmp_path / "downloads" / "cifar10").glob("*.tar.gz")
+    shutil.rmtree(tmp_path / "cifar10")
+    prepare("cifar10", data_dir=str(tmp_path), archives=[download])
+    assert download.is_file()
+    assert not download.is_symlink()
+    assert len(server.requests) == 1
+    assert read("cifar10", tmp_path) == expected
+
+
 def test_archives_downloaded_by_hand_are_known_by_their_content(server, tmp_path, monkeypatch):
     expected = make_set("mnist", server, monkeypatch)
     server.status = 503
@@ -452,6 +490,25 @@ def test_tfrecord_is_converted(as_tfrecord, tmp_path):
     formats = tfds.builder_from_directory(folder).info.available_file_formats()
     assert {str(each.value) for each in formats} == {"array_record", "tfrecord"}
     assert kept == {path: path.read_bytes() for path in folder.glob("*tfrecord*")}
+
+
+def test_a_conversion_that_was_stopped_goes_on(as_tfrecord, tmp_path):
+    folder, expected = as_tfrecord
+
+    def stop(what: str, done: int, total: int) -> None:
+        if done == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        convert(folder, progress=stop)
+    with pytest.raises(UserError, match="is stored as tfrecord"):
+        read("shapes", tmp_path)
+    done = {path: path.stat().st_mtime_ns for path in folder.glob("*array_record*")}
+    assert len(done) == 2
+    (folder / f".{sorted(folder.glob('*test.tfrecord*'))[1].name}.partial").write_bytes(b"of a killed one")
+    convert(folder)
+    assert done == {path: path.stat().st_mtime_ns for path in done}
+    assert read("shapes", tmp_path) == expected
 
 
 def test_damaged_tfrecord_is_not_converted(as_tfrecord, tmp_path):

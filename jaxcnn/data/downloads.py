@@ -119,7 +119,8 @@ class Downloads:
             raise UserError(f"--archive {archive}: there is no such file")
         names = {url: info.filename or _file_name(url) for url, info in url_infos.items()}
         length = archive.stat().st_size
-        checksum = self._checksum(archive) if length in [info.size for info in url_infos.values()] else ""
+        is_candidate = archive.is_file() and length in [info.size for info in url_infos.values()]
+        checksum = self._checksum(archive, archive.name) if is_candidate else ""
         for url, info in url_infos.items():
             if checksum == info.checksum:
                 self._archives[url] = archive
@@ -186,14 +187,14 @@ class Downloads:
             place.parent.mkdir(parents=True, exist_ok=True)
             given = self._archives.get(url) or self._archives.get(file_name)
             if given is not None:
-                place.unlink(missing_ok=True)
-                place.symlink_to(given)
-            elif not place.exists() or (info and self._checksum(place) != info.checksum):
+                if not place.exists() or not place.samefile(given):
+                    place.unlink(missing_ok=True)
+                    place.symlink_to(given)
+            elif not place.exists() or (info and self._checksum(place, file_name) != info.checksum):
                 self._fetch(url, place, info)
             size = place.stat().st_size
-            known = checksums.UrlInfo(
-                size=size, checksum=info.checksum if info else self._checksum(place), filename=None
-            )
+            checksum = info.checksum if info else self._checksum(place, file_name)
+            known = checksums.UrlInfo(size=size, checksum=checksum, filename=None)
             resources.get_info_path(epath.Path(place)).unlink(missing_ok=True)
             resources.write_info_file(url, epath.Path(place), self._name, file_name, known)
             self._paths[url], self._sizes[url] = place, size
@@ -206,7 +207,7 @@ class Downloads:
             partial.unlink(missing_ok=True)  # no checksum would tell that two parts do not belong together
         resumed = partial.exists()
         self._transfer(url, partial, info)
-        if info and self._checksum(partial) != info.checksum:
+        if info and self._checksum(partial, _file_name(url)) != info.checksum:
             size = _length(partial)
             partial.unlink()
             if resumed:
@@ -239,6 +240,9 @@ class Downloads:
         have = _length(partial)
         headers = {"Accept-Encoding": "identity"} | ({"Range": f"bytes={have}-"} if have else {})
         with requests.get(url, stream=True, headers=headers, timeout=TIMEOUT) as response:
+            if response.status_code == 416:  # it ends before that: what is here is of another file
+                partial.unlink()
+                return self._receive(url, partial, size)
             if response.status_code not in (200, 206):
                 raise RunError(
                     f"cannot download {url} (the server answers {response.status_code} {response.reason}); try again "
@@ -270,9 +274,10 @@ class Downloads:
             shutil.rmtree(partial)
         what = f"unpacking {resources.read_info_file(resource.path).get('original_fname', resource.path.name)}, bytes"
         with open(resource.path, "rb") as archive:
-            size = os.fstat(archive.fileno()).st_size
+            size, first = os.fstat(archive.fileno()).st_size, True
             for name, member in extractor.iter_archive(archive, method):
-                self._progress(what, min(archive.tell(), size - 1), size)
+                self._progress(what, 0 if first else min(archive.tell(), size - 1), size)
+                first = False
                 file_path = partial / name if name else partial
                 file_path.parent.mkdir(parents=True, exist_ok=True)
                 with file_path.open("wb") as file:
@@ -281,8 +286,8 @@ class Downloads:
         partial.replace(target)
         return epath.Path(target)
 
-    def _checksum(self, path: Path) -> str:
-        what, size, digest = f"verifying {path.name}, bytes", _length(path), hashlib.sha256()
+    def _checksum(self, path: Path, name: str) -> str:
+        what, size, digest = f"verifying {name}, bytes", _length(path), hashlib.sha256()
         with path.open("rb") as file:
             while block := file.read(CHUNK):
                 self._progress(what, file.tell() - len(block), size)

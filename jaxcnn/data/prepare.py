@@ -120,11 +120,10 @@ def _builder(full_name: str, rest: str, directory: Path) -> Any:
     rest, _, version = rest.partition(":")
     name, _, config = rest.partition("/")
     with without_tensorflow():
-        try:
-            builder_class: Any = tfds.builder_cls(name)
-        except tfds.core.DatasetNotFoundError:
-            names = tfds.list_builders(with_community_datasets=False)
-            raise UserError(f"{full_name} is no data set of TFDS: {nearest(name, names)}") from None
+        names = tfds.list_builders(with_community_datasets=False)
+        if name not in names:
+            raise UserError(f"{full_name} is no data set of TFDS: {nearest(name, names)}")
+        builder_class: Any = tfds.builder_cls(name)
         configs = list(builder_class.builder_configs)
         if config and config not in configs:
             has = f"has the configs {nearest(config, configs)}" if configs else "has no configs"

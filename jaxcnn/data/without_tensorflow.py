@@ -85,7 +85,7 @@ def _encode(extension: str, image: np.ndarray, *settings: int) -> _EncodedImage:
 
 
 def _encode_png(image: np.ndarray) -> _EncodedImage:
-    return _encode(".png", image, cv2.IMWRITE_PNG_COMPRESSION, 6)  # OpenCV's own is faster, and a third larger
+    return _encode(".png", image, cv2.IMWRITE_PNG_COMPRESSION, 6)  # OpenCV's own 1 makes a tenth more
 
 
 def _encode_jpeg(image: np.ndarray, format: str = "", quality: int = 95) -> _EncodedImage:
