@@ -7,6 +7,7 @@ import http.server
 import io
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -392,6 +393,13 @@ def test_what_is_wrong_is_said_in_a_line(server, tmp_path, monkeypatch):
     line = one_line_of(RunError, "cifar10", data_dir=directory)
     assert "is not what TFDS registered" in line
     assert not list(Path(directory, "downloads", "cifar10").iterdir())
+    with monkeypatch.context() as patch:
+        server.files["cifar-10-binary.tar.gz"] = gzip.compress(
+            tar({"cifar-10-batches-bin/batches.meta.txt": b"\n".join(CIFAR10_CLASSES)})
+        )
+        register(sys.modules["tensorflow_datasets.image_classification.cifar"].Cifar10, server, patch)
+        line = one_line_of(RunError, "cifar10", data_dir=directory)
+    assert re.search(r"FileNotFoundError: .*data_batch_1\.bin.* remove .*downloads/cifar10 and run this again", line)
     server.files["cifar-10-binary.tar.gz"] = archive
     monkeypatch.setattr(shutil, "disk_usage", lambda folder: SimpleNamespace(free=3 * len(archive) - 1))
     assert "free some" in one_line_of(RunError, "cifar10", data_dir=directory)
@@ -420,7 +428,10 @@ def test_killed_at_any_stage_it_leaves_no_half_set_and_starts_again(server, tmp_
     (tmp_path / "archive").write_bytes(server.files["cifar-10-binary.tar.gz"])
     code = "import sys; from tests.test_prepare import die_at_every_stage; die_at_every_stage(*sys.argv[1:])"
     process = subprocess.run(
-        [sys.executable, "-c", code, str(tmp_path / "archive"), str(tmp_path / "data")], capture_output=True, text=True
+        [sys.executable, "-c", code, str(tmp_path / "archive"), str(tmp_path / "data")],
+        capture_output=True,
+        text=True,
+        timeout=120,
     )
     assert process.returncode == 0, process.stderr
     assert process.stdout.split() == ["downloading", "unpacking", "generating", "writing", "modules:"]
@@ -447,8 +458,10 @@ def die_at_every_stage(archive: str, data_dir: str) -> None:
                 if what.startswith(stage) and (done > 0 or total == 0 or stage == "writing"):
                     os.kill(os.getpid(), signal.SIGKILL)
 
-            prepare("cifar10", data_dir=data_dir, progress=kill)
-            os._exit(0)
+            try:
+                prepare("cifar10", data_dir=data_dir, progress=kill)
+            finally:
+                os._exit(1)
         assert os.WIFSIGNALED(os.waitpid(child, 0)[1]), stage
         assert prepared_folders(Path(data_dir)) == []
         with pytest.raises(UserError, match="is not prepared"):

@@ -107,8 +107,9 @@ def _download_and_write(
     try:
         _write(builder, downloads, progress)
     except (AssertionError, FileNotFoundError) as error:  # how builders say that files are missing
-        by_hand = builder.MANUAL_DOWNLOAD_INSTRUCTIONS is not None
-        raise UserError(f"{downloads.by_hand()} ({one_line(error)})") if by_hand else error from error
+        if builder.MANUAL_DOWNLOAD_INSTRUCTIONS:
+            raise UserError(f"{downloads.by_hand()} ({one_line(error)})") from error
+        raise
     downloads.clear_extracted()
     return folder
 
