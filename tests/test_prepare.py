@@ -399,7 +399,7 @@ def test_what_is_wrong_is_said_in_a_line(server, tmp_path, monkeypatch):
         )
         register(sys.modules["tensorflow_datasets.image_classification.cifar"].Cifar10, server, patch)
         line = one_line_of(RunError, "cifar10", data_dir=directory)
-    assert re.search(r"FileNotFoundError: .*data_batch_1\.bin.* remove .*downloads/cifar10 and run this again", line)
+    assert re.search(r"there is no .*data_batch_1\.bin.* remove .*downloads/cifar10 and run this again", line)
     server.files["cifar-10-binary.tar.gz"] = archive
     monkeypatch.setattr(shutil, "disk_usage", lambda folder: SimpleNamespace(free=3 * len(archive) - 1))
     assert "free some" in one_line_of(RunError, "cifar10", data_dir=directory)
