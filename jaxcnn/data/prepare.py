@@ -208,7 +208,9 @@ def _explained(full_name: str, rest: str, directory: Path, error: Exception) -> 
         if number in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST):
             return UserError(f"cannot write to {directory} ({str(cause)[:200]}); name a folder that you may write to")
         cause = cause.__cause__ or cause.__context__
+    absent = isinstance(error, FileNotFoundError)
+    reason = f"there is no {error.filename}" if absent else f"{type(error).__name__}: {one_line(error)}"
     return RunError(
-        f"{full_name} could not be prepared ({type(error).__name__}: {one_line(error)}); if one of its files is "
-        f"damaged, remove {directory / 'downloads' / rest.split('/')[0]} and run this again"
+        f"{full_name} could not be prepared ({reason}); if one of its files is damaged, remove "
+        f"{directory / 'downloads' / re.split('[/:]', rest)[0]} and run this again"
     )
