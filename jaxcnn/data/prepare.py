@@ -201,15 +201,18 @@ def _explained(full_name: str, rest: str, directory: Path, error: Exception) -> 
                 f"tfds.builder('{rest}', data_dir='{directory}', file_format='array_record').download_and_prepare()\""
             )
         if isinstance(cause, ImportError):
-            return UserError(f"{full_name} is made with {cause.name or cause}: pip install it, and run this again")
+            return UserError(
+                f"{full_name} is made with {cause.name or one_line(cause)}: pip install it, and run this again"
+            )
         number = cause.errno if isinstance(cause, OSError) else None
         if number in (errno.ENOSPC, errno.EDQUOT) or "No space left on device" in str(cause):
             return RunError(f"{full_name}: the disk of {directory} is full; free some of it, and run this again")
         if number in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST):
             return UserError(f"cannot write to {directory} ({str(cause)[:200]}); name a folder that you may write to")
         cause = cause.__cause__ or cause.__context__
-    absent = isinstance(error, FileNotFoundError)
-    reason = f"there is no {error.filename}" if absent else f"{type(error).__name__}: {one_line(error)}"
+    reason = f"{type(error).__name__}: {one_line(error)}"
+    if isinstance(error, FileNotFoundError):
+        reason = f"there is no {error.filename}"
     return RunError(
         f"{full_name} could not be prepared ({reason}); if one of its files is damaged, remove "
         f"{directory / 'downloads' / re.split('[/:]', rest)[0]} and run this again"
