@@ -505,6 +505,16 @@ def test_tfrecord_is_converted(as_tfrecord, tmp_path):
     assert kept == {path: path.read_bytes() for path in folder.glob("*tfrecord*")}
 
 
+def test_files_whose_names_do_not_tell_the_format_are_left_alone(as_tfrecord, tmp_path):
+    folder, _ = as_tfrecord
+    info = (folder / "dataset_info.json").read_text().replace(".{FILEFORMAT}-", ".records-")
+    (folder / "dataset_info.json").write_text(info)
+    for shard in folder.glob("*tfrecord*"):
+        shard.rename(folder / shard.name.replace(".tfrecord-", ".records-"))
+    assert "without their format" in one_line_of(UserError, "shapes", data_dir=str(tmp_path))
+    assert (folder / "dataset_info.json").read_text() == info
+
+
 def test_a_conversion_that_was_stopped_goes_on(as_tfrecord, tmp_path):
     folder, expected = as_tfrecord
 

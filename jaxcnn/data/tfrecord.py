@@ -38,6 +38,8 @@ def convert(folder: Path, *, progress: Progress = lambda *_: None) -> Path:
     missing = [source for source, *_ in shards if not source.exists()]
     if missing:
         raise RunError(f"{missing[0]} is missing; remove {folder} and prepare the set again")
+    if any(source == target for source, target, _ in shards):
+        raise UserError(f"the files in {folder} have names without their format: prepare the set again elsewhere")
     needed = sum(source.stat().st_size for source, target, _ in shards if not target.exists())
     free = shutil.disk_usage(folder).free
     if needed > free:
