@@ -263,7 +263,7 @@ def test_data_dir_falls_back_to_the_environment(tmp_path: Path, monkeypatch: pyt
         ({"name": "digit"}, r"did you mean 'digits'\?"),
         ({"name": "tfds:"}, "tfds:NAME"),
         ({"name": "tfds:shapes:1.0.0:2"}, r"tfds:NAME\[/CONFIG\]"),
-        ({"name": "tfds:shape"}, r"did you mean 'shapes'\?.*tfds.builder\('shape', data_dir=.*'array_record'\)"),
+        ({"name": "tfds:shape"}, r"did you mean 'shapes'\?.*prepare it once: python -m jaxcnn.data prepare shape "),
         ({"name": "tfds:shapes:9.9.9"}, "has version 1.0.0"),
         ({"name": "tfds:shapes", "dir": "gs://bucket/sets"}, "gs://bucket/sets.*copy the set"),
         ({"name": "tfds:shapes", "dir": "/nowhere"}, "no folder /nowhere"),
@@ -272,7 +272,7 @@ def test_data_dir_falls_back_to_the_environment(tmp_path: Path, monkeypatch: pyt
         ({"name": "tfds:shapes", "validation_split": "train"}, "learned from"),
         ({"name": "tfds:shapes", "train_split": "test"}, "measure on what was learned"),
         ({"name": "tfds:varied"}, "image_size"),
-        ({"name": "tfds:records"}, "stored as tfrecord.*tfds convert_format --dataset_version_dir="),
+        ({"name": "tfds:records"}, "stored as tfrecord.*convert it once: python -m jaxcnn.data prepare records"),
         ({"name": "tfds:tiny"}, "too few"),
     ],
 )

@@ -16,14 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from jaxcnn.data.downloads import Downloads, Progress
-from jaxcnn.data.sources import (
-    NotPreparedError,
-    _allow_open_files,
-    _image_and_label,
-    _set_folder,
-    _tfds_directory,
-    one_line,
-)
+from jaxcnn.data.records import NotPreparedError, one_line
+from jaxcnn.data.tfds import allow_open_files, image_and_label, set_folder, tfds_directory
 from jaxcnn.data.tfrecord import convert
 from jaxcnn.data.without_tensorflow import NeedsTensorFlowError, names_missing, without_tensorflow
 from jaxcnn.errors import RunError, UserError, nearest
@@ -42,9 +36,9 @@ def prepare(
     """
     full_name = name if name.startswith("tfds:") else f"tfds:{name}"
     rest = full_name.removeprefix("tfds:")
-    directory = _tfds_directory(data_dir)
+    directory = tfds_directory(data_dir)
     try:
-        folder = _set_folder(full_name, rest, directory)
+        folder = set_folder(full_name, rest, data_dir)
     except NotPreparedError:
         folder = None
     if folder is not None and "array_record" in _formats(full_name, folder):
@@ -90,7 +84,7 @@ def _download_and_write(
     progress: Progress,
 ) -> Path:
     builder = _builder(full_name, rest, directory)
-    _image_and_label(full_name, builder.info)  # a set that has none is refused before it is downloaded
+    image_and_label(full_name, builder.info)  # a set that has none is refused before it is downloaded
     folder = Path(builder.data_dir)
     if folder.exists():  # another process has just prepared it
         return folder
@@ -142,7 +136,7 @@ def _builder(full_name: str, rest: str, directory: Path) -> Any:
 def _write(builder: Any, downloads: Downloads, progress: Progress) -> None:
     import tensorflow_datasets as tfds
 
-    _allow_open_files(NUM_BUCKETS)
+    allow_open_files(NUM_BUCKETS)
     builder._make_download_manager = lambda **_: downloads
     builder._log_download_bytes = builder._log_download_done = lambda: None  # would print to stdout
     with without_tensorflow(), _shown_by(progress):

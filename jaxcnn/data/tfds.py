@@ -58,7 +58,7 @@ class TfdsRecords:
         return self._parse(self._read_one(0))[1]
 
     def _serialized(self, numbers: Sequence[int]) -> Iterable[bytes]:
-        _allow_open_files(len(self.files))
+        allow_open_files(len(self.files))
         try:  # at once takes a quarter of the time of one by one
             return self.serialized.__getitems__(numbers)
         except Exception:
@@ -92,7 +92,7 @@ class TfdsRecords:
         return RunError(f"{self.name}: record {record} is damaged ({reason}); prepare the set again")
 
 
-def _allow_open_files(num_files: int) -> None:
+def allow_open_files(num_files: int) -> None:
     """ImageNet has 1,024 shards and each stays open, as many as Linux allows a process unless it asks for more."""
     if num_files < 256:
         return
@@ -108,8 +108,7 @@ def _allow_open_files(num_files: int) -> None:
 
 def open_tfds(full_name: str, rest: str, data_dir: str | None) -> StoredSet:
     """The set `tfds:REST`, from the files alone. NotPreparedError where it is not on this disk."""
-    directory = tfds_directory(data_dir)
-    folder = _set_folder(full_name, rest, directory)
+    folder = set_folder(full_name, rest, data_dir)
 
     import tensorflow_datasets as tfds  # takes half a second; imports TensorFlow only to prepare
 
@@ -122,10 +121,9 @@ def open_tfds(full_name: str, rest: str, data_dir: str | None) -> StoredSet:
     if "array_record" not in formats:
         raise UserError(
             f"{full_name} in {folder} is stored as {', '.join(sorted(formats)) or 'an unknown format'}, but only "
-            "ArrayRecord can be read at random; convert it once (this needs TensorFlow, reading does not): "
-            f"tfds convert_format --dataset_version_dir={folder} --out_file_format=array_record"
+            f"ArrayRecord can be read at random; convert it once: {how_to_prepare(rest, data_dir)}"
         )
-    image_key, label_key = _image_and_label(full_name, info)
+    image_key, label_key = image_and_label(full_name, info)
     image_shape = tuple(info.features[image_key].shape)
     class_names = tuple(info.features[label_key].names)
 
@@ -176,27 +174,29 @@ def tfds_directory(data_dir: str | None) -> Path:
     return Path(directory).expanduser().absolute()
 
 
-def _set_folder(full_name: str, rest: str, directory: Path) -> Path:
+def set_folder(full_name: str, rest: str, data_dir: str | None) -> Path:
     """The folder NAME[/CONFIG]/VERSION of a prepared set; the newest version where none is named."""
+    directory = tfds_directory(data_dir)
     match = re.fullmatch(r"(?P<name>\w+)(/(?P<config>[^/:]+))?(:(?P<version>[\w.*]+))?", rest)
     if match is None:
         raise UserError(f"data.name={full_name!r} is not of the form tfds:NAME[/CONFIG][:VERSION]")
     name, config, version = match["name"], match["config"], match["version"]
-    set_folder = directory / name
-    if not set_folder.is_dir():
+    home = directory / name
+    if not home.is_dir():
         raise NotPreparedError(
-            f"{full_name} is not prepared: {_what_is_there(directory, name)}; {_how_to_prepare(rest, directory)}"
+            f"{full_name} is not prepared: {_what_is_there(directory, name)}; prepare it once: "
+            + how_to_prepare(rest, data_dir)
         )
-    if config is None and not _versions(set_folder):
-        configs = sorted(path.name for path in set_folder.iterdir() if path.is_dir() and _versions(path))
+    if config is None and not _versions(home):
+        configs = sorted(path.name for path in home.iterdir() if path.is_dir() and _versions(path))
         if len(configs) > 1:
-            raise UserError(f"{full_name} is prepared in {set_folder} with configs: {', '.join(configs)}; name one")
+            raise UserError(f"{full_name} is prepared in {home} with configs: {', '.join(configs)}; name one")
         config = configs[0] if configs else None
-    config_folder = set_folder / config if config else set_folder
+    config_folder = home / config if config else home
     versions = _versions(config_folder)
     if not versions:
         raise NotPreparedError(
-            f"{full_name} is not prepared: {config_folder} has none; {_how_to_prepare(rest, directory)}"
+            f"{full_name} is not prepared: {config_folder} has none; prepare it once: " + how_to_prepare(rest, data_dir)
         )
     if version is not None and version not in versions:
         raise UserError(
@@ -230,14 +230,12 @@ def _what_is_there(directory: Path, name: str) -> str:
     return f"looked in {directory}, {nearest(name, prepared) if prepared else 'which holds no prepared set'}"
 
 
-def _how_to_prepare(rest: str, directory: Path) -> str:
-    return (
-        'prepare it once (this needs TensorFlow, reading does not): python -c "import tensorflow_datasets as tfds; '
-        f"tfds.builder('{rest}', data_dir='{directory}', file_format='array_record').download_and_prepare()\""
-    )
+def how_to_prepare(rest: str, data_dir: str | None) -> str:
+    """The command that brings a set here, or converts it."""
+    return f"python -m jaxcnn.data prepare {rest}" + (f" --data_dir={data_dir}" if data_dir else "")
 
 
-def _image_and_label(full_name: str, info: Any) -> tuple[str, str]:
+def image_and_label(full_name: str, info: Any) -> tuple[str, str]:
     """Names of the image and the label: the set's supervised pair, else its only Image and only ClassLabel."""
     import tensorflow_datasets as tfds
 
