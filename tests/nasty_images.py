@@ -81,7 +81,8 @@ def nasty_images() -> dict[str, Nasty]:
 
     def by_opencv(suffix: str, pixels: np.ndarray) -> bytes:
         order = [2, 1, 0, 3][: pixels.shape[2]]
-        return cv2.imencode(suffix, pixels[:, :, order] if pixels.shape[2] > 1 else pixels)[1].tobytes()
+        plain = [cv2.IMWRITE_TIFF_COMPRESSION, 1] if suffix == ".tiff" else []  # OpenCV 4 would round floats
+        return cv2.imencode(suffix, pixels[:, :, order], plain)[1].tobytes()
 
     # Pillow writes CMYK as Adobe does, inverted and marked so; inverted once more and without the mark it is plain.
     plain_cmyk = encode(Image.fromarray(255 - np.asarray(cmyk), "CMYK"), "JPEG", quality=100, subsampling=0)
@@ -170,7 +171,7 @@ def damaged_images() -> dict[str, tuple[bytes, str, bool]]:
         "JPEG cut in its scan": (jpeg[: len(jpeg) * 2 // 3], "truncated", False),
         "JPEG without its end": (jpeg[:-2], "truncated", False),
         "JPEG cut, with a thumbnail": (_with_thumbnail(jpeg, jpeg)[:-200], "truncated", False),
-        "JPEG with a tail of zeros": (jpeg[: len(jpeg) // 2] + bytes(len(jpeg) // 2), "cannot load", False),
+        "JPEG with a tail of zeros": (jpeg[: len(jpeg) * 3 // 4] + bytes(len(jpeg) // 4), "truncated", False),
         "JPEG cut in its header": (jpeg[:100], "Truncated", True),
         "PNG cut": (png[: len(png) // 2], "truncated", False),
         "PNG of 16 bits cut": (deep[: len(deep) // 2], "truncated", False),

@@ -60,9 +60,11 @@ def open_npz(full_name: str, file: Path, *, channels: int | None = None) -> Stor
     Labels float [N, K] whose rows sum to one stay soft.
     """
     try:
-        if not zipfile.is_zipfile(file):
-            raise RunError(f"{full_name} is no npz file, or damaged; save it again by np.savez(images=…, labels=…)")
-        with np.load(file) as archive:
+        with file.open("rb") as opened:
+            if not zipfile.is_zipfile(opened):
+                raise RunError(f"{full_name} is no npz file, or damaged; save it again by np.savez(images=…, labels=…)")
+            opened.seek(0)
+            archive = np.load(opened)
             keys = _find_keys(full_name, archive.files)
             arrays = {split: (archive[images], archive[labels]) for split, (images, labels) in keys.items()}
             given_names = archive[_CLASS_NAMES] if _CLASS_NAMES in archive.files else None
@@ -87,7 +89,8 @@ def open_npz(full_name: str, file: Path, *, channels: int | None = None) -> Stor
     splits, facts = {}, []
     for split, (key, _) in keys.items():
         images, labels = _levels(full_name, key, arrays.pop(split)[0], scale), targets[split]
-        facts.append((split, images.shape, hashlib.sha256(images.tobytes() + labels.tobytes()).hexdigest()))
+        contents = [hashlib.sha256(np.ascontiguousarray(array).data).hexdigest() for array in (images, labels)]
+        facts.append((split, images.shape, contents))
         images = images if channels is None else with_channels(images, channels)
         splits[split] = Split(
             ArrayRecords(f"{full_name} split {split!r}", split, images, labels), np.arange(len(labels))

@@ -107,10 +107,9 @@ def open_folder(
     train = names.get("train", set())
     if len(train) == 1:
         (only,) = train
-        within = (
-            [name for name in _contents(root / only)[0] if _has_images(root / only / name)] if not has_splits else []
-        )
-        advice = f"did you mean folder:{root / only}?" if len(within) > 1 else _LAYOUT
+        inner = root / folders[0]
+        looks_like_set = not has_splits and sum(_has_images(inner / name) for name in _contents(inner)[0]) > 1
+        advice = f"did you mean folder:{inner}?" if looks_like_set else _LAYOUT
         raise UserError(f"{full_name} has only one class, {only!r}; {advice}")
     for split, found in names.items():
         if train and (missing := _natural(train - found)):
@@ -218,8 +217,9 @@ def find_path(full_name: str, kind: str, rest: str, data_dir: str | None) -> Pat
     if not path.exists():
         parent = next(above for above in path.parents if above.exists())
         missing = path.relative_to(parent).parts[0]
-        there = [name for name in _names(parent) if not _is_hidden(name)]
-        hint = nearest(missing, there) if there else "it is empty"
+        there = [name for name in _names(parent) if name.endswith(f".{kind}") or (parent / name).is_dir()]
+        there = [name for name in there if not _is_hidden(name)]
+        hint = nearest(missing, there) if there else "nothing like it is there"
         raise UserError(f"{full_name}: there is no {missing!r} in {parent}: {hint}")
     suffix = path.suffix.lower()
     if kind == "folder" and not path.is_dir():
