@@ -21,6 +21,7 @@ from jaxcnn.data import folder as folder_module
 from jaxcnn.data.decoding import decode_any, decode_image, read_header, with_channels
 from jaxcnn.data.records import Source
 from jaxcnn.errors import RunError, UserError
+from tests.fake_tfds import write_set
 from tests.nasty_images import damaged_images, encode, nasty_images, photo, write_classes
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -205,8 +206,12 @@ def test_sizes_and_channels(tmp_path: Path) -> None:
     assert opened("folder", tmp_path / "grey", image_size=16).image_shape == (16, 16, 3)
 
 
-def test_digits_in_grey_and_colour() -> None:
-    """data.channels is for every source."""
+def test_channels_are_forced_whatever_the_source(tmp_path: Path) -> None:
+    write_set(tmp_path, splits={"train": 8, "test": 3})
+    stored, forced = (open_source(DataConfig(name="tfds:shapes", dir=str(tmp_path), channels=c)) for c in (None, 1))
+    assert (stored.image_shape, forced.image_shape) == ((12, 12, 3), (12, 12, 1))
+    want = with_channels(stored.splits["test"][2]["image"], 1).astype(int)
+    assert np.abs(forced.splits["test"][2]["image"] - want).max() <= 1
     grey, colour = open_source(DataConfig()), open_source(DataConfig(channels=3))
     assert colour.image_shape == (8, 8, 3)
     np.testing.assert_array_equal(colour.splits["test"][5]["image"], grey.splits["test"][5]["image"].repeat(3, axis=2))
