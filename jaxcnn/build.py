@@ -78,12 +78,21 @@ class Run:
 
     def data_facts(self) -> dict[str, Any]:
         """What a run's folder says of its data."""
+        sizes = self.source.stored_sizes
         return {
             "name": self.source.name,
             "fingerprint": self.source.fingerprint,
             "image_shape": list(self.source.image_shape),
             "class_names": list(self.source.class_names),
             "num_examples": {name: len(split) for name, split in self.source.splits.items()},
+            "class_counts": self.source.class_counts,
+            "stored_sizes": None
+            if sizes is None
+            else {
+                "smallest": sizes.min(axis=0).tolist(),
+                "median": np.median(sizes, axis=0).tolist(),
+                "largest": sizes.max(axis=0).tolist(),
+            },
             "mean": list(self.mean),
             "std": list(self.std),
         }
@@ -267,8 +276,12 @@ def _given(config: Config) -> tuple[tuple[float, ...] | None, tuple[float, ...] 
 
 
 def _open_source(config: Config, progress: Progress | None, *, stand_in: bool) -> Source:
+    def opening(done: int, total: int) -> None:
+        if progress:
+            progress(f"reading the headers of {config.data.name}", done, total)
+
     try:
-        return data_lib.open_source(config.data)
+        return data_lib.open_source(config.data, progress=opening)
     except data_lib.NotPreparedError as error:
         source = data_lib.stand_in_source(config.data) if stand_in else None
         if source is None:

@@ -28,13 +28,14 @@ def _range(low: float = -math.inf, high: float = math.inf, *, above: float = -ma
 class DataConfig:
     """Which data, how they are split, and where they live."""
 
-    name: str = "digits"  # digits | tfds:NAME[/CONFIG][:VERSION]
-    dir: str | None = None  # where prepared sets lie; none: $TFDS_DATA_DIR, else ~/tensorflow_datasets
+    name: str = "digits"  # digits | tfds:NAME[/CONFIG][:VERSION] | folder:PATH | csv:PATH | npz:PATH
+    dir: str | None = None  # where prepared sets lie; none: $TFDS_DATA_DIR, else ~/tensorflow_datasets; for a PATH: .
     train_split: str = "train"  # the source's split to learn from
     validation_split: str | None = None  # none: the source's own, else a slice held out of train
     validation_fraction: float = field(default=0.1, metadata=_range(0, 0.5))  # held out of train; 0: no validation
     split_seed: int = field(default=0, metadata=_range(0))  # which examples are held out; not varied with `seed`
     image_size: int | None = field(default=None, metadata=_range(1))  # pixels; none: as stored
+    channels: int | None = field(default=None, metadata=_range(1, 3))  # 1: grey, 3: RGB; none: as stored
     expected_examples: int | None = field(default=None, metadata=_range(1))  # of train_split; checked when opened, and
     expected_classes: int | None = field(default=None, metadata=_range(2))  # what --dry_run assumes of an absent set
     mean: tuple[float, ...] | None = None  # per channel, in 0..1; none: measured from train

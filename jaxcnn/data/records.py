@@ -70,6 +70,8 @@ class Source:
     image_shape: ImageShape  # of the run, after image_size
     splits: dict[str, Split]  # train, test, and validation unless the run has none
     fingerprint: str  # of what the data is, not of where it lies
+    class_counts: dict[str, dict[str, int]] | None = None  # by split and class name, where labels are known at once
+    stored_sizes: np.ndarray | None = None  # int [N, 2], height and width of each stored image, where they are known
 
 
 @dataclass(frozen=True)
@@ -80,6 +82,7 @@ class StoredSet:
     image_shape: tuple[int | None, int | None, int]  # none: varies
     splits: dict[str, Split]  # as the source names them
     fingerprint: str
+    stored_sizes: np.ndarray | None = None  # int [N, 2], height and width of each image, where they are known
 
 
 @dataclass(frozen=True)
