@@ -20,17 +20,7 @@ def open_source(data: DataConfig) -> Source:
     (validation_fraction=0) absent. Where a set has neither, test (a tenth) is held out of train too, disjoint from
     validation. Splits whose first label is negative count as absent: ImageNet's `test` is published without labels.
     """
-    kind, _, rest = data.name.partition(":")
-    if data.name == "digits":
-        stored = open_digits()
-    elif kind == "tfds" and rest:
-        stored = open_tfds(data.name, rest, data.dir)
-    else:
-        valid = ["digits", *(f"tfds:{name}" for name in prepared_sets(tfds_directory(data.dir)))]
-        raise UserError(
-            f"data.name={data.name!r} is no known data set: {nearest(data.name, valid)}; "
-            "a set that TFDS has prepared is named tfds:NAME"
-        )
+    stored = open_stored(data)
     image_shape = _run_shape(data, stored.image_shape)
     _check_expected(data, stored)
     return Source(
@@ -39,6 +29,20 @@ def open_source(data: DataConfig) -> Source:
         image_shape=image_shape,
         splits=assign_splits(data, stored.splits),
         fingerprint=stored.fingerprint,
+    )
+
+
+def open_stored(data: DataConfig) -> StoredSet:
+    """Finds the set as it is stored, with its own splits and sizes."""
+    kind, _, rest = data.name.partition(":")
+    if data.name == "digits":
+        return open_digits()
+    if kind == "tfds" and rest:
+        return open_tfds(data.name, rest, data.dir)
+    valid = ["digits", *(f"tfds:{name}" for name in prepared_sets(tfds_directory(data.dir)))]
+    raise UserError(
+        f"data.name={data.name!r} is no known data set: {nearest(data.name, valid)}; "
+        "a set that TFDS has prepared is named tfds:NAME"
     )
 
 
