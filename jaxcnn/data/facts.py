@@ -13,11 +13,12 @@ from typing import Any
 import numpy as np
 
 from jaxcnn.data.encoded import inspect
-from jaxcnn.data.records import Records, Split
+from jaxcnn.data.records import Example, Records, Split
 from jaxcnn.errors import RunError
 
 Progress = Callable[[int, int], None]  # called with (done, total) records
 
+UNKNOWN_LABEL = np.iinfo(np.int32).min
 THUMBNAIL = 16  # side in pixels; kept of every record, in grey
 
 _CHUNK = 128  # records a thread measures at a time
@@ -32,7 +33,7 @@ class Facts:
     split_names: tuple[str, ...]
     split: np.ndarray  # int16, into split_names
     record: np.ndarray  # int64, its number in the split's Records
-    label: np.ndarray  # int32; -1 where unknown
+    label: np.ndarray  # int32; UNKNOWN_LABEL where neither the set nor the record says it
     shape: np.ndarray  # int32 [N, 3]: height, width, channels
     digest: np.ndarray  # uint64 [N, 2]: of the decoded pixels
     hash: np.ndarray  # uint64 [N, 2]: perceptual, of the image and of its mirror image
@@ -98,6 +99,12 @@ def read_each(records: Records, numbers: Sequence[int] | np.ndarray) -> Iterator
                 yield error
 
 
+def label_of(example: Example) -> int:
+    """Of a soft label its likeliest class."""
+    label = example["label"]
+    return int(np.argmax(label) if np.ndim(label) else label)
+
+
 def _labels(split: Split) -> np.ndarray | None:
     """int32 of every record; a soft label counts as its likeliest class. None where the records must be read for it."""
     try:
@@ -111,7 +118,7 @@ def _measure(records: Records, numbers: np.ndarray) -> dict[str, Any]:
     size = len(numbers)
     facts: dict[str, Any] = {
         "record": np.asarray(numbers, np.int64),
-        "label": np.full(size, -1, np.int32),
+        "label": np.full(size, UNKNOWN_LABEL, np.int32),
         "shape": np.zeros((size, 3), np.int32),
         "digest": np.zeros((size, 2), np.uint64),
         "constant": np.zeros(size, bool),
@@ -125,7 +132,7 @@ def _measure(records: Records, numbers: np.ndarray) -> dict[str, Any]:
             facts["unreadable"][position] = str(example)
             continue
         image = example["image"]
-        facts["label"][position] = np.argmax(example["label"]) if np.ndim(example["label"]) else example["label"]
+        facts["label"][position] = label_of(example)
         facts["shape"][position] = image.shape
         facts["digest"][position] = _digest(image)
         small[position] = _small(image)
@@ -139,6 +146,7 @@ def _measure(records: Records, numbers: np.ndarray) -> dict[str, Any]:
             if damage is not None:
                 facts["cut"][position] = damage
     red, green, blue = np.moveaxis(small, 3, 0)
+    brightest, darkest = np.maximum(red, np.maximum(green, blue)), np.minimum(red, np.minimum(green, blue))
     grey = small @ _GREY
     factor = _SIDE // THUMBNAIL
     thumbnails = grey.reshape(size, THUMBNAIL, factor, THUMBNAIL, factor).mean(axis=(2, 4))
@@ -147,9 +155,7 @@ def _measure(records: Records, numbers: np.ndarray) -> dict[str, Any]:
         "hash": perceptual_hashes(grey),
         "thumbnail": thumbnails.round().astype(np.uint8),
         "deviation": grey.std(axis=(1, 2)),
-        "colour": (np.maximum(red, np.maximum(green, blue)) - np.minimum(red, np.minimum(green, blue))).max(
-            axis=(1, 2)
-        ),
+        "colour": (brightest - darkest).max(axis=(1, 2)),
     }
 
 
