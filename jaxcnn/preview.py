@@ -136,8 +136,9 @@ def augmented_images(run: Run, feed: Feed, *, num_images: int, num_versions: int
     source = dataclasses.replace(run.source, splits={**run.source.splits, "train": alone})
     feed_alone = type(feed)(run.config, source, run.parallel, lambda *_: None)
     key, augment = jax.random.key(run.config.seed), jax.jit(run.augment)
-    mean, std = np.float32(run.mean), np.float32(run.std)
+    mean, std = np.array(run.mean, np.float32), np.array(run.std, np.float32)
     versions = []
+    batch: Any
     for version in range(num_versions):
         if version == 0:
             batch, order = first, np.arange(size)

@@ -135,7 +135,7 @@ def _augmented_sheet(config: Config, log: RunLog) -> Any:
         Row(run.source.class_names[int(label)], [original, *versions])
         for original, versions, label in zip(shown.originals, shown.versions, shown.labels, strict=True)
     ]
-    return draw(rows, columns=["as stored", *(f"epoch {number}" for number in range(_SHEET_VERSIONS))])
+    return draw(rows, columns=["as stored", "step 0", "other draws"])
 
 
 # ---- check
@@ -166,7 +166,6 @@ def check(name: str, rest: list[str], values: flags.FlagValues, start: float) ->
     stored = open_stored(DataConfig(name=name, dir=values.data_dir))
 
     from jaxcnn.data import checking
-    from jaxcnn.data.exclusion import write_exclusion
 
     if values.exclude:
         stored = _without(stored, values.exclude, name)
@@ -191,14 +190,23 @@ def check(name: str, rest: list[str], values: flags.FlagValues, start: float) ->
     if values.json:
         Path(values.json).write_text(json.dumps(checking.as_json(report), indent=2) + "\n", encoding="utf-8")
     if values.write_clean:
-        entries = checking.to_exclude(report)
-        write_exclusion(Path(values.write_clean), entries, comments=checking.CLEAN_LIST_WORDS)
+        entries = write_clean_list(Path(values.write_clean), report)
         console.print(
-            f"{len(entries):,} records to leave out: --config.data.exclude={values.write_clean}",
+            f"{entries:,} records to leave out: --config.data.exclude={values.write_clean}",
             markup=False,
             soft_wrap=True,
         )
     return int(report.has_errors)
+
+
+def write_clean_list(file: Path, report: Any) -> int:
+    """Writes the records to leave out, with the rules as comments; returns their number."""
+    from jaxcnn.data.checking import CLEAN_LIST_WORDS, to_exclude
+    from jaxcnn.data.exclusion import write_exclusion
+
+    entries = to_exclude(report)
+    write_exclusion(file, entries, comments=CLEAN_LIST_WORDS)
+    return len(entries)
 
 
 def _without(stored: StoredSet, file: str, name: str) -> StoredSet:

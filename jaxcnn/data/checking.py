@@ -156,30 +156,34 @@ class _Names:
         return (HELD_OUT.index(split) if split in HELD_OUT else -1, -position)
 
 
-def _readable(facts: Facts) -> np.ndarray:
-    return facts.shape[:, 0] > 0
+def _sound(facts: Facts) -> np.ndarray:
+    """Which images are worth comparing with others. bool [N]"""
+    sound = facts.shape[:, 0] > 0
+    sound[list(facts.damaged)] = False
+    return sound
 
 
 def _damaged(names: _Names, facts: Facts) -> Iterator[Fault]:
     out_of_range = (facts.label != UNKNOWN_LABEL) & ((facts.label < 0) | (facts.label >= names.num_classes))
-    for position in np.flatnonzero(out_of_range):
+    for position in np.flatnonzero(out_of_range).tolist():
         detail = f"label {facts.label[position]} of {names.num_classes} classes"
         yield names.fault("label_range", position, detail=detail)
-    for position, reason in facts.unreadable.items():
-        if not out_of_range[position]:  # its reader refuses such a label
-            yield names.fault("unreadable", position, detail=reason)
-    for position, reason in facts.cut.items():
-        yield names.fault("truncated", position, detail=reason)
-    for position in np.flatnonzero(_readable(facts) & (facts.shape[:, 2] != names.channels)):
+    for position in sorted(facts.unreadable.keys() | facts.damaged.keys()):
+        damage = facts.damaged.get(position, "")
+        if facts.stored[position] and damage:  # known by the file, for decoders differ in what they let pass
+            yield names.fault("truncated", position, detail=damage)
+        elif not out_of_range[position]:  # its reader refuses such a label
+            yield names.fault("unreadable", position, detail=facts.unreadable.get(position, damage))
+    for position in np.flatnonzero(_sound(facts) & (facts.shape[:, 2] != names.channels)).tolist():
         detail = f"{facts.shape[position, 2]} channels, the set has {names.channels}"
         yield names.fault("channels", position, detail=detail)
 
 
 def _alike(names: _Names, facts: Facts, false_alarms: float, progress: Progress) -> Iterator[Fault]:
-    comparable = np.flatnonzero(_readable(facts) & ~facts.constant)
+    comparable = np.flatnonzero(_sound(facts) & ~facts.constant)
     alone = np.ones(len(comparable), bool)
     for members in groups_of_equals(facts.digest[comparable]):
-        first, *rest = sorted(comparable[members], key=names.trust, reverse=True)
+        first, *rest = sorted(comparable[members].tolist(), key=names.trust, reverse=True)
         alone[members] = comparable[members] == first
         for position in rest:
             same_file = (stored := names.encoded(first)) is not None and stored == names.encoded(position)
@@ -196,7 +200,9 @@ def _alike(names: _Names, facts: Facts, false_alarms: float, progress: Progress)
         return
     progress(f"comparing {len(comparable):,} images", 0, 0)
     pairs = near_pairs(facts.hash[comparable], facts.thumbnail[comparable], false_alarms=false_alarms)
-    for pair, correlation, mirrored in zip(comparable[pairs.positions], pairs.correlation, pairs.mirrored, strict=True):
+    for pair, correlation, mirrored in zip(
+        comparable[pairs.positions].tolist(), pairs.correlation, pairs.mirrored, strict=True
+    ):
         other, position = sorted(pair, key=names.trust, reverse=True)
         detail = f"correlation {correlation:.3f}{', mirrored' if mirrored else ''}"
         across = facts.split[position] != facts.split[other]
@@ -207,35 +213,35 @@ def _alike(names: _Names, facts: Facts, false_alarms: float, progress: Progress)
 
 
 def _plain(names: _Names, facts: Facts) -> Iterator[Fault]:
-    for position in np.flatnonzero(facts.constant):
+    for position in np.flatnonzero(facts.constant).tolist():
         yield names.fault("blank", position)
-    hardly = _readable(facts) & ~facts.constant & (facts.deviation < _NEAR_BLANK)
-    for position in np.flatnonzero(hardly):
+    hardly = _sound(facts) & ~facts.constant & (facts.deviation < _NEAR_BLANK)
+    for position in np.flatnonzero(hardly).tolist():
         detail = f"grey levels deviate by {facts.deviation[position]:.2f} of 255"
         yield names.fault("near_blank", position, detail=detail)
 
 
 def _odd_shapes(names: _Names, facts: Facts) -> Iterator[Fault]:
-    readable = np.flatnonzero(_readable(facts))
-    if not len(readable):
+    sound = np.flatnonzero(_sound(facts))
+    if not len(sound):
         return
-    height, width = facts.shape[readable, 0].astype(float), facts.shape[readable, 1].astype(float)
+    height, width = facts.shape[sound, 0].astype(float), facts.shape[sound, 1].astype(float)
     for kind, value, limit in (("size", height * width, _ODD_AREA), ("aspect", width / height, _ODD_ASPECT)):
         ratio = value / np.median(value)
-        for position in readable[(ratio >= limit) | (ratio <= 1 / limit)]:
+        for position in sound[(ratio >= limit) | (ratio <= 1 / limit)].tolist():
             yield names.fault(kind, position, detail=f"{facts.shape[position, 1]} x {facts.shape[position, 0]} pixels")
 
 
 def _odd_colours(names: _Names, facts: Facts) -> Iterator[Fault]:
-    readable = _readable(facts)
-    grey = readable & ~facts.constant & (facts.colour <= _GREY)
-    if names.channels == 3 and grey.sum() < _RARE * readable.sum():
-        for position in np.flatnonzero(grey):
+    sound = _sound(facts) & (facts.shape[:, 2] == names.channels)
+    grey = sound & ~facts.constant & (facts.colour <= _GREY)
+    if names.channels == 3 and grey.sum() < _RARE * sound.sum():
+        for position in np.flatnonzero(grey).tolist():
             yield names.fault("grey", position, detail=f"stored as {facts.stored[position] or 'an array'}")
-    ways = Counter(facts.stored[readable & (facts.stored != "")].tolist())
+    ways = Counter(facts.stored[sound & (facts.stored != "")].tolist())
     for way, count in ways.items():
-        if count < _RARE * readable.sum():
-            for position in np.flatnonzero((facts.stored == way) & readable & ~grey):
+        if count < _RARE * sound.sum():
+            for position in np.flatnonzero((facts.stored == way) & sound & ~grey).tolist():
                 yield names.fault("colours", position, detail=f"{way}; most are {ways.most_common(1)[0][0]}")
 
 
@@ -249,10 +255,13 @@ def _classes(stored: StoredSet, facts: Facts) -> Iterator[Fault]:
                 yield Fault("empty_class", "", split, name)
             elif count < _FEW_IMAGES and split not in HELD_OUT:
                 yield Fault("few_images", "", split, name, detail=f"{count} images")
-        if split not in HELD_OUT and counts.min() and counts.max() >= _IMBALANCE * counts.min():
-            least, most = (stored.class_names[int(pick(counts))] for pick in (np.argmin, np.argmax))
-            detail = f"{counts.max():,} of {most}, {counts.min():,} of {least}"
-            yield Fault("imbalance", "", split, least, detail=detail)
+        if split not in HELD_OUT and counts.any():
+            least = int(np.argmin(np.where(counts, counts, counts.max())))
+            most = int(np.argmax(counts))
+            if counts[most] >= _IMBALANCE * counts[least]:
+                names = stored.class_names
+                detail = f"{counts[most]:,} of {names[most]}, {counts[least]:,} of {names[least]}"
+                yield Fault("imbalance", "", split, names[least], detail=detail)
 
 
 # ---- what comes of a report

@@ -50,14 +50,14 @@ def near_pairs(hashes: np.ndarray, thumbnails: np.ndarray, *, false_alarms: floa
       false_alarms: of those expected among all pairs; more finds more.
     """
     count = len(hashes)
+    if count < 4:  # too few to say what is alike by chance
+        return _best_of_each(np.zeros((0, 4)))
     vectors = _normalised(thumbnails)
-    if count < 4:
-        return Pairs(np.zeros((0, 2), np.int64), np.zeros(0, np.float32), np.zeros(0, bool))
     scale, share, dimension = _surroundings(vectors)
     # (r / s)^D n^2 q < false_alarms: n^2 / 2 pairs, each as it is and mirrored.
     reach = scale * (false_alarms / (count**2 * share)) ** (1 / dimension)
     coarse = _coarse(vectors)
-    found = []
+    found = [np.zeros((0, 4))]
     for mirrored in (False, True):
         others = _normalised(thumbnails[:, :, ::-1]) if mirrored else vectors
         coarse_others = _coarse(others)
@@ -69,7 +69,7 @@ def near_pairs(hashes: np.ndarray, thumbnails: np.ndarray, *, false_alarms: floa
             distance = np.sqrt(np.maximum(2 - 2 * correlation, 0))
             near = (distance < limit) & (correlation >= MIN_CORRELATION)
             found.append(np.stack([left[near], right[near], correlation[near], np.full(near.sum(), mirrored)], axis=1))
-    return _best_of_each(np.concatenate(found)) if found else near_pairs(hashes[:0], thumbnails[:0], false_alarms=1)
+    return _best_of_each(np.concatenate(found))
 
 
 def _normalised(thumbnails: np.ndarray) -> np.ndarray:
@@ -133,7 +133,7 @@ def _candidates(left: np.ndarray, right: np.ndarray) -> Iterator[tuple[np.ndarra
 
 
 def _best_of_each(found: np.ndarray) -> Pairs:
-    """Each pair once, as it is more alike: mirrored or not."""
+    """Each pair once, as it is more alike, of rows (i, j, correlation, mirrored)."""
     found = found[np.lexsort((-found[:, 2], found[:, 1], found[:, 0]))]
     first = np.r_[True, (found[1:, :2] != found[:-1, :2]).any(axis=1)] if len(found) else np.zeros(0, bool)
     found = found[first]

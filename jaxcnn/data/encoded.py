@@ -1,6 +1,6 @@
 """What a stored image file says of itself, and whether it is whole, before its pixels are decoded.
 
-Decoders are forgiving: OpenCV answers a JPEG of which half is missing with an image that is half grey.
+Decoders may be forgiving: OpenCV 4 answers a JPEG of which half is missing with an image that is half grey.
 """
 
 import io

@@ -43,7 +43,7 @@ class Facts:
     colour: np.ndarray  # uint8: the largest difference between a pixel's channels; 0 where there is one
     stored: np.ndarray  # how the file stores colours: "grey", "RGB", "CMYK", …; empty where there is no file
     unreadable: dict[int, str]  # what the reader said, by position
-    cut: dict[int, str]  # files that decode although they are damaged
+    damaged: dict[int, str]  # what is wrong with the file itself, whether or not the reader is content with it
 
     def __len__(self) -> int:
         return len(self.split)
@@ -54,14 +54,14 @@ def gather(splits: Mapping[str, Split], *, progress: Progress | None = None) -> 
     total = sum(map(len, splits.values()))
     parts: list[dict[str, Any]] = []
     unreadable: dict[int, str] = {}
-    cut: dict[int, str] = {}
+    damaged: dict[int, str] = {}
     done = 0
     for number, split in enumerate(splits.values()):
         labels = _labels(split)
         for part in in_chunks(split, _measure):
             size = len(part["record"])
             unreadable |= {done + position: reason for position, reason in part.pop("unreadable").items()}
-            cut |= {done + position: reason for position, reason in part.pop("cut").items()}
+            damaged |= {done + position: reason for position, reason in part.pop("damaged").items()}
             part["split"] = np.full(size, number, np.int16)
             if labels is not None:
                 part["label"] = labels[part["record"]]
@@ -70,7 +70,7 @@ def gather(splits: Mapping[str, Split], *, progress: Progress | None = None) -> 
             if progress is not None:
                 progress(done, total)
     arrays = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
-    return Facts(split_names=tuple(splits), unreadable=unreadable, cut=cut, **arrays)
+    return Facts(split_names=tuple(splits), unreadable=unreadable, damaged=damaged, **arrays)
 
 
 def in_chunks(split: Split, measure: Callable[[Records, np.ndarray], Any]) -> Iterator[Any]:
@@ -124,7 +124,7 @@ def _measure(records: Records, numbers: np.ndarray) -> dict[str, Any]:
         "constant": np.zeros(size, bool),
         "stored": np.zeros(size, "U30"),
         "unreadable": {},
-        "cut": {},
+        "damaged": {},
     }
     small = np.zeros((size, _SIDE, _SIDE, 3), np.uint8)
     for position, example in enumerate(read_each(records, numbers)):
@@ -138,13 +138,11 @@ def _measure(records: Records, numbers: np.ndarray) -> dict[str, Any]:
         small[position] = _small(image)
         if (small[position] == small[position, 0, 0]).all():
             facts["constant"][position] = (image == image[0, 0]).all()
-    encoded = getattr(records, "encoded", None)
-    if encoded is not None:
-        readable = [position for position in range(size) if position not in facts["unreadable"]]
-        for position, stored in zip(readable, encoded([numbers[position] for position in readable]), strict=True):
+    for position, stored in enumerate(_each_file(records, numbers)):
+        if stored is not None:
             facts["stored"][position], damage = inspect(stored)
             if damage is not None:
-                facts["cut"][position] = damage
+                facts["damaged"][position] = damage
     red, green, blue = np.moveaxis(small, 3, 0)
     brightest, darkest = np.maximum(red, np.maximum(green, blue)), np.minimum(red, np.minimum(green, blue))
     grey = small @ _GREY
@@ -159,6 +157,21 @@ def _measure(records: Records, numbers: np.ndarray) -> dict[str, Any]:
     }
 
 
+def _each_file(records: Records, numbers: np.ndarray) -> Iterator[bytes | None]:
+    """The files as they are stored; None for what is not even that. Nothing where records are no files."""
+    encoded = getattr(records, "encoded", None)
+    if encoded is None:
+        return
+    try:
+        yield from list(encoded(numbers))
+    except RunError:
+        for number in numbers:
+            try:
+                yield next(iter(encoded([number])))
+            except RunError:
+                yield None
+
+
 def perceptual_hashes(grey: np.ndarray) -> np.ndarray:
     """64 bits of each picture and of its mirror image: float [N, 32, 32] to uint64 [N, 2].
 
@@ -169,7 +182,7 @@ def perceptual_hashes(grey: np.ndarray) -> np.ndarray:
 
     waves = cv2.dct(np.eye(grey.shape[-1], dtype=np.float32), flags=cv2.DCT_ROWS).T[:8]  # a frequency a row
     spectra = waves @ grey @ waves.T
-    both = np.stack([spectra, spectra * np.float32([1, -1] * 4)], axis=1).reshape(len(grey), 2, 64)
+    both = np.stack([spectra, spectra * np.array([1, -1] * 4, np.float32)], axis=1).reshape(len(grey), 2, 64)
     bits = both > np.median(both[:, :, 1:], axis=2, keepdims=True)  # without the first, which is the brightness
     return np.packbits(bits, axis=2).view(np.uint64)[:, :, 0]
 
