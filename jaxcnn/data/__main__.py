@@ -4,6 +4,7 @@ Exit codes: 0 done, and checked without errors; 1 failed, or checked and errors 
 """
 
 import json
+import os
 import re
 import time
 from collections.abc import Callable
@@ -94,8 +95,8 @@ def describe(name: str, rest: list[str], values: flags.FlagValues, start: float)
         if values.augment:
             picture = _augmented_sheet(config, log)
         else:
-            first = next(iter(stored.splits.values()))
-            picture = sheet.draw(sheet.class_rows(first, stored.class_names))
+            shown = stored.splits.get("train") or next(iter(stored.splits.values()))
+            picture = sheet.draw(sheet.class_rows(shown, stored.class_names))
         picture.save(values.sheet)
         log.say(f"drawn: {values.sheet}")
     return 0
@@ -299,6 +300,8 @@ def _refuse_to_overwrite(values: flags.FlagValues, *names: str) -> None:
         path = Path(file)
         if path.is_dir() or not path.absolute().parent.is_dir():
             raise UserError(f"--{name}={file}: {'is a folder' if path.is_dir() else 'its folder does not exist'}")
+        if not os.access(path if path.exists() else path.absolute().parent, os.W_OK):
+            raise UserError(f"--{name}={file}: no permission to write there; choose another place")
         if path.exists() and not values.force:
             raise UserError(f"--{name}={file} exists; choose another name, or --force to overwrite it")
 

@@ -63,7 +63,8 @@ def describe(
     name: str, stored: StoredSet, *, image_size: int | None = None, progress: Progress = lambda *_: None
 ) -> Description:
     """Measures every split; images that cannot be read are counted and left out."""
-    splits = {split_name: split for split_name, split in stored.splits.items() if len(split)}
+    names = sorted(stored.splits, key=lambda split_name: split_name != "train")  # which comes first
+    splits = {split_name: stored.splits[split_name] for split_name in names if len(stored.splits[split_name])}
     total, done = sum(map(len, splits.values())), 0
     described = {}
     for split_name, split in splits.items():

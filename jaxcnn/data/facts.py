@@ -1,4 +1,4 @@
-"""What checking needs to know of every record, gathered in one pass and small enough to keep: about 300 bytes each.
+"""What checking needs to know of every record, gathered in one pass and small enough to keep: about 500 bytes each.
 
 Images are decoded, measured and let go. Judges nothing.
 """
