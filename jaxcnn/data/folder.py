@@ -56,11 +56,11 @@ class FileRecords:
 
     def __getitem__(self, record: int) -> Example:
         path = self.paths[record]
+        encoded = self._bytes(record)
         try:
-            with open(os.path.join(self.root, path), "rb") as file:
-                image = decode_any(file.read(), self.image_shape[2])
-        except (OSError, ValueError) as error:
-            raise RunError(f"{self.name}: {path} cannot be read ({_reason(error)}); replace or remove it") from error
+            image = decode_any(encoded, self.image_shape[2])
+        except ValueError as error:
+            raise self._unreadable(record, error) from error
         if any(known not in (None, size) for known, size in zip(self.image_shape, image.shape, strict=True)):
             raise RunError(f"{self.name}: {path} has changed since the run began: its shape is {image.shape} now")
         return {"image": image, "label": int(self.classes[record])}
@@ -76,6 +76,20 @@ class FileRecords:
     def read(self, records: Sequence[int] | np.ndarray) -> Iterator[Example]:
         """The examples in the order asked."""
         return (self[int(record)] for record in records)
+
+    def encoded(self, records: Sequence[int] | np.ndarray) -> Iterator[bytes]:
+        """The files as they are, in the order asked."""
+        return (self._bytes(int(record)) for record in records)
+
+    def _bytes(self, record: int) -> bytes:
+        try:
+            with open(os.path.join(self.root, self.paths[record]), "rb") as file:
+                return file.read()
+        except OSError as error:
+            raise self._unreadable(record, error) from error
+
+    def _unreadable(self, record: int, error: Exception) -> RunError:
+        return RunError(f"{self.name}: {self.paths[record]} cannot be read ({_reason(error)}); replace or remove it")
 
 
 @dataclass(frozen=True)

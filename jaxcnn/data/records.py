@@ -47,6 +47,13 @@ class Records(Protocol):
         """The examples in the order asked; faster than one by one. RunError names a record that is damaged."""
 
 
+class EncodedRecords(Records, Protocol):
+    """Records of image files, or of their bytes in a container."""
+
+    def encoded(self, records: Sequence[int] | np.ndarray) -> Iterator[bytes]:
+        """The files as they are stored, in the order asked."""
+
+
 @dataclass(frozen=True)
 class Split:
     """Some of a set's records; several splits may share the records, as train and what is held out of it do."""

@@ -34,22 +34,7 @@ def open_source(data: DataConfig, *, progress: Progress | None = None, damaged: 
       progress: told while the headers of many image files are read.
       damaged: files whose header cannot be read stay in the set, for who looks for them; else they are a RunError.
     """
-    if data.channels == 2:
-        raise UserError("data.channels=2: images have 1 channel (grey) or 3 (RGB)")
-    kind, _, rest = data.name.partition(":")
-    if data.name == "digits":
-        stored = _force_channels(open_digits(), data.channels)
-    elif kind == "tfds" and rest:
-        stored = _force_channels(open_tfds(data.name, rest, data.dir), data.channels)
-    elif kind in OWN_KINDS:
-        path = find_path(data.name, kind, rest, data.dir)
-        if kind == "npz":
-            stored = open_npz(data.name, path, channels=data.channels)
-        else:
-            open_files = open_folder if kind == "folder" else open_csv
-            stored = open_files(data.name, path, channels=data.channels, progress=progress, damaged=damaged)
-    else:
-        raise _unknown_name(data)
+    stored = open_stored(data, progress=progress, damaged=damaged)
     image_shape = _run_shape(data, stored)
     _check_expected(data, stored)
     splits = assign_splits(data, stored.splits)
@@ -59,9 +44,27 @@ def open_source(data: DataConfig, *, progress: Progress | None = None, damaged: 
         image_shape=image_shape,
         splits=splits,
         fingerprint=stored.fingerprint,
-        class_counts=None if kind == "tfds" else _class_counts(stored.class_names, splits),
+        class_counts=None if data.name.startswith("tfds:") else _class_counts(stored.class_names, splits),
         stored_sizes=stored.stored_sizes,
     )
+
+
+def open_stored(data: DataConfig, *, progress: Progress | None = None, damaged: bool = False) -> StoredSet:
+    """Finds the set as it is stored, with its own splits and sizes. Arguments as for open_source."""
+    if data.channels == 2:
+        raise UserError("data.channels=2: images have 1 channel (grey) or 3 (RGB)")
+    kind, _, rest = data.name.partition(":")
+    if data.name == "digits":
+        return _force_channels(open_digits(), data.channels)
+    if kind == "tfds" and rest:
+        return _force_channels(open_tfds(data.name, rest, data.dir), data.channels)
+    if kind not in OWN_KINDS:
+        raise _unknown_name(data)
+    path = find_path(data.name, kind, rest, data.dir)
+    if kind == "npz":
+        return open_npz(data.name, path, channels=data.channels)
+    open_files = open_folder if kind == "folder" else open_csv
+    return open_files(data.name, path, channels=data.channels, progress=progress, damaged=damaged)
 
 
 def _unknown_name(data: DataConfig) -> UserError:

@@ -53,6 +53,10 @@ class TfdsRecords:
         for record, example in zip(numbers, self._serialized(numbers), strict=True):
             yield self._decode(record, example)
 
+    def encoded(self, records: Sequence[int] | np.ndarray) -> Iterator[bytes]:
+        """The image files as they are stored, in the order asked."""
+        return (self._parse(example)[0] for example in self._serialized([int(record) for record in records]))
+
     def first_label(self) -> int:
         """Negative where a split is published without labels."""
         return self._parse(self._read_one(0))[1]
