@@ -59,9 +59,7 @@ class AugmentConfig:
     alternating_flip: bool = False  # mirror left-right every other epoch, each example's first by a coin
     flip: bool = False  # mirror left-right with probability 1/2
     crop_padding: int = field(default=0, metadata=_range(0))  # pixels of reflected border, then a random crop back
-    random_resized_crop: bool = (
-        False  # a box, enlarged; streaming: at decode. data.resident must be true, or it streams
-    )
+    random_resized_crop: bool = False  # a random box, enlarged; streams (at decode) unless data.resident=true
     crop_area: tuple[float, ...] = field(default=(0.08, 1.0), metadata=_range(above=0, high=1))  # the box's: low, high
     crop_aspect: tuple[float, ...] = field(default=(3 / 4, 4 / 3), metadata=_range(above=0))  # its width / height
     rotation: float = field(default=0.0, metadata=_range(0, 180))  # degrees, at most so many each way

@@ -79,7 +79,9 @@ def random_erasing(key: jax.Array, image: jax.Array, *, probability: float) -> j
     return jnp.where(erased[:, :, None], 0, image)
 
 
-def inside(shape: tuple[int, int], top: jax.Array, left: jax.Array, height: jax.Array, width: jax.Array) -> jax.Array:
+def inside(
+    shape: tuple[int, int], top: jax.Array, left: jax.Array, height: jax.Array | int, width: jax.Array | int
+) -> jax.Array:
     """Which pixels of an image lie in a box: bool [H, W]."""
     rows, columns = jnp.arange(shape[0])[:, None], jnp.arange(shape[1])
     return (rows >= top) & (rows < top + height) & (columns >= left) & (columns < left + width)

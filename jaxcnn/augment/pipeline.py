@@ -64,7 +64,7 @@ def make_augment(
     if mixes and num_classes is None:
         raise UserError("augment.mixup and augment.cutmix mix labels too: make_augment needs num_classes")
     normalise = make_normalise(mean, std)
-    moves = augment.random_resized_crop and not cropped_at_decode
+    crops_here = augment.random_resized_crop and not cropped_at_decode
 
     def one(key: jax.Array, image: jax.Array, mirrored: jax.Array | None) -> jax.Array:
         if augment.alternating_flip:
@@ -73,7 +73,7 @@ def make_augment(
             image = geometry.flip(jax.random.fold_in(key, _FLIP), image)
         if augment.crop_padding:
             image = geometry.pad_and_crop(jax.random.fold_in(key, _CROP), image, padding=augment.crop_padding)
-        if moves:
+        if crops_here:
             crop_key = jax.random.fold_in(key, _RESIZED_CROP)
             image = boxes.random_resized_crop(crop_key, image, area=augment.crop_area, aspect=augment.crop_aspect)
         image = _moved(key, image, augment)

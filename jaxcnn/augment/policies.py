@@ -23,7 +23,7 @@ _CODES = {name: code for code, name in enumerate(OPERATIONS)}
 def randaugment(key: jax.Array, image: jax.Array, *, num_operations: int, magnitude: int) -> jax.Array:
     """So many operations one after the other, each any of the fourteen (Cubuk et al. 2020); uint8 [H, W, C], C 1 or 3.
 
-    `magnitude` 0..30 is that of them all. As torchvision's: warps read the nearest pixel, what comes into view is black.
+    `magnitude` 0..30 is that of them all. As in torchvision, warps read the nearest pixel, and black outside the image.
     """
     magnitudes = jnp.asarray(randaugment_magnitudes(image.shape)[magnitude])
 
