@@ -7,9 +7,8 @@ import math
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
-LUMINANCE = np.array([0.299, 0.587, 0.114], np.float32)  # ITU-R BT.601, as Pillow, torchvision and TensorFlow have it
+LUMINANCE = (0.299, 0.587, 0.114)  # ITU-R BT.601, as Pillow, torchvision and TensorFlow have it
 BLUR_SIGMAS = 3  # the kernel ends so many sigmas from its middle
 
 
@@ -20,7 +19,10 @@ def draw_factor(key: jax.Array, strength: float) -> jax.Array:
 
 def luminance(image: jax.Array) -> jax.Array:
     """[H, W, 1] of [H, W, 3]; an image of one channel itself."""
-    return image if image.shape[-1] == 1 else (image * LUMINANCE).sum(axis=-1, keepdims=True)
+    if image.shape[-1] == 1:
+        return image
+    red, green, blue = (image[..., i : i + 1] for i in range(3))  # a sum over so short an axis is slow on CPUs
+    return LUMINANCE[0] * red + LUMINANCE[1] * green + LUMINANCE[2] * blue
 
 
 def blend(image: jax.Array, other: jax.Array, factor: jax.Array) -> jax.Array:
@@ -35,7 +37,7 @@ def adjust_brightness(image: jax.Array, factor: jax.Array) -> jax.Array:
 
 def adjust_contrast(image: jax.Array, factor: jax.Array) -> jax.Array:
     """0 is the grey of its mean luminance, 1 the image."""
-    return blend(image, luminance(image).mean(), factor)
+    return blend(image, luminance(image.mean(axis=(0, 1), keepdims=True)), factor)
 
 
 def adjust_saturation(image: jax.Array, factor: jax.Array) -> jax.Array:
@@ -45,19 +47,19 @@ def adjust_saturation(image: jax.Array, factor: jax.Array) -> jax.Array:
 
 def adjust_hue(image: jax.Array, turn: jax.Array) -> jax.Array:
     """Turns the colours of [H, W, 3] by a fraction of the circle of hues, at the same value and saturation (HSV)."""
-    red, green, blue = jnp.moveaxis(image, -1, 0)
-    value = image.max(axis=-1)
-    chroma = value - image.min(axis=-1)
+    red, green, blue = (image[..., i] for i in range(3))
+    value = jnp.maximum(jnp.maximum(red, green), blue)
+    chroma = value - jnp.minimum(jnp.minimum(red, green), blue)
     divisor = jnp.where(chroma > 0, chroma, 1)
     sixths = jnp.where(
         value == red,
         (green - blue) / divisor,
         jnp.where(value == green, 2 + (blue - red) / divisor, 4 + (red - green) / divisor),
     )
-    sixths = sixths[..., None] + 6 * turn
-    position = (jnp.array([5.0, 3.0, 1.0]) + sixths) % 6
-    turned = value[..., None] - chroma[..., None] * jnp.clip(jnp.minimum(position, 4 - position), 0, 1)
-    return jnp.where(turn == 0, image, turned)
+    positions = (first + sixths + 6 * turn for first in (5, 3, 1))
+    positions = (position - 6 * jnp.floor(position / 6) for position in positions)  # % is slow on CPUs
+    turned = [value - chroma * jnp.clip(jnp.minimum(position, 4 - position), 0, 1) for position in positions]
+    return jnp.where(turn == 0, image, jnp.stack(turned, axis=-1))
 
 
 def random_grayscale(key: jax.Array, image: jax.Array, *, probability: float) -> jax.Array:

@@ -1,7 +1,7 @@
 """RandAugment and TrivialAugment: Pillow's operations, drawn at random, with torchvision's magnitudes. uint8 levels.
 
 An operation is not chosen by a switch, which under vmap computes all fourteen. Each is a warp, a table of 256 levels a
-channel, or a blend with another image; so every example goes through one of each, of which its operation sets one.
+channel, or a blend with another image; so one of each is computed, of the image as it came, whatever the operation.
 """
 
 import jax
@@ -89,12 +89,12 @@ def apply_operation(image: jax.Array, operation: jax.Array, magnitude: jax.Array
     Magnitudes: shears as slopes, translations in pixels, rotate in degrees counter-clockwise, brightness, color,
     contrast and sharpness as what is added to a factor of 1, posterize in bits kept, solarize the threshold.
     """
-    set_to = {name: jnp.where(operation == code, magnitude, 0) for name, code in _CODES.items()}
-    image = _warp(image, set_to)
-    image = jnp.take_along_axis(_table(image, operation, magnitude)[None], image.astype(jnp.int32), axis=1, mode="clip")
-    smoothed = operation == _CODES["sharpness"]
-    other = jnp.where(smoothed, _smooth(image), _grey(image))
-    return _towards(other, image, 1 + set_to["color"] + set_to["sharpness"])
+    by_table = _table(image, operation, magnitude)
+    warped = _warp(image, {name: jnp.where(operation == code, magnitude, 0) for name, code in _CODES.items()})
+    mapped = jnp.take_along_axis(by_table[None], warped.astype(jnp.int32), axis=1, mode="clip")
+    smooths, greys = operation == _CODES["sharpness"], operation == _CODES["color"]
+    blended = _towards(jnp.where(smooths, _smooth(image), _grey(image)), image, 1 + magnitude)
+    return jnp.where(smooths | greys, blended, mapped)
 
 
 def _warp(image: jax.Array, set_to: dict[str, jax.Array]) -> jax.Array:
@@ -111,41 +111,45 @@ def _warp(image: jax.Array, set_to: dict[str, jax.Array]) -> jax.Array:
 def _table(image: jax.Array, operation: jax.Array, magnitude: jax.Array) -> jax.Array:
     """uint8 [256, C]: what each level becomes; itself, where the operation is none of these."""
     levels = jnp.arange(256)[:, None]
-    mean = jnp.floor(_grey(image).astype(jnp.float32).mean() + 0.5).astype(jnp.int32)
+    mean = jnp.floor(_grey(image).astype(jnp.int32).sum() / (image.shape[0] * image.shape[1]) + 0.5)
+    counts = _counts(image)
     coarse = 2 ** (8 - jnp.clip(magnitude, 1, 8).astype(jnp.int32))
     tables = {
         "brightness": _towards(jnp.zeros_like(levels), levels, 1 + magnitude),
         "contrast": _towards(mean, levels, 1 + magnitude),
         "posterize": levels - levels % coarse,
         "solarize": jnp.where(levels < magnitude, levels, 255 - levels),
-        "autocontrast": _autocontrast(image),
-        "equalize": _equalize(image),
+        "autocontrast": _autocontrast(counts),
+        "equalize": _equalize(counts),
     }
-    shape = 256, image.shape[-1]
-    chosen = [operation == _CODES[name] for name in tables]
-    return jnp.select(
-        chosen,
-        [jnp.broadcast_to(table.astype(jnp.uint8), shape) for table in tables.values()],
-        jnp.broadcast_to(levels.astype(jnp.uint8), shape),
-    )
+    chosen = jnp.stack([operation == _CODES[name] for name in tables])
+    chosen = jnp.append(chosen, ~chosen.any())
+    rows = [jnp.broadcast_to(table, counts.shape).reshape(-1) for table in (*tables.values(), levels)]
+    # A product, exact as all are whole numbers up to 255: XLA would compute a selection anew for each pixel it is read.
+    table = chosen.astype(jnp.float32) @ jnp.stack(rows).astype(jnp.float32)
+    return table.reshape(counts.shape).astype(jnp.uint8)
 
 
-def _autocontrast(image: jax.Array) -> jax.Array:
+def _counts(image: jax.Array) -> jax.Array:
+    """int32 [256, C]: how many pixels have each level."""
+    channels = image.shape[-1]
+    places = image.astype(jnp.int32) * channels + jnp.arange(channels)
+    return jnp.zeros(256 * channels, jnp.int32).at[places.reshape(-1)].add(1, mode="clip").reshape(256, channels)
+
+
+def _autocontrast(counts: jax.Array) -> jax.Array:
     """Stretches each channel from its darkest to its brightest level over 0..255."""
-    low, high = (x.astype(jnp.float32) for x in (image.min(axis=(0, 1)), image.max(axis=(0, 1))))
+    low, high = (counts > 0).argmax(axis=0), 255 - (counts[::-1] > 0).argmax(axis=0)
     levels = jnp.arange(256)[:, None]
     scale = 255 / jnp.maximum(high - low, 1)
     return jnp.where(high > low, jnp.clip((levels - low) * scale + 1e-4, 0, 255).astype(jnp.int32), levels)
 
 
-def _equalize(image: jax.Array) -> jax.Array:
+def _equalize(counts: jax.Array) -> jax.Array:
     """Spreads each channel's levels so that all are about as frequent, by Pillow's integers."""
-    channels = image.shape[-1]
-    counts = jnp.zeros((256, channels), jnp.int32)
-    counts = counts.at[image.reshape(-1, channels).astype(jnp.int32), jnp.arange(channels)].add(1, mode="clip")
     levels = jnp.arange(256)[:, None]
-    of_brightest = jnp.take_along_axis(counts, image.max(axis=(0, 1))[None].astype(jnp.int32), axis=0)
-    step = (counts.sum(axis=0) - of_brightest) // 255
+    brightest = 255 - (counts[::-1] > 0).argmax(axis=0, keepdims=True)
+    step = (counts.sum(axis=0) - jnp.take_along_axis(counts, brightest, axis=0)) // 255
     below = jnp.cumsum(counts, axis=0) - counts
     spread = jnp.clip((below + step // 2) // jnp.maximum(step, 1), 0, 255)
     return jnp.where(step > 0, spread, levels)
@@ -155,19 +159,20 @@ def _grey(image: jax.Array) -> jax.Array:
     """Luminance [H, W, 1], by Pillow's integers."""
     if image.shape[-1] == 1:
         return image
-    weighted = image.astype(jnp.int32) * jnp.array([19595, 38470, 7471])
-    return ((weighted.sum(axis=-1, keepdims=True) + 2**15) >> 16).astype(jnp.uint8)
+    red, green, blue = (image[..., i : i + 1].astype(jnp.int32) for i in range(3))
+    return ((19595 * red + 38470 * green + 7471 * blue + 2**15) >> 16).astype(jnp.uint8)
 
 
 def _smooth(image: jax.Array) -> jax.Array:
     """Pillow's SMOOTH: 3x3, the middle weighs 5 of 13; the outermost pixels stay."""
     height, width, _ = image.shape
-    wide = image.astype(jnp.int32)
-    total = 4 * wide[1:-1, 1:-1]
-    for i in range(3):
-        for j in range(3):
-            total += wide[i : height - 2 + i, j : width - 2 + j]
-    return image.at[1:-1, 1:-1].set(((2 * total + 13) // 26).astype(jnp.uint8))
+    levels = image.astype(jnp.int32)
+    padded = jnp.pad(levels, ((1, 1), (1, 1), (0, 0)))
+    columns = padded[:-2] + padded[1:-1] + padded[2:]
+    total = columns[:, :-2] + columns[:, 1:-1] + columns[:, 2:] + 4 * levels
+    y, x = jnp.arange(height)[:, None, None], jnp.arange(width)[:, None]
+    inner = (y > 0) & (y < height - 1) & (x > 0) & (x < width - 1)
+    return jnp.where(inner, (2 * total + 13) // 26, levels).astype(jnp.uint8)
 
 
 def _towards(other: jax.Array, image: jax.Array, factor: jax.Array) -> jax.Array:
