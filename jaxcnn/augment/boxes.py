@@ -34,8 +34,8 @@ def draw_box(key: jax.Array, shape: tuple[int, int], *, area: Range, aspect: Ran
       aspect: width / height, log-uniform between these.
     """
     height, width = shape
-    size_key, top_key, left_key = jax.random.split(key, 3)
-    area_draws, aspect_draws = jax.random.uniform(size_key, (2, _TRIES))
+    draws = jax.random.uniform(key, (2 * _TRIES + 2,))
+    area_draws, aspect_draws, (top_draw, left_draw) = draws[:_TRIES], draws[_TRIES:-2], draws[-2:]
     areas = height * width * (area[0] + (area[1] - area[0]) * area_draws)
     aspects = jnp.exp(math.log(aspect[0]) + math.log(aspect[1] / aspect[0]) * aspect_draws)
     heights = jnp.rint(jnp.sqrt(areas / aspects)).astype(jnp.int32)
@@ -43,8 +43,8 @@ def draw_box(key: jax.Array, shape: tuple[int, int], *, area: Range, aspect: Ran
     fit = (heights > 0) & (heights <= height) & (widths > 0) & (widths <= width)
     first, fits = fit.argmax(), fit.any()
     box_height, box_width = jnp.where(fits, heights[first], height), jnp.where(fits, widths[first], width)
-    top = jax.random.randint(top_key, (), 0, height - box_height + 1)
-    left = jax.random.randint(left_key, (), 0, width - box_width + 1)
+    top = (top_draw * (height - box_height + 1)).astype(jnp.int32)
+    left = (left_draw * (width - box_width + 1)).astype(jnp.int32)
     return Box(top, left, box_height, box_width, fits)
 
 
@@ -58,7 +58,8 @@ def random_resized_crop(key: jax.Array, image: jax.Array, *, area: Range, aspect
 
 def _positions(start: jax.Array, length: jax.Array, size: int) -> jax.Array:
     """Where to read a line so that `length` pixels from `start` on become `size`; never beyond those."""
-    return start + jnp.clip((jnp.arange(size) + 0.5) * (length / size) - 0.5, 0, length - 1)
+    index = jnp.arange(size)
+    return start + jnp.clip(index + (index + 0.5) * (length - size) / size, 0, length - 1)
 
 
 def cutout(key: jax.Array, image: jax.Array, *, size: int) -> jax.Array:

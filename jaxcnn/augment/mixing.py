@@ -67,10 +67,10 @@ def _kept(key: jax.Array, *, shape: tuple[int, int], mixup: float, cutmix: float
 
 def _cut(key: jax.Array, shape: tuple[int, int], alpha: float) -> jax.Array:
     """1 [H, W], and 0 in a box of the share drawn, about any point; what of it lies outside is lost."""
-    share_key, row_key, column_key = jax.random.split(key, 3)
+    share_key, place_key = jax.random.split(key)
     side = jnp.sqrt(1 - _beta(share_key, alpha))
     half = [(size * side).astype(jnp.int32) // 2 for size in shape]
-    row, column = jax.random.randint(row_key, (), 0, shape[0]), jax.random.randint(column_key, (), 0, shape[1])
+    row, column = (jax.random.uniform(place_key, (2,)) * jnp.array(shape)).astype(jnp.int32)
     return 1.0 - inside(shape, row - half[0], column - half[1], 2 * half[0], 2 * half[1])
 
 
