@@ -1,5 +1,8 @@
 """RandAugment's and TrivialAugment's operations against Pillow, their magnitudes, and how often each is drawn."""
 
+from functools import partial
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -135,61 +138,71 @@ def test_magnitudes_are_torchvisions() -> None:
     ]  # fmt: skip
 
 
-SIDE = 24
-EVERY = len(OPERATIONS) * 2 * policies.NUM_MAGNITUDES
-KINDS = [(code, sign) for code in range(14) for sign in ((1, -1) if SIGNED[code] else (1,))]
-apply_batch = jax.jit(jax.vmap(policies.apply_operation))
+@pytest.fixture
+def recorded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An operation appends its number and magnitude to [operations, 2], instead of changing an image."""
+
+    def record(done: jax.Array, operation: jax.Array, magnitude: jax.Array) -> jax.Array:
+        return jnp.concatenate([done[1:], jnp.stack([operation.astype(jnp.float32), magnitude])[None]])
+
+    monkeypatch.setattr(policies, "apply_operation", record)
 
 
-def outcomes(stack: np.ndarray, kinds: list[tuple[int, int]], table: np.ndarray) -> np.ndarray:
-    """What each operation and sign makes of each image with each magnitude of `table` [magnitudes, 14].
-
-    [images, kinds, magnitudes, H, W, C], computed as one batch of EVERY, of which the rest is nothing.
-    """
-    cases = [(image, code, sign * row[code]) for image in stack for code, sign in kinds for row in table]
-    cases += [(stack[0], 0, 0.0)] * (EVERY - len(cases))
-    sources, codes, magnitudes = (np.stack(x) for x in zip(*cases, strict=True))
-    result = np.asarray(apply_batch(sources, codes.astype(np.int32), magnitudes.astype(np.float32)))
-    return result[: len(stack) * len(kinds) * len(table)].reshape(len(stack), len(kinds), len(table), *stack.shape[1:])
+def draws(policy: Any, num_operations: int, count: int = 6000) -> tuple[np.ndarray, np.ndarray]:
+    """Operations and magnitudes [count, operations] of as many examples."""
+    keys, nothing = jax.random.split(jax.random.key(0), count), jnp.zeros((num_operations, 2))
+    result = np.asarray(jax.jit(jax.vmap(lambda key: policy(key, nothing)))(keys))
+    return result[..., 0].astype(int), result[..., 1]
 
 
-def test_randaugment_draws_each_operation_and_sign_alike() -> None:
-    image = photo("china.jpg", SIDE, SIDE)
-    table = policies.randaugment_magnitudes(image.shape)[9:10]
-    once = outcomes(image[None], KINDS, table)[0, :, 0]
-    flat = once.reshape(len(KINDS), -1)
-    assert len(np.unique(flat, axis=0)) == len(KINDS)
-
-    draw = jax.jit(jax.vmap(lambda key: randaugment(key, image, num_operations=1, magnitude=9)))
-    results = np.asarray(draw(jax.random.split(jax.random.key(0), 2000))).reshape(2000, -1)
-    number_of = {outcome.tobytes(): number for number, outcome in enumerate(flat)}
-    found = np.array([number_of[result.tobytes()] for result in results])  # each is one of them
-    for number, (code, _) in enumerate(KINDS):
-        share = 1 / 28 if SIGNED[code] else 1 / 14
-        assert abs((found == number).mean() - share) < 5 * np.sqrt(share / 2000), OPERATIONS[code]
+def assert_uniform(values: np.ndarray, num: int) -> None:
+    counts = np.bincount(values, minlength=num)
+    assert len(counts) == num
+    assert np.abs(counts - len(values) / num).max() < 5 * np.sqrt(len(values) / num)
 
 
-def test_two_operations_are_one_after_the_other() -> None:
-    image = photo("china.jpg", SIDE, SIDE)
-    table = policies.randaugment_magnitudes(image.shape)[9:10]
-    once = outcomes(image[None], KINDS, table)[0, :, 0]
-    twice = outcomes(once, KINDS, table)
-    draw = jax.jit(
-        jax.vmap(lambda key: [randaugment(key, image, num_operations=number, magnitude=9) for number in (0, 2)])
+@pytest.mark.usefixtures("recorded")
+def test_randaugment_draws_all_alike_and_anew_each_time() -> None:
+    operations, magnitudes = draws(partial(randaugment, num_operations=2, magnitude=9), 2)
+    assert_uniform((14 * operations[:, 0] + operations[:, 1]), 14 * 14)
+    table = policies.randaugment_magnitudes((2, 2))[9]
+    np.testing.assert_array_equal(np.abs(magnitudes), table[operations])
+    signed = SIGNED[operations] & (table[operations] > 0)
+    assert (magnitudes[~signed] >= 0).all()
+    assert abs((magnitudes[signed] < 0).mean() - 0.5) < 5 * np.sqrt(0.25 / signed.sum())
+
+
+@pytest.mark.usefixtures("recorded")
+def test_trivial_augment_draws_operation_magnitude_and_sign_alike() -> None:
+    operations, magnitudes = (x[:, 0] for x in draws(trivial_augment, 1))
+    assert_uniform(operations, 14)
+    table = policies.trivial_augment_magnitudes()
+    for name in ("rotate", "sharpness", "solarize"):
+        code = OPERATIONS.index(name)
+        found = magnitudes[operations == code]
+        numbers = np.abs(np.abs(found)[:, None] - table[:, code]).argmin(axis=1)
+        np.testing.assert_array_equal(np.abs(found), table[numbers, code])
+        assert_uniform(numbers, 31)
+        share = (found < 0).mean()
+        assert share == 0 if name == "solarize" else abs(share - 15 / 31) < 5 * np.sqrt(0.25 / len(found))
+
+
+def test_operations_follow_one_another(request: pytest.FixtureRequest) -> None:
+    """The images are those of the recorded operations, one after the other, bit for bit; of none, the image itself."""
+    image, count = photo("china.jpg", 24, 24), 64
+    policy = partial(randaugment, num_operations=2, magnitude=9)
+    keys = jax.random.split(jax.random.key(0), count)
+    results = jax.jit(jax.vmap(lambda key: [policy(key, image), policy(key, image, num_operations=0)]))(keys)
+    apply = jax.jit(jax.vmap(policies.apply_operation))
+    magnitudes_of = policies.randaugment_magnitudes
+    request.getfixturevalue("monkeypatch").setattr(
+        policies, "randaugment_magnitudes", lambda _: magnitudes_of(image.shape)
     )
-    none, results = map(np.asarray, draw(jax.random.split(jax.random.key(5), 200)))
-    assert {result.tobytes() for result in results} <= {each.tobytes() for each in twice.reshape(-1, *image.shape)}
-    assert np.mean([result.tobytes() not in {each.tobytes() for each in once} for result in results]) > 0.6
-    np.testing.assert_array_equal(none, np.broadcast_to(image, none.shape))
-
-
-def test_trivial_augment_draws_every_magnitude() -> None:
-    image = photo("flower.jpg", SIDE, SIDE)
-    possible = outcomes(image[None], KINDS, policies.trivial_augment_magnitudes())
-    everything = {each.tobytes() for each in possible.reshape(-1, *image.shape)}
-    results = np.asarray(
-        jax.jit(jax.vmap(lambda key: trivial_augment(key, image)))(jax.random.split(jax.random.key(0), 3000))
-    )
-    distinct = {result.tobytes() for result in results}
-    assert distinct <= everything
-    assert len(distinct) > 0.9 * len(everything)
+    request.getfixturevalue("recorded")
+    operations, magnitudes = draws(policy, 2, count)
+    expected = np.stack([image] * count)
+    np.testing.assert_array_equal(results[1], expected)
+    for number in range(2):
+        expected = apply(expected, operations[:, number], magnitudes[:, number])
+    np.testing.assert_array_equal(results[0], expected)
+    assert (np.asarray(expected) != image).any(axis=(1, 2, 3)).mean() > 0.8

@@ -8,9 +8,13 @@ from functools import partial
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from scipy.special import betaincinv
 
 from jaxcnn.augment.boxes import inside
 from jaxcnn.errors import UserError
+
+_NUM_QUANTILES = 4096
 
 
 def check_pairs(size: int) -> None:
@@ -52,28 +56,33 @@ def _partner(x: jax.Array) -> jax.Array:
 
 def _kept(key: jax.Array, *, shape: tuple[int, int], mixup: float, cutmix: float) -> tuple[jax.Array, jax.Array]:
     """How much of each pixel an example keeps, [H, W], and how much of its label."""
-    coin_key, mixup_key, cutmix_key = jax.random.split(key, 3)
-    share = _beta(mixup_key, mixup)
+    coin_key, share_key, place_key = jax.random.split(key, 3)
+    cuts = jax.random.bernoulli(coin_key) if mixup and cutmix else jnp.array(cutmix > 0)
+    share = jnp.where(cuts, _beta(share_key, cutmix), _beta(share_key, mixup))
     kept = jnp.full(shape, share)
     if not cutmix:
         return kept, share
-    cut = _cut(cutmix_key, shape, cutmix)
-    cut_share = cut.mean()
-    if not mixup:
-        return cut, cut_share
-    coin = jax.random.bernoulli(coin_key)
-    return jnp.where(coin, cut, kept), jnp.where(coin, cut_share, share)
+    cut = _cut(place_key, shape, share)
+    return jnp.where(cuts, cut, kept), jnp.where(cuts, cut.mean(), share)
 
 
-def _cut(key: jax.Array, shape: tuple[int, int], alpha: float) -> jax.Array:
-    """1 [H, W], and 0 in a box of the share drawn, about any point; what of it lies outside is lost."""
-    share_key, place_key = jax.random.split(key)
-    side = jnp.sqrt(1 - _beta(share_key, alpha))
+def _cut(key: jax.Array, shape: tuple[int, int], share: jax.Array) -> jax.Array:
+    """1 [H, W], and 0 in a box of what is left of `share`, about any point; what of it lies outside is lost."""
+    side = jnp.sqrt(1 - share)
     half = [(size * side).astype(jnp.int32) // 2 for size in shape]
-    row, column = (jax.random.uniform(place_key, (2,)) * jnp.array(shape)).astype(jnp.int32)
+    row, column = (jax.random.uniform(key, (2,)) * jnp.array(shape)).astype(jnp.int32)
     return 1.0 - inside(shape, row - half[0], column - half[1], 2 * half[0], 2 * half[1])
 
 
 def _beta(key: jax.Array, alpha: float) -> jax.Array:
-    """From Beta(alpha, alpha), whose limit at 0 that keeps the example is 1."""
-    return jax.random.beta(key, alpha, alpha) if alpha else jnp.ones(())
+    """From Beta(alpha, alpha), by a table of its quantiles, linear between them; 1 at alpha 0.
+
+    jax.random.beta rejects in a loop that lasts, under vmap, until the last example of the batch has its draw, and
+    takes seconds to compile.
+    """
+    if not alpha:
+        return jnp.ones(())
+    quantiles = jnp.asarray(betaincinv(alpha, alpha, np.linspace(0, 1, _NUM_QUANTILES + 1)), jnp.float32)
+    place = jax.random.uniform(key) * _NUM_QUANTILES
+    below = place.astype(jnp.int32)
+    return quantiles[below] + (place - below) * (quantiles[below + 1] - quantiles[below])
