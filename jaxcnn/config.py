@@ -309,10 +309,12 @@ def flatten(config: Config) -> dict[str, Any]:
 def changed_fields(saved: Config, now: Config) -> list[str]:
     """The fields, `name (saved -> now)`, in which two configs train differently."""
     old, new = flatten(saved), flatten(now)
+    crops_elsewhere = now.augment.random_resized_crop and (saved.data.resident is True) != (now.data.resident is True)
+    resumable = set(RESUMABLE_FIELDS) - ({"data.resident"} if crops_elsewhere else set())
     return [
         f"{name} ({old.get(name)} -> {value})"
         for name, value in new.items()
-        if value != old.get(name) and name not in RESUMABLE_FIELDS
+        if value != old.get(name) and name not in resumable
     ]
 
 

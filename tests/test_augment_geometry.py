@@ -53,7 +53,8 @@ def test_affine_is_scipys(fill: str) -> None:
 
 def test_positive_angles_turn_counter_clockwise_as_pillows() -> None:
     image = photo("flower.jpg", 64, 64)
-    turn = jax.jit(lambda angle: affine(image, rotation=angle, shift=jnp.zeros(2), shear=0.0, zoom=1.0, fill="wrap"))
+    levels = jnp.asarray(image)
+    turn = jax.jit(lambda angle: affine(levels, rotation=angle, shift=jnp.zeros(2), shear=0.0, zoom=1.0, fill="wrap"))
     ours = turn(25.0)
     theirs = np.asarray(Image.fromarray(image).rotate(25, Image.Resampling.BILINEAR), float)
     inner = ndimage.binary_erosion(theirs.max(axis=-1) > 0, iterations=2)

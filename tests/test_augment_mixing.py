@@ -118,7 +118,7 @@ def test_an_odd_part_is_refused() -> None:
 
 def test_smoothing_before_mixing_is_smoothing_after(mixed: dict) -> None:
     labels = jnp.asarray(mixed["mixup"][1])
-    logits = np.random.default_rng(0).normal(size=labels.shape).astype(np.float32)
+    logits = jnp.asarray(np.random.default_rng(0).normal(size=labels.shape), jnp.float32)
     ours = make_loss(LossConfig(label_smoothing=0.1))(logits, labels)
     share = shares(mixed["mixup"][1])[:, None]
     own, other = (optax.losses.smooth_labels(jax.nn.one_hot(x, CLASSES), 0.1) for x in (LABELS, LABELS[PARTNERS]))

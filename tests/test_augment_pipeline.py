@@ -11,7 +11,7 @@ from jax.sharding import Mesh, PartitionSpec
 
 from jaxcnn.augment import check_augment, make_augment, make_normalise
 from jaxcnn.build import build
-from jaxcnn.config import AugmentConfig, Config, validate
+from jaxcnn.config import AugmentConfig, Config, DataConfig, changed_fields, validate
 from jaxcnn.errors import UserError
 from tests.photos import photo
 from tests.runs import small_config
@@ -91,7 +91,7 @@ def test_one_device_and_four_and_a_scan_augment_alike(config: AugmentConfig) -> 
         assert np.isfinite(one).all()
     assert (wanted[0][:2] != wanted[0][2:4]).any(axis=(1, 2, 3)).all()  # the same two images, other keys
     in_a_scan(keys[::-1], jnp.asarray(images), labels)
-    assert in_a_scan._cache_size() == 1
+    assert in_a_scan._cache_size() == 1  # type: ignore[attr-defined]
     assert not any("callback" in name for name in primitives(augment, keys, images, labels))
 
 
@@ -149,6 +149,16 @@ def test_mixing_needs_classes_and_even_parts() -> None:
         make_augment(AugmentConfig(mixup=0.2), **STATISTICS, image_shape=(8, 8, 3))
     with pytest.raises(UserError, match="even part of the batch, not 3 examples"):
         build(small_config(augment__cutmix=1.0, batch_size=6, num_devices=2))
+
+
+def test_a_run_goes_on_where_its_crops_are_done() -> None:
+    """On the device they have other draws than at decode; without them where the data lives changes nothing."""
+    for crops, changed in ((True, ["data.resident (None -> True)"]), (False, [])):
+        augment = AugmentConfig(random_resized_crop=crops)
+        saved, now = (Config(augment=augment, data=DataConfig(resident=resident)) for resident in (None, True))
+        assert changed_fields(saved, now) == changed
+        now.data.resident = False
+        assert changed_fields(saved, now) == []
 
 
 def test_a_run_is_built_with_it() -> None:

@@ -190,9 +190,10 @@ def test_trivial_augment_draws_operation_magnitude_and_sign_alike() -> None:
 def test_operations_follow_one_another(request: pytest.FixtureRequest) -> None:
     """The images are those of the recorded operations, one after the other, bit for bit; of none, the image itself."""
     image, count = photo("china.jpg", 24, 24), 64
+    start = jnp.asarray(image)
     policy = partial(randaugment, num_operations=2, magnitude=9)
     keys = jax.random.split(jax.random.key(0), count)
-    results = jax.jit(jax.vmap(lambda key: [policy(key, image), policy(key, image, num_operations=0)]))(keys)
+    results = jax.jit(jax.vmap(lambda key: [policy(key, start), policy(key, start, num_operations=0)]))(keys)
     apply = jax.jit(jax.vmap(policies.apply_operation))
     magnitudes_of = policies.randaugment_magnitudes
     request.getfixturevalue("monkeypatch").setattr(

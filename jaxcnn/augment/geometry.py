@@ -34,7 +34,13 @@ def pad_and_crop(key: jax.Array, image: jax.Array, *, padding: int) -> jax.Array
 
 
 def affine(
-    image: jax.Array, *, rotation: jax.Array, shift: jax.Array, shear: jax.Array, zoom: jax.Array, fill: str
+    image: jax.Array,
+    *,
+    rotation: jax.Array | float,
+    shift: jax.Array,
+    shear: jax.Array | float,
+    zoom: jax.Array | float,
+    fill: str,
 ) -> jax.Array:
     """Zoomed, sheared, rotated about its centre, then shifted, all in one bilinear interpolation; float32.
 
