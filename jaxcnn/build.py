@@ -139,7 +139,7 @@ def build(
     resident = _resident(config, source)
     model = make_model(config.model, model_class, num_classes=len(source.class_names), axis_name=parallel.axis_name)
     _check_traces(model, source)
-    check_augment(config.augment, source.image_shape)
+    check_augment(config.augment, source.image_shape, device_batch=config.batch_size // parallel.num_devices)
     metrics, loss = metrics_for(len(source.class_names)), make_loss(config.loss)
     if config.checkpoint.keep_best and "validation" not in source.splits:
         raise UserError(
@@ -167,7 +167,14 @@ def build(
     )
     optimizer = make_optimizer(config.optimizer, schedule)
     average = make_average(config.optimizer, total_steps=total_steps)
-    augment = make_augment(config.augment, mean=mean, std=std, image_shape=source.image_shape)
+    augment = make_augment(
+        config.augment,
+        mean=mean,
+        std=std,
+        image_shape=source.image_shape,
+        num_classes=len(source.class_names),
+        cropped_at_decode=not resident,
+    )
     step = partial(
         train_step,
         model=model,
@@ -340,8 +347,6 @@ def _check_traces(model: nn.Module, source: Source) -> None:
 
 def _resident(config: Config, source: Source) -> bool:
     if config.data.resident is not None:
-        if config.data.resident and config.augment.random_resized_crop:
-            raise UserError("augment.random_resized_crop works at decode: set data.resident=false")
         return config.data.resident
     return data_lib.resident_bytes(source) <= RESIDENT_BYTES and not config.augment.random_resized_crop
 

@@ -48,13 +48,33 @@ class DataConfig:
 
 @dataclass(slots=True)
 class AugmentConfig:
-    """What the images go through in training, in this order."""
+    """What the images go through in training, on the device and in this order. 0 and false turn a piece off."""
 
     alternating_flip: bool = False  # mirror left-right every other epoch, each example's first by a coin
     flip: bool = False  # mirror left-right with probability 1/2
     crop_padding: int = field(default=0, metadata=_range(0))  # pixels of reflected border, then a random crop back
+    random_resized_crop: bool = False  # a random box, enlarged; streams (at decode) unless data.resident=true
+    crop_area: tuple[float, ...] = field(default=(0.08, 1.0), metadata=_range(above=0, high=1))  # the box's: low, high
+    crop_aspect: tuple[float, ...] = field(default=(3 / 4, 4 / 3), metadata=_range(above=0))  # its width / height
+    rotation: float = field(default=0.0, metadata=_range(0, 180))  # degrees, at most so many each way
+    shift: float = field(default=0.0, metadata=_range(0, 1))  # fraction of height and of width, each way
+    shear: float = field(default=0.0, metadata=_range(0, 80))  # degrees, each way
+    zoom: float = field(default=0.0, metadata=_range(0, 0.95))  # fraction: by a factor in [1 - zoom, 1 + zoom]
+    fill: str = field(default="constant", metadata=_among("constant", "nearest", "reflect", "wrap"))  # of these four
+    randaugment_ops: int = field(default=0, metadata=_range(0, 14))  # operations one after the other: the paper's N
+    randaugment_magnitude: int = field(default=9, metadata=_range(0, 30))  # of all of them, on torchvision's scale
+    trivial_augment: bool = False  # one operation of any magnitude, TrivialAugment's wide ranges
+    brightness: float = field(default=0.0, metadata=_range(0))  # by a factor in [max(0, 1 - this), 1 + this]
+    contrast: float = field(default=0.0, metadata=_range(0))  # the same
+    saturation: float = field(default=0.0, metadata=_range(0))  # the same
+    hue: float = field(default=0.0, metadata=_range(0, 0.5))  # fraction of the circle, each way
+    grayscale: float = field(default=0.0, metadata=_range(0, 1))  # probability
+    blur: float = field(default=0.0, metadata=_range(0, 16))  # largest sigma in pixels; drawn between 0 and this
+    noise: float = field(default=0.0, metadata=_range(0, 1))  # sigma, a fraction of the levels' range
     cutout: int = field(default=0, metadata=_range(0))  # side in pixels of a random square set to the mean
-    random_resized_crop: bool = False  # streaming only, at decode: area 8-100 %, aspect 3/4-4/3 (GoogLeNet's)
+    random_erasing: float = field(default=0.0, metadata=_range(0, 1))  # probability of a box of 2-40 % set to the mean
+    mixup: float = field(default=0.0, metadata=_range(0))  # alpha; partners are neighbours in the batch
+    cutmix: float = field(default=0.0, metadata=_range(0))  # alpha; with mixup too, each example by one of the two
 
 
 @dataclass(slots=True)
@@ -231,17 +251,19 @@ def flatten(config: Config) -> dict[str, Any]:
 def changed_fields(saved: Config, now: Config) -> list[str]:
     """The fields, `name (saved -> now)`, in which two configs train differently."""
     old, new = flatten(saved), flatten(now)
+    crops_elsewhere = now.augment.random_resized_crop and (saved.data.resident is True) != (now.data.resident is True)
+    resumable = set(RESUMABLE_FIELDS) - ({"data.resident"} if crops_elsewhere else set())
     return [
         f"{name} ({old.get(name)} -> {value})"
         for name, value in new.items()
-        if value != old.get(name) and name not in RESUMABLE_FIELDS
+        if value != old.get(name) and name not in resumable
     ]
 
 
 def validate(config: Config) -> None:
     """Checks every field's type, choice and range, then what must hold between fields. Raises UserError."""
     _validate_fields(config, "")
-    optimizer, schedule, loss = config.optimizer, config.schedule, config.loss
+    optimizer, schedule, loss, augment = config.optimizer, config.schedule, config.loss, config.augment
     if config.batch_size % optimizer.accumulate:
         raise UserError(
             f"batch_size={config.batch_size} does not divide into optimizer.accumulate={optimizer.accumulate} parts"
@@ -262,8 +284,38 @@ def validate(config: Config) -> None:
             "loss.label_smoothing is for loss.name=cross_entropy only; set it to 0",
         ),
         (
-            config.augment.flip and config.augment.alternating_flip,
+            augment.flip and augment.alternating_flip,
             "augment.flip and augment.alternating_flip both mirror; set one of them to false",
+        ),
+        (
+            augment.randaugment_ops and augment.trivial_augment,
+            "augment.randaugment_ops and augment.trivial_augment are two policies; set one of them to 0 or false",
+        ),
+        (
+            not augment.randaugment_ops and augment.randaugment_magnitude != AugmentConfig().randaugment_magnitude,
+            f"augment.randaugment_magnitude={augment.randaugment_magnitude} is read with augment.randaugment_ops only; "
+            "set that, 2 in the paper",
+        ),
+        (
+            augment.fill != "constant" and not (augment.rotation or augment.shift or augment.shear or augment.zoom),
+            f"augment.fill={augment.fill} is read with augment.rotation, shift, shear or zoom only; set one of them",
+        ),
+        *(
+            (
+                not augment.random_resized_crop and given != default,
+                f"augment.{name}={given} is read with augment.random_resized_crop only; set that to true",
+            )
+            for name, given, default in (
+                ("crop_area", augment.crop_area, AugmentConfig().crop_area),
+                ("crop_aspect", augment.crop_aspect, AugmentConfig().crop_aspect),
+            )
+        ),
+        *(
+            (
+                len(given) != 2 or given[0] > given[-1],
+                f"augment.{name}={given} must be two numbers, the smaller first, e.g. '(0.5, 1.0)'",
+            )
+            for name, given in (("crop_area", augment.crop_area), ("crop_aspect", augment.crop_aspect))
         ),
         (
             optimizer.ema_decay is not None and optimizer.lookahead_every_steps is not None,

@@ -101,8 +101,7 @@ def train_batches(
     With several hosts B is the host's contiguous share of the global `batch_size`.
     """
     share = _share(batch_size, process_index, process_count)
-    crop = augment.random_resized_crop
-    batches = _TrainBatches(split, image_shape, batch_size, share, seed, start_step, crop)
+    batches = _TrainBatches(split, image_shape, batch_size, share, seed, start_step, augment)
     return Batches(batches, num_workers, prefetch_batches)
 
 
@@ -145,21 +144,23 @@ class _TrainBatches:
     share: slice
     seed: int
     start_step: int
-    random_resized_crop: bool
+    augment: AugmentConfig
 
     def __len__(self) -> int:
         return _ENDLESS
 
     def __getitem__(self, item: int) -> Batch:
-        step = self.start_step + item
+        step, augment = self.start_step + item, self.augment
         chosen = batch_indices(self.seed, step, num_examples=len(self.split), batch_size=self.batch_size)[self.share]
         images = np.empty((len(chosen), *self.image_shape), np.uint8)
         labels = np.empty(len(chosen), np.int32)
         first = step * self.batch_size + self.share.start
         for row, example in enumerate(self.split.records.read(self.split.indices[chosen])):
-            if self.random_resized_crop:
+            if augment.random_resized_crop:
                 generator = np.random.default_rng([AUGMENT_STREAM, self.seed, first + row])
-                images[row] = random_resized_crop(generator, example["image"], self.image_shape)
+                images[row] = random_resized_crop(
+                    generator, example["image"], self.image_shape, area=augment.crop_area, aspect=augment.crop_aspect
+                )
             else:
                 images[row] = fit_image(example["image"], self.image_shape)
             labels[row] = example["label"]
@@ -188,18 +189,26 @@ class _EvaluationBatches:
         return {"image": images, "label": labels, "mask": np.arange(size) < len(chosen)}
 
 
-def random_resized_crop(generator: np.random.Generator, image: np.ndarray, image_shape: ImageShape) -> np.ndarray:
-    """A box of 8-100 % of the area and aspect 3/4-4/3 (Szegedy et al. 2015, section 6), resized to image_shape.
+def random_resized_crop(
+    generator: np.random.Generator,
+    image: np.ndarray,
+    image_shape: ImageShape,
+    *,
+    area: tuple[float, ...] = (0.08, 1.0),
+    aspect: tuple[float, ...] = (3 / 4, 4 / 3),
+) -> np.ndarray:
+    """A box of a share of the area, and of an aspect, in these ranges (Szegedy et al. 2015, section 6), resized.
 
     Ten boxes are tried for one that fits, all drawn at once so that the draws of an example are always as many; then
     the whole image is fitted.
     """
     height, width = image.shape[:2]
+    middle, half = (math.log(aspect[1]) + math.log(aspect[0])) / 2, (math.log(aspect[1]) - math.log(aspect[0])) / 2
     top_share, left_share, *draws = generator.random(22).tolist()
     for area_share, aspect_share in zip(draws[::2], draws[1::2], strict=True):
-        area = height * width * (0.08 + 0.92 * area_share)
-        aspect = math.exp((2 * aspect_share - 1) * math.log(4 / 3))
-        box_height, box_width = round(math.sqrt(area / aspect)), round(math.sqrt(area * aspect))
+        pixels = height * width * (area[0] + (area[1] - area[0]) * area_share)
+        turn = math.exp(middle + (2 * aspect_share - 1) * half)
+        box_height, box_width = round(math.sqrt(pixels / turn)), round(math.sqrt(pixels * turn))
         if 0 < box_height <= height and 0 < box_width <= width:
             top = int(top_share * (height - box_height + 1))
             left = int(left_share * (width - box_width + 1))
