@@ -388,10 +388,11 @@ def test_a_cache_of_skipped_records_does_not_hide_them(partly_damaged: Path) -> 
 
 
 def test_a_run_that_skips_says_so_at_the_end(partly_damaged: Path, tmp_path: Path) -> None:
-    """Records 3 and 4 alone are too many to train on, where no others are left."""
+    """And where all that there is, is damaged, it ends."""
     config = small_config(
         data__name="tfds:shapes", data__dir=str(partly_damaged), data__damaged="skip", data__num_workers=0,
         data__resident=False, data__validation_split="test", num_steps=1, batch_size=8,
+        num_devices=1, model__name="mlp", model__dropout_rate=0.0, optimizer__ema_decay=None,
     )  # fmt: skip
     result = train(config, tmp_path)
     assert result["splits"]["test"]["num_examples"] == 11

@@ -117,6 +117,9 @@ def _decode(
             labels[start + offset] = example["label"]
         return min(start + _CHUNK, len(indices))
 
+    import cv2
+
+    cv2.setNumThreads(1)  # its own threads would wait for one another between ours
     with ThreadPoolExecutor(os.cpu_count()) as threads:  # OpenCV decodes without holding Python's lock
         starts = range(0, len(indices), _CHUNK)
         try:

@@ -57,9 +57,12 @@ class Batches(Iterator[Batch]):
             read_options = grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)
             stream = dataset.to_iter_dataset(read_options).mp_prefetch(options, worker_init_fn=_prepare_worker)
         else:
+            import cv2
+
+            cv2.setNumThreads(1)  # its own threads would wait for one another between ours
             num_threads = min(_num_cores(), _MAX_WORKERS)
             stream = dataset.to_iter_dataset(grain.ReadOptions(num_threads, max(num_threads, prefetch_batches)))
-        self._name = batches.split.records.name
+        self._name, self._shared = batches.split.records.name, num_workers > 0
         self.damaged: set[str] = set()  # what is wrong with each record that was skipped so far
         iterator = iter(stream)
         iterator.start_prefetch()  # decoding goes on while the first step compiles
@@ -74,7 +77,7 @@ class Batches(Iterator[Batch]):
             with self._watch:
                 stored = next(self._held[0])
             # Copied out of the shared memory that processes answer in, which is given back at once: it is scarce.
-            batch = {key: np.array(value) for key, value in stored.items()}
+            batch = {key: np.array(value, copy=self._shared or None) for key, value in stored.items()}
             self.damaged.update(batch.pop("damaged", np.empty(0, str)).tolist())
             return batch
         except (StopIteration, RunError):
