@@ -45,7 +45,7 @@ class _Damaged:
         """Each is what is wrong with a record, by its error's message."""
         for record in sorted(set(records) - self.records):
             if len(self.records) < TOLD_OF:
-                self._progress(f"skipped: {record.partition(';')[0]}", 0, 0)  # what is wrong, not what to do
+                self._progress(f"skipped: {record.rpartition(';')[0]}", 0, 0)  # what is wrong, not what to do
             elif len(self.records) == TOLD_OF:
                 self._progress("skipped: more damaged records, which are only counted from here on", 0, 0)
             self.records.add(record)
