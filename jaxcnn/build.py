@@ -243,7 +243,7 @@ def describe(run: Run, experiment: str, num_params: int) -> str:
         f"{experiment}: {backend}, {_count(parallel.num_devices, 'device')} "
         f"by {parallel.mode}, {_count(jax.process_count(), 'process')}",
         f"data {source.name}: {sizes}; {'x'.join(map(str, source.image_shape))}, {len(source.class_names)} classes, "
-        + ("on the device" if run.resident else f"streamed by {config.data.num_workers} workers"),
+        + ("on the device" if run.resident else f"streamed by {_decoders(run)}"),
         f"model {config.model.name}: {num_params:,} parameters, {config.model.dtype}; "
         f"{run.total_steps:,} steps of {config.batch_size} images, {run.steps_per_call} a call",
     ]
@@ -252,6 +252,15 @@ def describe(run: Run, experiment: str, num_params: int) -> str:
         over = share if config.model.batch_norm == "global" else share // parallel.num_devices
         lines.append(f"batch norm normalises over {over} images ({config.model.batch_norm})")
     return "\n".join(lines)
+
+
+def _decoders(run: Run) -> str:
+    num_workers = data_lib.choose_workers(
+        run.config.data.num_workers,
+        batch_size=run.config.batch_size // jax.process_count(),
+        image_shape=run.source.image_shape,
+    )
+    return _count(num_workers, "process") if num_workers else "threads"
 
 
 def _count(number: int, what: str) -> str:

@@ -42,8 +42,9 @@ class DataConfig:
     std: tuple[float, ...] | None = field(default=None, metadata=_range(above=0))  # the same
     resident: bool | None = None  # decoded set lives on the device; none: when it takes at most 2 GiB
     cache: bool = True  # keep the decoded set under ~/.cache/jaxcnn (or $JAXCNN_CACHE_DIR)
-    num_workers: int = field(default=4, metadata=_range(0))  # decoding processes when streaming; 0: in-process
-    prefetch_batches: int = field(default=4, metadata=_range(1))  # batches decoded ahead when streaming
+    damaged: str = field(default="error", metadata=_among("error", "skip"))  # records: end, or train on others, count
+    num_workers: int | None = field(default=None, metadata=_range(0))  # decoding processes; 0: threads; none: by cores
+    prefetch_batches: int = field(default=4, metadata=_range(1))  # decoded ahead when streaming; at least one a worker
 
 
 @dataclass(slots=True)
@@ -209,8 +210,8 @@ class Config:
 RESUMABLE_FIELDS = (
     "eval_batch_size", "log_every_steps", "checkpoint.every_epochs", "checkpoint.every_steps", "checkpoint.keep_last",
     "checkpoint.asynchronous", "model.remat", "parallel", "platform", "num_devices", "steps_per_call", "tensorboard",
-    "compilation_cache", "data.dir", "data.cache", "data.num_workers", "data.prefetch_batches", "data.resident",
-    "data.expected_examples", "data.expected_classes",
+    "compilation_cache", "data.dir", "data.cache", "data.damaged", "data.num_workers", "data.prefetch_batches",
+    "data.resident", "data.expected_examples", "data.expected_classes",
 )  # fmt: skip
 
 

@@ -76,7 +76,7 @@ def main(argv: list[str], start: float) -> int:
     state = checkpoints.restore(step, like)[0]["state"]
     variables = run.parallel.replicate(loop.result_variables(run, state))
     (metrics,) = loop.evaluate_split(run, feed, values.split, variables)
-    result = {**metrics, "num_examples": len(run.source.splits[values.split])}
+    result = {**metrics, "num_examples": feed.num_counted(values.split)}
     feed.close()
     checkpoints.close()
     splits_table(log.console, f"{saved['experiment']}, step {step:,}", {values.split: result})

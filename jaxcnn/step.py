@@ -219,9 +219,19 @@ def eval_step(
     return collect(metrics, values, batch["mask"], axis_name=axis_name)
 
 
+def is_sound(labels: Any) -> Any:
+    """Bool [n]: which of labels [n], or [n, classes], are not negative, as those of damaged examples are."""
+    return (labels >= 0).reshape(len(labels), -1).all(axis=1)
+
+
 def gather(data: dict[str, jax.Array], inputs: jax.Array | dict[str, jax.Array]) -> Batch:
-    """The batch at `index` [batch] of a data set that lives on the device: of `inputs`, or inputs itself."""
+    """The batch at `index` [batch] of a data set that lives on the device: of `inputs`, or inputs itself.
+
+    A `mask` loses the damaged examples, whose label is negative.
+    """
     if not isinstance(inputs, dict):
         inputs = {"index": inputs}
-    index = inputs["index"]
-    return {"image": data["image"][index], "label": data["label"][index], **inputs}
+    image, label = (data[name][inputs["index"]] for name in ("image", "label"))
+    if "mask" in inputs:
+        inputs = {**inputs, "mask": inputs["mask"] & is_sound(label)}
+    return {"image": image, "label": label, **inputs}

@@ -20,9 +20,9 @@ from jaxcnn.data.duplicates import groups_of_equals, near_pairs
 from jaxcnn.data.encoded import inspect
 from jaxcnn.data.exclusion import read_exclusion, without
 from jaxcnn.data.facts import perceptual_hashes
-from jaxcnn.data.records import ImagesInMemory, Split, StoredSet, one_line
+from jaxcnn.data.records import DamagedRecordError, ImagesInMemory, Split, StoredSet, one_line
 from jaxcnn.data.sources import open_stored
-from jaxcnn.errors import RunError, UserError
+from jaxcnn.errors import UserError
 
 CLASSES = ("sky", "roof", "petal", "leaf", "rare", "none")
 SIDE = 36
@@ -50,7 +50,7 @@ class Files:
         try:
             image = stored if isinstance(stored, np.ndarray) else decode_image(stored, 3)
         except Exception as error:
-            raise RunError(f"{self.identifier(record)} is damaged ({one_line(error)})") from error
+            raise DamagedRecordError(f"{self.identifier(record)} is damaged ({one_line(error)})") from error
         return {"image": image, "label": self.classes[record]}
 
     def labels(self) -> np.ndarray:

@@ -14,10 +14,10 @@ from PIL import Image
 from jaxcnn.build import build
 from jaxcnn.data import __main__ as command
 from jaxcnn.data.describing import describe
-from jaxcnn.data.records import ImagesInMemory, Split, StoredSet
+from jaxcnn.data.records import DamagedRecordError, ImagesInMemory, Split, StoredSet
 from jaxcnn.data.resident import channel_statistics
 from jaxcnn.data.sheet import Row, class_rows, draw
-from jaxcnn.errors import RunError, UserError
+from jaxcnn.errors import UserError
 from jaxcnn.preview import augmented_images
 from jaxcnn.step import train_step
 from tests import fake_tfds
@@ -33,7 +33,7 @@ class Broken(ImagesInMemory):
 
     def __getitem__(self, record):
         if record == 3:
-            raise RunError("record 3 is damaged")
+            raise DamagedRecordError("record 3 is damaged")
         return super().__getitem__(record)
 
 

@@ -4,6 +4,7 @@ Sets that were prepared hold JPEG or PNG; a user's own files may be of any usual
 """
 
 import io
+import math
 from functools import cache
 from typing import IO, Any
 
@@ -29,7 +30,7 @@ def decode_image(encoded: bytes, num_channels: int) -> np.ndarray:
 
 
 def fit_image(image: np.ndarray, image_shape: ImageShape) -> np.ndarray:
-    """Resizes the shorter side (area when shrinking, cubic when growing), then crops the centre. [H, W, C] to that."""
+    """Resizes so that the shorter side fits, then crops the centre: [H, W, C] to image_shape."""
     if image.shape == image_shape:
         return image
     height, width, channels = image_shape
@@ -42,12 +43,20 @@ def fit_image(image: np.ndarray, image_shape: ImageShape) -> np.ndarray:
 
 
 def resize_image(image: np.ndarray, height: int, width: int) -> np.ndarray:
-    """[H, W, C] to [height, width, C], also where C = 1, which OpenCV drops."""
+    """[H, W, C] to [height, width, C]: bilinear, and antialiased where it shrinks, as Pillow's.
+
+    Halved while that is not too small, then bilinear to a multiple of the size, and means of blocks. Nearer to Pillow's
+    than OpenCV's area filter is, in half the time (docs/performance.md).
+    """
     import cv2
 
-    shrinks = height * width < image.shape[0] * image.shape[1]
-    interpolation = cv2.INTER_AREA if shrinks else cv2.INTER_CUBIC
-    return cv2.resize(image, (width, height), interpolation=interpolation).reshape(height, width, image.shape[2])
+    while image.shape[0] >= 2 * height and image.shape[1] >= 2 * width:
+        rows, columns = image.shape[0] // 2, image.shape[1] // 2
+        image = cv2.resize(image[: 2 * rows, : 2 * columns], (columns, rows), interpolation=cv2.INTER_AREA)
+    multiple = math.ceil(image.shape[1] / width) * width, math.ceil(image.shape[0] / height) * height
+    image = cv2.resize(image, multiple, interpolation=cv2.INTER_LINEAR)
+    image = cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA)
+    return image.reshape(height, width, -1)  # OpenCV drops the last axis where C = 1
 
 
 def read_header(file: IO[bytes]) -> ImageShape:

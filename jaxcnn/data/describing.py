@@ -9,8 +9,8 @@ from rich.console import Console
 from rich.table import Table
 
 from jaxcnn.data.decoding import fit_image
-from jaxcnn.data.facts import in_chunks, label_of, read_each
-from jaxcnn.data.records import Records, Split, StoredSet
+from jaxcnn.data.facts import in_chunks, label_of
+from jaxcnn.data.records import Records, Split, StoredSet, read_or_error
 from jaxcnn.data.resident import channel_counts, statistics_of_counts
 from jaxcnn.errors import RunError
 
@@ -82,7 +82,7 @@ def _measure(records: Records, numbers: np.ndarray, stored: StoredSet, image_siz
     shapes, labels, images = [], [], []
     levels = np.zeros((channels, 256), np.int64)
     unreadable = 0
-    for example in read_each(records, numbers):
+    for example in read_or_error(records, numbers):
         if isinstance(example, RunError):
             unreadable += 1
             continue

@@ -5,7 +5,7 @@ Images are decoded, measured and let go. Judges nothing.
 
 import hashlib
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from jaxcnn.data.encoded import inspect
-from jaxcnn.data.records import Example, Records, Split
+from jaxcnn.data.records import DamagedRecordError, Example, Records, Split, read_or_error
 from jaxcnn.errors import RunError
 
 Progress = Callable[[int, int], None]  # called with (done, total) records
@@ -84,21 +84,6 @@ def in_chunks(split: Split, measure: Callable[[Records, np.ndarray], Any]) -> It
             raise
 
 
-def read_each(records: Records, numbers: Sequence[int] | np.ndarray) -> Iterator[Any]:
-    """The examples in the order asked, with the RunError itself where one cannot be read."""
-    done = 0
-    try:
-        for example in records.read(numbers):
-            yield example
-            done += 1
-    except RunError:
-        for number in numbers[done:]:
-            try:
-                yield records[int(number)]
-            except RunError as error:
-                yield error
-
-
 def label_of(example: Example) -> int:
     """Of a soft label its likeliest class."""
     label = example["label"]
@@ -127,8 +112,8 @@ def _measure(records: Records, numbers: np.ndarray) -> dict[str, Any]:
         "damaged": {},
     }
     small = np.zeros((size, _SIDE, _SIDE, 3), np.uint8)
-    for position, example in enumerate(read_each(records, numbers)):
-        if isinstance(example, RunError):
+    for position, example in enumerate(read_or_error(records, numbers)):
+        if isinstance(example, DamagedRecordError):
             facts["unreadable"][position] = str(example)
             continue
         image = example["image"]

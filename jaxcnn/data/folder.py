@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 
 from jaxcnn.data.decoding import decode_any, read_header
-from jaxcnn.data.records import Example, Split, StoredSet, fingerprint_of, one_line
+from jaxcnn.data.records import DamagedRecordError, Example, Split, StoredSet, fingerprint_of, one_line
 from jaxcnn.data.resident import Progress
 from jaxcnn.errors import RunError, UserError, nearest
 
@@ -62,7 +62,9 @@ class FileRecords:
         except ValueError as error:
             raise self._unreadable(record, error) from error
         if any(known not in (None, size) for known, size in zip(self.image_shape, image.shape, strict=True)):
-            raise RunError(f"{self.name}: {path} has changed since the run began: its shape is {image.shape} now")
+            raise DamagedRecordError(
+                f"{self.name}: {path} has changed since the run began: its shape is {image.shape} now; run it again"
+            )
         return {"image": image, "label": int(self.classes[record])}
 
     def labels(self) -> np.ndarray:
@@ -88,8 +90,10 @@ class FileRecords:
         except OSError as error:
             raise self._unreadable(record, error) from error
 
-    def _unreadable(self, record: int, error: Exception) -> RunError:
-        return RunError(f"{self.name}: {self.paths[record]} cannot be read ({_reason(error)}); replace or remove it")
+    def _unreadable(self, record: int, error: Exception) -> DamagedRecordError:
+        return DamagedRecordError(
+            f"{self.name}: {self.paths[record]} cannot be read ({_reason(error)}); replace or remove it"
+        )
 
 
 @dataclass(frozen=True)

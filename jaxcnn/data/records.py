@@ -12,7 +12,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from jaxcnn.errors import UserError
+from jaxcnn.errors import RunError, UserError
 
 Example = dict[str, Any]  # {"image": uint8 [H, W, C], "label": int}
 ImageShape = tuple[int, int, int]
@@ -20,6 +20,10 @@ ImageShape = tuple[int, int, int]
 
 class NotPreparedError(UserError):
     """The set is not on this disk."""
+
+
+class DamagedRecordError(RunError):
+    """A record cannot be read or decoded, or is not what its set declares; the message names it and its file."""
 
 
 class Records(Protocol):
@@ -44,7 +48,7 @@ class Records(Protocol):
     def __getitem__(self, record: int) -> Example: ...
 
     def read(self, records: Sequence[int] | np.ndarray) -> Iterator[Example]:
-        """The examples in the order asked; faster than one by one. RunError names a record that is damaged."""
+        """The examples in the order asked; faster than one by one. DamagedRecordError at one that is damaged."""
 
 
 class EncodedRecords(Records, Protocol):
@@ -118,6 +122,19 @@ class ImagesInMemory:
     def read(self, records: Sequence[int] | np.ndarray) -> Iterator[Example]:
         """The examples in the order asked."""
         return (self[int(record)] for record in records)
+
+
+def read_or_error(records: Records, numbers: Sequence[int] | np.ndarray) -> Iterator[Example | DamagedRecordError]:
+    """As `records.read`, with the error itself in the place of each record that is damaged."""
+    done = 0
+    while done < len(numbers):
+        try:
+            for example in records.read(numbers[done:]):
+                yield example
+                done += 1
+        except DamagedRecordError as error:
+            yield error
+            done += 1
 
 
 def one_line(error: Exception) -> str:

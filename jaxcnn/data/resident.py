@@ -18,11 +18,11 @@ from pathlib import Path
 import numpy as np
 
 from jaxcnn.data.decoding import fit_image
-from jaxcnn.data.records import ImageShape, Records, Source, Split
+from jaxcnn.data.records import DamagedRecordError, ImageShape, Records, Source, Split, read_or_error
 
 Progress = Callable[[int, int], None]  # called with (done, total) examples
 
-_FORMAT = 1  # raise when decoding or the cache's files change
+_FORMAT = 2  # raise when decoding or the cache's files change
 _CHUNK = 512  # examples a thread decodes at a time
 
 _log = logging.getLogger(__name__)
@@ -36,24 +36,34 @@ def cache_dir() -> Path:
 
 
 def load_arrays(
-    split: Split, *, fingerprint: str, image_shape: ImageShape, cache: bool, progress: Progress | None = None
+    split: Split,
+    *,
+    fingerprint: str,
+    image_shape: ImageShape,
+    cache: bool,
+    progress: Progress | None = None,
+    skip_damaged: bool = False,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Images uint8 [N, H, W, C] and labels int32 [N] of a split, in its order.
 
     With a cache all records are decoded, so that the other splits of the same records find them; without, only those
-    of the split. Either way each record is decoded once.
+    of the split. Either way each record is decoded once. A damaged one is an error or, with `skip_damaged`, a black
+    image with the label -1.
     """
     folder = _cache_folder(split.records, fingerprint, image_shape) if cache and split.records.files else None
     if folder is None:
-        return _decode(split.records, split.indices, image_shape, progress)
+        return _decode(split.records, split.indices, image_shape, progress, skip_damaged)
     arrays = _load_cached(folder, len(split.records), image_shape)
     if arrays is None:
         if not _can_write(folder.parent):
-            return _decode(split.records, split.indices, image_shape, progress)
-        arrays = _decode(split.records, np.arange(len(split.records)), image_shape, progress)
+            return _decode(split.records, split.indices, image_shape, progress, skip_damaged)
+        arrays = _decode(split.records, np.arange(len(split.records)), image_shape, progress, skip_damaged)
         _save_cached(folder, *arrays)
-    images, labels = arrays
-    return images[split.indices], labels[split.indices]
+    images, labels = arrays[0][split.indices], arrays[1][split.indices]
+    if not skip_damaged:  # but it was, when the cache was made
+        for record in split.indices[labels < 0]:
+            split.records[int(record)]  # raises
+    return images, labels
 
 
 def channel_counts(images: np.ndarray) -> np.ndarray:
@@ -92,17 +102,24 @@ def resident_bytes(source: Source) -> int:
 
 
 def _decode(
-    records: Records, indices: np.ndarray, image_shape: ImageShape, progress: Progress | None
+    records: Records, indices: np.ndarray, image_shape: ImageShape, progress: Progress | None, skip_damaged: bool
 ) -> tuple[np.ndarray, np.ndarray]:
-    images = np.empty((len(indices), *image_shape), np.uint8)
-    labels = np.empty(len(indices), np.int32)
+    images = np.zeros((len(indices), *image_shape), np.uint8)
+    labels = np.full(len(indices), -1, np.int32)
 
     def decode_chunk(start: int) -> int:
-        for offset, example in enumerate(records.read(indices[start : start + _CHUNK])):
+        for offset, example in enumerate(read_or_error(records, indices[start : start + _CHUNK])):
+            if isinstance(example, DamagedRecordError):
+                if skip_damaged:
+                    continue
+                raise example
             images[start + offset] = fit_image(example["image"], image_shape)
             labels[start + offset] = example["label"]
         return min(start + _CHUNK, len(indices))
 
+    import cv2
+
+    cv2.setNumThreads(1)  # its own threads would wait for one another between ours
     with ThreadPoolExecutor(os.cpu_count()) as threads:  # OpenCV decodes without holding Python's lock
         starts = range(0, len(indices), _CHUNK)
         try:

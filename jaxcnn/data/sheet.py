@@ -6,8 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from jaxcnn.data.facts import read_each
-from jaxcnn.data.records import Split
+from jaxcnn.data.records import Split, read_or_error
 from jaxcnn.errors import RunError
 
 _TILE = 96  # pixels: side of an image on a sheet, at most, or the next whole multiple of a tiny one
@@ -61,7 +60,7 @@ def class_rows(split: Split, class_names: Sequence[str], *, num_images: int = 8)
         members = split.indices[labels == label]
         if len(members):
             members = members[np.unique(np.linspace(0, len(members) - 1, num_images).round().astype(int))]
-        examples = read_each(split.records, members)
+        examples = read_or_error(split.records, members)
         images = [example["image"] for example in examples if not isinstance(example, RunError)]
         rows.append(Row(class_names[label], images))
     return rows

@@ -34,7 +34,7 @@ def open_source(data: DataConfig, *, progress: Progress | None = None, damaged: 
       progress: told while the headers of many image files are read.
       damaged: files whose header cannot be read stay in the set, for who looks for them; else they are a RunError.
     """
-    stored = open_stored(data, progress=progress, damaged=damaged)
+    stored = open_stored(data, progress=progress, damaged=damaged or data.damaged == "skip")
     image_shape = _run_shape(data, stored)
     _check_expected(data, stored)
     splits = assign_splits(data, stored.splits)

@@ -15,7 +15,15 @@ from typing import Any
 import numpy as np
 
 from jaxcnn.data.decoding import decode_image
-from jaxcnn.data.records import Example, NotPreparedError, Split, StoredSet, fingerprint_of, one_line
+from jaxcnn.data.records import (
+    DamagedRecordError,
+    Example,
+    NotPreparedError,
+    Split,
+    StoredSet,
+    fingerprint_of,
+    one_line,
+)
 from jaxcnn.errors import RunError, UserError, nearest
 
 
@@ -26,6 +34,7 @@ class TfdsRecords:
     name: str
     split: str
     files: tuple[Path, ...]
+    lengths: tuple[int, ...]  # records a file
     serialized: Any  # array_record's data source: bytes of a tf.train.Example by record number
     image_key: str
     label_key: str
@@ -92,8 +101,14 @@ class TfdsRecords:
             raise self._damaged(record, f"an image of {image.shape} where {self.image_shape} was declared")
         return {"image": image, "label": label}
 
-    def _damaged(self, record: int, reason: str) -> RunError:
-        return RunError(f"{self.name}: record {record} is damaged ({reason}); prepare the set again")
+    def _damaged(self, record: int, reason: str) -> DamagedRecordError:
+        ends = np.cumsum(self.lengths)
+        file = int(np.searchsorted(ends, record, side="right"))
+        number = record - (ends[file] - self.lengths[file])
+        return DamagedRecordError(
+            f"{self.name}: record {record} is damaged ({reason}), number {number} of {self.files[file]}; prepare the "
+            "set again, or leave such records out: data.damaged=skip"
+        )
 
 
 def allow_open_files(num_files: int) -> None:
@@ -144,6 +159,7 @@ def open_tfds(full_name: str, rest: str, data_dir: str | None) -> StoredSet:
             name=f"{full_name} split {split_name!r}",
             split=split_name,
             files=shards,
+            lengths=tuple(split_info.shard_lengths),
             serialized=serialized,
             image_key=image_key,
             label_key=label_key,
