@@ -4,6 +4,7 @@ The loop does not know which it has. Both give the same examples in the same ord
 """
 
 from collections.abc import Callable, Iterator
+from functools import cached_property
 from typing import Any
 
 import jax
@@ -24,11 +25,23 @@ def evaluation_inputs(num_examples: int, batch_size: int) -> dict[str, np.ndarra
     return {"index": np.minimum(index, num_examples - 1), "mask": index < num_examples}
 
 
-def example_numbers(config: Config, source: Source, step: int) -> dict[str, np.ndarray]:
-    """Of a step's global batch, int32 [batch]: `index`, which examples of train these are, and the `epoch` of each."""
-    size, count = config.batch_size, len(source.splits["train"])
-    index = data_lib.batch_indices(config.seed, step, num_examples=count, batch_size=size)
-    epoch = np.arange(step * size, (step + 1) * size) // count
+def drawn_classes(config: Config, source: Source, progress: Progress) -> data_lib.Classes | None:
+    """The classes of train that sampling draws from; none where it draws examples."""
+    if config.data.sampling != "balanced":
+        return None
+    return data_lib.Classes.of(data_lib.classes_of(data_lib.labels_of(source.splits["train"], progress)))
+
+
+def example_numbers(
+    config: Config, source: Source, step: int, classes: data_lib.Classes | None = None
+) -> dict[str, np.ndarray]:
+    """Of a step's global batch, int32 [batch]: `index`, which examples of train these are, and the `epoch` of each.
+
+    With `classes`, sampling is balanced, and an example's epoch says how often it came before.
+    """
+    index, epoch = data_lib.batch_examples(
+        config.seed, step, num_examples=len(source.splits["train"]), batch_size=config.batch_size, classes=classes
+    )
     return {"index": index.astype(np.int32), "epoch": epoch.astype(np.int32)}
 
 
@@ -43,8 +56,12 @@ class ResidentFeed:
         self._host: dict[str, tuple[np.ndarray, np.ndarray]] = {}
         self._device: dict[str, Any] = {}
 
+    @cached_property
+    def _classes(self) -> data_lib.Classes | None:
+        return drawn_classes(self._config, self._source, self._progress)
+
     def arrays(self, split: str) -> tuple[np.ndarray, np.ndarray]:
-        """(images uint8 [n, height, width, channels], labels int32 [n]) of a split, in host memory."""
+        """(images uint8 [n, height, width, channels], labels int32 [n] or soft) of a split, in host memory."""
         if split not in self._host:
             self._host[split] = data_lib.load_arrays(
                 self._source.splits[split],
@@ -69,7 +86,7 @@ class ResidentFeed:
     def inputs(self, step: int, num_steps: int) -> Any:
         """Inputs of one call: each step's example_numbers [num_steps, batch], spread over the devices."""
         rows = self._parallel.local_rows(self._config.batch_size)
-        steps = [example_numbers(self._config, self._source, s) for s in range(step, step + num_steps)]
+        steps = [example_numbers(self._config, self._source, s, self._classes) for s in range(step, step + num_steps)]
         stacked = {name: np.stack([numbers[name][rows] for numbers in steps]) for name in ("index", "epoch")}
         return self._parallel.shard(stacked, axis=1)
 
@@ -80,7 +97,7 @@ class ResidentFeed:
     def batch(self, step: int) -> dict[str, np.ndarray]:
         """The global batch of a step, in host memory."""
         images, labels = self.arrays("train")
-        numbers = example_numbers(self._config, self._source, step)
+        numbers = example_numbers(self._config, self._source, step, self._classes)
         return {"image": images[numbers["index"]], "label": labels[numbers["index"]], **numbers}
 
     def evaluation(self, split: str, batch_size: int) -> Iterator[tuple[Any, Any]]:
@@ -106,6 +123,10 @@ class StreamingFeed:
         self._iterator: data_lib.Batches | None = None
         self._next_step = -1
 
+    @cached_property
+    def _classes(self) -> data_lib.Classes | None:
+        return drawn_classes(self._config, self._source, self._progress)
+
     @staticmethod
     def fetch(data: Any, batch: Any) -> Any:
         """The batch itself."""
@@ -129,7 +150,7 @@ class StreamingFeed:
             )
         self._next_step = step + num_steps
         rows = self._parallel.local_rows(self._config.batch_size)
-        numbers = example_numbers(self._config, self._source, step)
+        numbers = example_numbers(self._config, self._source, step, self._classes)
         batch = {**next(self._iterator), **{name: array[rows] for name, array in numbers.items()}}
         return self._parallel.shard({name: array[None] for name, array in batch.items()}, axis=1)
 
@@ -151,13 +172,14 @@ class StreamingFeed:
             augment=self._config.augment,
             num_workers=num_workers,
             prefetch_batches=self._config.data.prefetch_batches,
+            classes=self._classes,
             **process,
         )
 
     def batch(self, step: int) -> dict[str, np.ndarray]:
         """The global batch of a step, in host memory."""
         with self._batches(step, 0) as batches:
-            return {**next(batches), **example_numbers(self._config, self._source, step)}
+            return {**next(batches), **example_numbers(self._config, self._source, step, self._classes)}
 
     def evaluation(self, split: str, batch_size: int) -> Iterator[tuple[Any, Any]]:
         """(data, inputs) for each call over a split, the last one padded."""

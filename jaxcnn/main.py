@@ -58,7 +58,12 @@ def main(argv: list[str], start: float) -> int:
     with workdir_lib.claimed(workdir), contextlib.closing(log):
         workdir_lib.check(workdir, experiment, config)  # again, now that nobody else can write there
         saved = workdir_lib.saved_data(workdir)
-        run, feed = build(config, progress=log.work, statistics=(saved["mean"], saved["std"]) if saved else None)
+        run, feed = build(
+            config,
+            progress=log.work,
+            statistics=(saved["mean"], saved["std"]) if saved else None,
+            kept_splits=workdir_lib.read_splits(workdir) if saved else None,
+        )
         with contextlib.closing(feed):
             return _train(run, feed, experiment, workdir, log, start)
 
@@ -73,6 +78,7 @@ def _train(run: Any, feed: Any, experiment: str, workdir: Any, log: RunLog, star
     config: Config = run.config
     num_params = sum(leaf.size for leaf in jax.tree.leaves(run.abstract_state().params))
     workdir_lib.write_config(workdir, experiment, config, run.data_facts(), versions())
+    workdir_lib.write_splits(workdir, run.source.record_numbers)
     log.say(describe(run, experiment, num_params))
     checkpoints = Checkpoints(
         workdir / "checkpoints",

@@ -20,8 +20,8 @@ import numpy as np
 
 from jaxcnn.config import AugmentConfig
 from jaxcnn.data.decoding import fit_image, resize_image
-from jaxcnn.data.order import AUGMENT_STREAM, batch_indices
-from jaxcnn.data.records import ImageShape, Split, one_line
+from jaxcnn.data.order import AUGMENT_STREAM, Classes, batch_examples
+from jaxcnn.data.records import ImageShape, Split, label_array, label_shape, one_line
 from jaxcnn.data.resident import channel_counts, statistics_of_counts
 from jaxcnn.errors import RunError, UserError
 
@@ -93,16 +93,17 @@ def train_batches(
     augment: AugmentConfig,
     num_workers: int,
     prefetch_batches: int,
+    classes: Classes | None = None,
     process_index: int = 0,
     process_count: int = 1,
 ) -> Batches:
-    """Endless batches from step `start_step` on: image uint8 [B, H, W, C], label int32 [B].
+    """Endless batches from step `start_step` on: image uint8 [B, H, W, C], label int32 [B] or soft, float32 [B, K].
 
-    With several hosts B is the host's contiguous share of the global `batch_size`.
+    With several hosts B is the host's contiguous share of the global `batch_size`. `classes`: sampling is balanced.
     """
     share = _share(batch_size, process_index, process_count)
     crop = augment.random_resized_crop
-    batches = _TrainBatches(split, image_shape, batch_size, share, seed, start_step, crop)
+    batches = _TrainBatches(split, image_shape, batch_size, share, seed, start_step, crop, classes)
     return Batches(batches, num_workers, prefetch_batches)
 
 
@@ -146,15 +147,19 @@ class _TrainBatches:
     seed: int
     start_step: int
     random_resized_crop: bool
+    classes: Classes | None
 
     def __len__(self) -> int:
         return _ENDLESS
 
     def __getitem__(self, item: int) -> Batch:
         step = self.start_step + item
-        chosen = batch_indices(self.seed, step, num_examples=len(self.split), batch_size=self.batch_size)[self.share]
+        index, _ = batch_examples(
+            self.seed, step, num_examples=len(self.split), batch_size=self.batch_size, classes=self.classes
+        )
+        chosen = index[self.share]
         images = np.empty((len(chosen), *self.image_shape), np.uint8)
-        labels = np.empty(len(chosen), np.int32)
+        labels = []
         first = step * self.batch_size + self.share.start
         for row, example in enumerate(self.split.records.read(self.split.indices[chosen])):
             if self.random_resized_crop:
@@ -162,8 +167,8 @@ class _TrainBatches:
                 images[row] = random_resized_crop(generator, example["image"], self.image_shape)
             else:
                 images[row] = fit_image(example["image"], self.image_shape)
-            labels[row] = example["label"]
-        return {"image": images, "label": labels}
+            labels.append(example["label"])
+        return {"image": images, "label": label_array(labels, self.split.records)}
 
 
 @dataclass(frozen=True)
@@ -181,7 +186,7 @@ class _EvaluationBatches:
         size = self.share.stop - self.share.start
         chosen = self.split.indices[start : start + self.batch_size][self.share]
         images = np.zeros((size, *self.image_shape), np.uint8)
-        labels = np.zeros(size, np.int32)
+        labels = label_array(np.zeros((size, *label_shape(self.split.records))), self.split.records)
         for row, example in enumerate(self.split.records.read(chosen) if len(chosen) else ()):
             images[row] = fit_image(example["image"], self.image_shape)
             labels[row] = example["label"]
