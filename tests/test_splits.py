@@ -313,13 +313,10 @@ def command(module: Any, *arguments: str) -> int:
 def test_no_later_version_changes_the_splits_of_a_run(tmp_path: Path, monkeypatch: Any, capsys: Any) -> None:
     """The commands themselves, with a splitter that has changed since; then without splits.npz."""
     folder = tmp_path / "run"
-    fields = {
-        "model.name": "tiny",
-        "num_steps": 2,
-        "batch_size": 48,
-        "compilation_cache": "false",
-        "tensorboard": "false",
-    }
+    fields = {  # a batch of 50 is evaluated on one device
+        "model.name": "mlp", "model.dropout_rate": 0, "augment.crop_padding": 0, "num_devices": 1, "num_steps": 2,
+        "batch_size": 50, "tensorboard": "false",
+    }  # fmt: skip
     arguments = ["--config=experiments/digits.py", f"--workdir={folder}"]
     arguments += [f"--config.{name}={value}" for name, value in fields.items()]
     assert command(main, *arguments) == 0
@@ -452,37 +449,38 @@ def test_weights_multiply_each_loss() -> None:
 
 
 def test_weights_over_devices_and_in_evaluation(monkeypatch: Any) -> None:
-    """One device = eight = micro-batches = the whole run as one program. Evaluation's loss has no weights."""
+    """The losses of training have them, on one device as on eight; evaluation's has not."""
     monkeypatch.setattr(sources_module, "open_digits", lambda: imbalanced_digits())
     changes = {"num_steps": 2, "optimizer__ema_decay": None, "loss__class_weights": "balanced", **CHEAP}
-
-    def first_losses(**more: Any) -> tuple[Any, ResidentFeed, list[float], Any]:
-        run, feed = build(small_config(**{**changes, **more}))
-        assert isinstance(feed, ResidentFeed)
-        parallel, found = run.parallel, []
+    found = []
+    for num_devices in (1, 8):
+        run, feed = build(small_config(**{**changes, "num_devices": num_devices}))
+        parallel, losses = run.parallel, []
         state, key = parallel.replicate(run.init()), parallel.replicate(jax.random.key(0))
         for step in range(2):
             totals = parallel.replicate(run.metrics.empty())
             state, totals, _ = run.train_call(state, totals, feed.data(), feed.inputs(step, 1), key)
-            found.append(float(parallel.unreplicate(totals).compute()["loss"]))
-        return run, feed, found, parallel.unreplicate(state).params
+            losses.append(float(parallel.unreplicate(totals).compute()["loss"]))
+        found.append((losses, parallel.unreplicate(state).params))
+    (losses, params), (on_eight, their_params) = found
+    assert on_eight == pytest.approx(losses, rel=1e-5)
+    for a, b in zip(jax.tree.leaves(their_params), jax.tree.leaves(params), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5)
 
-    run, feed, losses, params = first_losses()
-    batch = feed.batch(0)
+    run, feed = build(small_config(**changes))
+    batch, weights = feed.batch(0), run.class_weights
+    assert weights is not None
     images = jnp.asarray((batch["image"] / 255 - np.array(run.mean)) / np.array(run.std), jnp.float32)
     logits = run.model.apply({"params": run.init().params}, images, train=True)
     plain = optax.softmax_cross_entropy_with_integer_labels(logits, batch["label"])
-    assert losses[0] == pytest.approx(float((plain * run.class_weights[batch["label"]]).mean()), rel=1e-5)
+    weighted = plain * weights[batch["label"]]
+    assert losses[0] == pytest.approx(float(weighted.mean()), rel=1e-5)
     assert abs(losses[0] / float(plain.mean()) - 1) > 0.02
-    np.testing.assert_allclose(run.eval_step.keywords["loss"](logits, batch["label"]), plain, rtol=1e-5)
-    for more in ({"num_devices": 8}, {"optimizer__accumulate": 4}):
-        _, _, found, others = first_losses(**more)
-        assert found == pytest.approx(losses, rel=1e-5)
-        for a, b in zip(jax.tree.leaves(others), jax.tree.leaves(params), strict=True):
-            np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5)
-    traced = Hyperparameters(label_smoothing=np.float32(0))
-    ((_, curves),) = train_in_chunks(run, feed, traced, num_steps=2, pieces=pieces_of(run), splits=("train",))
-    np.testing.assert_allclose(curves["train"]["loss"], losses, rtol=1e-5)
+    evaluated: Any = run.eval_step
+    np.testing.assert_allclose(evaluated.keywords["loss"](logits, batch["label"]), plain, rtol=1e-5)
+    steps: Any = pieces_of(run).steps(Hyperparameters(label_smoothing=np.float32(0)))
+    for step, expected in zip(steps, (weighted, plain), strict=True):
+        np.testing.assert_allclose(step.keywords["loss"](logits, batch["label"]), expected, rtol=1e-5)
 
 
 def imbalanced_digits(soft: Any = None) -> StoredSet:
@@ -532,7 +530,15 @@ def test_balanced_sampling(batch_size: int) -> None:
 def test_balanced_sampling_in_runs(tmp_path: Path, monkeypatch: Any, stop_at: Any) -> None:  # noqa: F811
     """Killed and resumed bit for bit; streamed = resident, host by host; the loss falls on classes alike."""
     monkeypatch.setattr(sources_module, "open_digits", lambda: imbalanced_digits())
-    config = small_config(data__sampling="balanced", augment__alternating_flip=True, num_steps=5, **CHEAP)
+    config = small_config(
+        data__sampling="balanced",
+        augment__alternating_flip=True,
+        num_steps=5,
+        optimizer__ema_decay=None,
+        data__validation_fraction=0,
+        checkpoint__keep_best=0,
+        **CHEAP,
+    )
     runs.train(config, tmp_path / "whole")
     stop_at(2)
     with pytest.raises(Preempted):
@@ -560,26 +566,31 @@ def test_balanced_sampling_in_runs(tmp_path: Path, monkeypatch: Any, stop_at: An
 # ---- soft labels
 
 
-def test_soft_labels_that_are_classes_train_as_classes(tmp_path: Path, monkeypatch: Any) -> None:
-    """Resident, streamed, and as one program; validation and test too."""
-    one_hot = lambda classes: np.eye(10)[classes]
-    config = partial(small_config, num_steps=3, data__num_workers=0, checkpoint__every_steps=3, **CHEAP)
-    results, rows = {}, {}
-    for name, soft, changes in (
-        ("classes", None, {}), ("soft", one_hot, {}), ("streamed", one_hot, {"data__resident": False}),
-    ):  # fmt: skip
+def test_soft_labels_that_are_classes_train_as_classes(monkeypatch: Any) -> None:
+    """Steps, metrics and evaluation, in one program; what the feeds give the loop's are the same labels."""
+    ends = {}
+    for name, soft in (("classes", None), ("soft", lambda classes: np.eye(10)[classes])):
         monkeypatch.setattr(sources_module, "open_digits", lambda soft=soft: imbalanced_digits(soft))
-        results[name] = runs.train(config(**changes), tmp_path / name)["splits"]
-        rows[name] = [row["loss"] for split in ("train", "validation") for row in runs.rows(tmp_path / name, split)]
-    for name in ("soft", "streamed"):
-        assert rows[name] == pytest.approx(rows["classes"], rel=1e-5)
-        for split, values in results["classes"].items():
-            assert results[name][split] == pytest.approx(values, rel=1e-5)
-    run, feed = build(config())
-    assert isinstance(feed, ResidentFeed)
-    assert feed.data()["label"].shape[1:] == (10,)
-    ((_, curves),) = train_in_chunks(run, feed, Hyperparameters(), num_steps=3, pieces=pieces_of(run))
-    assert curves["validation"]["loss"][-1] == pytest.approx(rows["soft"][-1], rel=1e-5)
+        run, feed = build(small_config(num_steps=2, **CHEAP))
+        assert isinstance(feed, ResidentFeed)
+        ends[name] = list(train_in_chunks(run, feed, Hyperparameters(), num_steps=2, pieces=pieces_of(run)))[-1]
+        assert feed.data()["label"].shape[1:] == run.source.label_shape
+    for split in ("train", "validation"):
+        for metric in ("loss", "accuracy"):
+            np.testing.assert_allclose(ends["soft"][1][split][metric], ends["classes"][1][split][metric], rtol=1e-5)
+    for a, b in zip(jax.tree.leaves(ends["soft"][0]), jax.tree.leaves(ends["classes"][0]), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6)
+
+    streaming_run, streaming = build(small_config(num_steps=2, data__resident=False, data__num_workers=0, **CHEAP))
+    for step in (0, 1):
+        inputs = streaming.inputs(step, 1)
+        np.testing.assert_array_equal(inputs["label"][0], feed.batch(step)["label"])
+        np.testing.assert_array_equal(streaming.batch(step)["label"], feed.batch(step)["label"])
+    state, totals, key = run.abstract_state(), run.metrics.empty(), jax.random.key(0)
+    for each, data, given in ((run, feed.data(), feed.inputs(0, 1)), (streaming_run, {}, inputs)):
+        (_, sums, _) = jax.eval_shape(each.train_call, state, totals, data, given, key)
+        assert sums.loss.total.shape == ()
+    streaming.close()
 
 
 def test_soft_labels_on_their_way(tmp_path: Path, monkeypatch: Any) -> None:
