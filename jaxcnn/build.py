@@ -241,6 +241,11 @@ def describe(run: Run, experiment: str, num_params: int) -> str:
         f"model {config.model.name}: {num_params:,} parameters, {config.model.dtype}; "
         f"{run.total_steps:,} steps of {config.batch_size} images, {run.steps_per_call} a call",
     ]
+    validation, test = source.splits.get("validation"), source.splits["test"]
+    if validation is not None and (shared := data_lib.num_shared(validation, test)):
+        lines.append(
+            f"validation and test share {shared:,} examples: test is no measure apart from what chose the weights"
+        )
     if hasattr(run.model, "norm"):
         share = config.batch_size // config.optimizer.accumulate
         over = share if config.model.batch_norm == "global" else share // parallel.num_devices

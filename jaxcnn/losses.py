@@ -69,12 +69,10 @@ def class_weights(config: LossConfig, labels: Callable[[], np.ndarray], num_clas
         return np.asarray(config.class_weight_values, np.float32)
     if config.class_weights == "none":
         return None
-    known = labels()
-    counts = (
-        known.sum(axis=0)
-        if known.ndim == 2
-        else np.bincount(known[(known >= 0) & (known < num_classes)], minlength=num_classes)
-    )
+    of_train = labels()
+    if of_train.ndim == 1:
+        of_train = np.bincount(of_train[(of_train >= 0) & (of_train < num_classes)], minlength=num_classes)[None]
+    counts = of_train.sum(axis=0)
     there = counts > 0
     weights = np.ones(num_classes)
     weights[there] = counts.sum() / (there.sum() * counts[there])

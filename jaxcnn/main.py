@@ -38,6 +38,7 @@ def main(argv: list[str], start: float) -> int:
         raise UserError("--workdir is empty; leave it out for runs/<experiment>")
     workdir = workdir_lib.resolve(values.workdir or os.path.join("runs", experiment))
     workdir_lib.check(workdir, experiment, config)
+    workdir_lib.check_excluded(workdir, config.data.exclude, _exclusion_digest(config))
     log = RunLog(workdir, tensorboard=config.tensorboard, start=start)
     summary = workdir_lib.read_summary(workdir)
     if summary is not None and not values.dry_run:
@@ -66,6 +67,14 @@ def main(argv: list[str], start: float) -> int:
         )
         with contextlib.closing(feed):
             return _train(run, feed, experiment, workdir, log, start)
+
+
+def _exclusion_digest(config: Config) -> str | None:
+    if config.data.exclude is None:
+        return None
+    from jaxcnn.data.exclusion import read_exclusion
+
+    return read_exclusion(config.data.exclude).digest
 
 
 def _train(run: Any, feed: Any, experiment: str, workdir: Any, log: RunLog, start: float) -> int:

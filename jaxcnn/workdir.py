@@ -86,7 +86,7 @@ def read_splits(workdir: epath.Path) -> dict[str, Any] | None:
     file = workdir / "splits.npz"
     try:
         with np.load(io.BytesIO(file.read_bytes())) as stored:
-            return dict(stored)
+            return {"fingerprint": stored["fingerprint"], **stored}
     except FileNotFoundError:
         return None
     except Exception as error:
@@ -96,7 +96,7 @@ def read_splits(workdir: epath.Path) -> dict[str, Any] | None:
 
 
 def check_data(workdir: epath.Path, saved: dict[str, Any], data: dict[str, Any]) -> None:
-    """Raises UserError unless the data, their splits and what is excluded are those of the run. Both are data facts."""
+    """Raises UserError unless the data and their splits are those of the run. Both are data facts of a run."""
     if saved["fingerprint"] != data["fingerprint"]:
         raise UserError(
             f"the data are not those that the run in {workdir} was trained on; pass another --workdir, or say where "
@@ -104,8 +104,17 @@ def check_data(workdir: epath.Path, saved: dict[str, Any], data: dict[str, Any])
         )
     if saved.get("splits") != data["splits"]:
         raise UserError(
-            f"workdir {workdir} holds a run with other splits of the data, and no splits.npz that says which; pass "
-            "another --workdir"
+            f"workdir {workdir} holds a run with other splits of the data, and no splits.npz of that run; pass another "
+            "--workdir"
+        )
+
+
+def check_excluded(workdir: epath.Path, file: str | None, digest: str | None) -> None:
+    """Raises UserError unless an exclusion list says what it said when the run in the folder, if any, began."""
+    saved = saved_data(workdir)
+    if saved is not None and saved.get("excluded", {}).get("digest") != digest:
+        raise UserError(
+            f"data.exclude={file} does not say what it said when the run in {workdir} began; pass another --workdir"
         )
 
 
@@ -118,11 +127,7 @@ def write_config(workdir: epath.Path, experiment: str, config: Config, data: dic
     if (workdir / "config.json").exists():
         saved = read_config(workdir)["data"]
         check_data(workdir, saved, data)
-        if saved["excluded"] != data["excluded"]:
-            raise UserError(
-                f"data.exclude={config.data.exclude} does not say what it said when the run in {workdir} began; pass "
-                "another --workdir"
-            )
+        check_excluded(workdir, config.data.exclude, data["excluded"]["digest"])
         return
     content = {
         "experiment": experiment,

@@ -19,7 +19,7 @@ from sklearn.model_selection import StratifiedKFold, StratifiedShuffleSplit
 from sklearn.utils.class_weight import compute_class_weight
 
 from jaxcnn import evaluate, main, workdir
-from jaxcnn.build import build
+from jaxcnn.build import build, describe
 from jaxcnn.config import Config, DataConfig, LossConfig, validate
 from jaxcnn.data import batch_examples, load_arrays, open_source
 from jaxcnn.data import sources as sources_module
@@ -292,6 +292,12 @@ def test_what_is_kept_gives_the_splits_back(fields: dict[str, Any]) -> None:
         restore_splits(record_numbers(splits, stored, "fingerprint"), stored, "other")
 
 
+def test_a_test_that_chose_the_weights_is_said() -> None:
+    for fields, words in (({}, 0), ({"data__validation_split": "test[:100]"}, 1)):
+        run, _ = build(small_config(**fields, **CHEAP))
+        assert describe(run, "test", 1).count("validation and test share 100 examples") == words
+
+
 def test_joined_records_are_their_parts() -> None:
     parts = [split.records for split in in_memory(LAYOUTS["all"]).values()]
     joined = JoinedRecords(tuple(parts))
@@ -346,7 +352,7 @@ def test_no_later_version_changes_the_splits_of_a_run(tmp_path: Path, monkeypatc
             command(module, *given)
     (folder / "splits.npz").unlink()
     for module, given in ((main, arguments), (evaluate, [f"--workdir={folder}"])):
-        with pytest.raises(UserError, match=r"other splits of the data, and no splits\.npz"):
+        with pytest.raises(UserError, match=r"other splits of the data, and no splits\.npz of"):
             command(module, *given)
     monkeypatch.undo()
     assert not (folder / "splits.npz").exists()
@@ -394,13 +400,17 @@ def test_a_list_is_part_of_what_a_run_is(tmp_path: Path) -> None:
     first = runs_of[lists[0]]
     assert first.data_facts()["excluded"]["num_examples"] == 2
     assert sum(first.data_facts()["num_examples"].values()) == 1795
+    assert "10 classes, 2 records excluded, on the device" in describe(first, "test", 1)
     workdir.write_config(folder, "test", first.config, first.data_facts(), {})
     workdir.write_splits(folder, first.source.record_numbers)
     workdir.check(folder, "test", runs_of[lists[1]].config)
+    for digest in (None, runs_of[lists[2]].source.exclusion_digest):
+        with pytest.raises(UserError, match=r"data.exclude=list.txt does not say what it said"):
+            workdir.check_excluded(folder, "list.txt", digest)
     workdir.write_config(folder, "test", first.config, runs_of[lists[1]].data_facts(), {})
     kept = workdir.read_splits(folder)
     changed, _ = build(small_config(data__exclude=str(lists[2]), model__name="mlp"), kept_splits=kept)
-    with pytest.raises(UserError, match=r"data.exclude=.*changed.txt does not say what it said"):
+    with pytest.raises(UserError, match=r"data.exclude=.*changed.txt does not say"):
         workdir.write_config(folder, "test", changed.config, changed.data_facts(), {})
 
 

@@ -4,7 +4,7 @@ from jaxcnn.data.order import Classes, batch_examples, batch_indices
 from jaxcnn.data.records import NotPreparedError, Source, Split, classes_of
 from jaxcnn.data.resident import cache_dir, channel_statistics, load_arrays, resident_bytes
 from jaxcnn.data.sources import open_source, stand_in_source
-from jaxcnn.data.splits import labels_of
+from jaxcnn.data.splits import labels_of, num_shared
 from jaxcnn.data.streaming import Batches, evaluation_batches, measure_statistics, train_batches
 
 __all__ = [
@@ -22,6 +22,7 @@ __all__ = [
     "labels_of",
     "load_arrays",
     "measure_statistics",
+    "num_shared",
     "open_source",
     "resident_bytes",
     "stand_in_source",

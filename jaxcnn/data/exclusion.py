@@ -31,7 +31,7 @@ class Exclusion:
 def read_exclusion(file: str) -> Exclusion:
     """Raises UserError where the list cannot be read."""
     try:
-        lines = Path(file).expanduser().read_text(encoding="utf-8").splitlines()
+        lines = Path(file).expanduser().read_text(encoding="utf-8-sig").split("\n")
     except (OSError, ValueError) as error:
         raise UserError(
             f"data.exclude={file!r} cannot be read ({one_line(error)}); give a text file of record "
