@@ -26,7 +26,7 @@ from jaxcnn.config import Config, ModelConfig
 from jaxcnn.data import Source
 from jaxcnn.errors import UserError, nearest
 from jaxcnn.feed import Feed, Progress, ResidentFeed, StreamingFeed
-from jaxcnn.losses import Loss, make_loss
+from jaxcnn.losses import Loss, class_weights, make_loss
 from jaxcnn.metrics import Metrics, metrics_for
 from jaxcnn.models import MODELS
 from jaxcnn.models.norm import BatchNorm
@@ -57,7 +57,8 @@ class Run:
     total_steps: int
     steps_per_call: int
     eval_batch_size: int
-    loss: Loss
+    class_weights: np.ndarray | None  # float32 [K], of the losses in training
+    loss: Loss  # in training
     augment: Augment
     average: Average | None  # of the weights
     examples: Callable[[int], np.ndarray]  # count -> the first images of train, uint8
@@ -82,6 +83,8 @@ class Run:
         return {
             "name": self.source.name,
             "fingerprint": self.source.fingerprint,
+            "splits": self.source.splits_digest,
+            "excluded": {"num_examples": self.source.num_excluded, "digest": self.source.exclusion_digest},
             "image_shape": list(self.source.image_shape),
             "class_names": list(self.source.class_names),
             "num_examples": {name: len(split) for name, split in self.source.splits.items()},
@@ -114,6 +117,7 @@ def build(
     *,
     progress: Progress | None = None,
     statistics: tuple[Any, Any] | None = None,
+    kept_splits: dict[str, np.ndarray] | None = None,
     stand_in: bool = False,
 ) -> tuple[Run, Feed]:
     """Builds a run and the feed of its data.
@@ -122,6 +126,7 @@ def build(
       config: validated.
       progress: told while images are decoded.
       statistics: (mean, std) that the run was trained with, when it already was.
+      kept_splits: the splits that it was trained with, the same; see data/splits.py.
       stand_in: a set that is not here may be replaced by its expected shapes: enough for a dry run.
 
     Raises:
@@ -134,13 +139,16 @@ def build(
             f"optimizer.accumulate={config.optimizer.accumulate}"
         )
     model_class = _model_class(config.model)
-    source = _open_source(config, progress, stand_in=stand_in)
+    source = _open_source(config, progress, kept_splits, stand_in=stand_in)
     num_train = len(source.splits["train"])
     resident = _resident(config, source)
     model = make_model(config.model, model_class, num_classes=len(source.class_names), axis_name=parallel.axis_name)
     _check_traces(model, source)
     check_augment(config.augment, source.image_shape, device_batch=config.batch_size // parallel.num_devices)
-    metrics, loss = metrics_for(len(source.class_names)), make_loss(config.loss)
+    metrics = metrics_for(len(source.class_names))
+    train_labels = lambda: data_lib.labels_of(source.splits["train"], progress)
+    weights = class_weights(config.loss, train_labels, len(source.class_names))
+    loss = make_loss(config.loss, weights)
     if config.checkpoint.keep_best and "validation" not in source.splits:
         raise UserError(
             f"checkpoint.keep_best={config.checkpoint.keep_best} needs a validation split, and with "
@@ -189,7 +197,7 @@ def build(
     evaluate_batch = partial(
         eval_step,
         model=model,
-        loss=loss,
+        loss=make_loss(config.loss),
         normalise=make_normalise(mean, std),
         metrics=metrics,
         views=config.eval_tta,
@@ -216,6 +224,7 @@ def build(
         total_steps=total_steps,
         steps_per_call=steps_per_call,
         eval_batch_size=math.ceil(wanted / parallel.num_devices) * parallel.num_devices,
+        class_weights=weights,
         loss=loss,
         augment=augment,
         average=average,
@@ -243,10 +252,16 @@ def describe(run: Run, experiment: str, num_params: int) -> str:
         f"{experiment}: {backend}, {_count(parallel.num_devices, 'device')} "
         f"by {parallel.mode}, {_count(jax.process_count(), 'process')}",
         f"data {source.name}: {sizes}; {'x'.join(map(str, source.image_shape))}, {len(source.class_names)} classes, "
+        + (f"{source.num_excluded:,} records excluded, " if source.num_excluded else "")
         + ("on the device" if run.resident else f"streamed by {_decoders(run)}"),
         f"model {config.model.name}: {num_params:,} parameters, {config.model.dtype}; "
         f"{run.total_steps:,} steps of {config.batch_size} images, {run.steps_per_call} a call",
     ]
+    validation, test = source.splits.get("validation"), source.splits["test"]
+    if validation is not None and (shared := data_lib.num_shared(validation, test)):
+        lines.append(
+            f"validation and test share {shared:,} examples: test is no measure apart from what chose the weights"
+        )
     if hasattr(run.model, "norm"):
         share = config.batch_size // config.optimizer.accumulate
         over = share if config.model.batch_norm == "global" else share // parallel.num_devices
@@ -291,13 +306,11 @@ def _given(config: Config) -> tuple[tuple[float, ...] | None, tuple[float, ...] 
     return config.data.mean, config.data.std
 
 
-def _open_source(config: Config, progress: Progress | None, *, stand_in: bool) -> Source:
-    def opening(done: int, total: int) -> None:
-        if progress:
-            progress(f"reading the headers of {config.data.name}", done, total)
-
+def _open_source(
+    config: Config, progress: Progress | None, kept_splits: dict[str, np.ndarray] | None, *, stand_in: bool
+) -> Source:
     try:
-        return data_lib.open_source(config.data, progress=opening)
+        return data_lib.open_source(config.data, progress=progress, kept=kept_splits)
     except data_lib.NotPreparedError as error:
         source = data_lib.stand_in_source(config.data) if stand_in else None
         if source is None:

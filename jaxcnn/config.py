@@ -8,6 +8,7 @@ known, in build.py; loading and overriding are command_line.py's.
 import dataclasses
 import json
 import math
+import re
 import types
 import typing
 from dataclasses import dataclass, field
@@ -30,10 +31,15 @@ class DataConfig:
 
     name: str = "digits"  # digits | tfds:NAME[/CONFIG][:VERSION] | folder:PATH | csv:PATH | npz:PATH
     dir: str | None = None  # where prepared sets lie; none: $TFDS_DATA_DIR, else ~/tensorflow_datasets; for a PATH: .
-    train_split: str = "train"  # the source's split to learn from
-    validation_split: str | None = None  # none: the source's own, else a slice held out of train
+    train_split: str = "train"  # what to learn from, in TFDS's syntax: train[:80%], train+extra
+    validation_split: str | None = None  # the same; none: the source's own, else a part held out of train
+    test_split: str | None = None  # the same; none: the source's own, else a tenth held out of train
     validation_fraction: float = field(default=0.1, metadata=_range(0, 0.5))  # held out of train; 0: no validation
-    split_seed: int = field(default=0, metadata=_range(0))  # which examples are held out; not varied with `seed`
+    fold: str | None = None  # 2/5: validation is the second of five folds of train_split; test stays as it is
+    stratify: bool = True  # what is held out has each class in proportion; false: whatever comes
+    split_seed: int = field(default=0, metadata=_range(0, 2**32 - 1))  # which are held out; not varied with `seed`
+    exclude: str | None = None  # text file of record identifiers to leave out, one a line, before all else
+    sampling: str = field(default="uniform", metadata=_among("uniform", "balanced"))  # balanced: classes equally often
     image_size: int | None = field(default=None, metadata=_range(1))  # pixels; none: as stored
     channels: int | None = field(default=None, metadata=_range(1, 3))  # 1: grey, 3: RGB; none: as stored
     expected_examples: int | None = field(default=None, metadata=_range(1))  # of train_split; checked when opened, and
@@ -98,6 +104,9 @@ class LossConfig:
     name: str = field(default="cross_entropy", metadata=_among("cross_entropy", "focal", "kl", "mse", "mae"))
     label_smoothing: float = field(default=0.0, metadata=_range(0, 0.99))
     focal_gamma: float = field(default=2.0, metadata=_range(0))  # Lin et al. 2017, eq. 4
+    # Weights multiply an example's loss in training; the loss of validation and test is without them.
+    class_weights: str = field(default="none", metadata=_among("none", "balanced"))  # balanced: of mean 1 over train
+    class_weight_values: tuple[float, ...] = field(default=(), metadata=_range(0))  # one a class, taken as they are
 
 
 @dataclass(slots=True)
@@ -212,6 +221,7 @@ RESUMABLE_FIELDS = (
     "checkpoint.asynchronous", "model.remat", "parallel", "platform", "num_devices", "steps_per_call", "tensorboard",
     "compilation_cache", "data.dir", "data.cache", "data.damaged", "data.num_workers", "data.prefetch_batches",
     "data.resident", "data.expected_examples", "data.expected_classes",
+    "data.exclude",  # where the list lies; what it says is compared by its digest, in workdir.py
 )  # fmt: skip
 
 
@@ -271,7 +281,17 @@ def validate(config: Config) -> None:
         )
     if schedule.name == "step" and not schedule.step_epochs:
         raise UserError("schedule.name=step needs schedule.step_epochs, e.g. --config.schedule.step_epochs='(30,60)'")
+    if config.data.fold is not None:
+        parse_fold(config.data.fold)
     for ignored, reason in (
+        (
+            config.data.fold is not None and config.data.validation_split is not None,
+            f"data.fold={config.data.fold} makes validation of train_split; set data.validation_split=none",
+        ),
+        (
+            loss.class_weights != "none" and loss.class_weight_values,
+            f"loss.class_weights={loss.class_weights} and loss.class_weight_values both weigh classes; set one of them",
+        ),
         (
             schedule.name != "step" and schedule.step_epochs,
             "schedule.step_epochs is read by schedule.name=step only; set it to '()'",
@@ -339,6 +359,15 @@ def validate(config: Config) -> None:
     ):
         if ignored:
             raise UserError(reason)
+
+
+def parse_fold(fold: str) -> tuple[int, int]:
+    """`2/5` -> (2, 5). Raises UserError."""
+    match = re.fullmatch(r"([0-9]{1,6})/([0-9]{1,6})", fold)
+    number, count = (int(match[1]), int(match[2])) if match else (0, 0)
+    if not 1 <= number <= count or count < 2:
+        raise UserError(f"data.fold={fold!r} is no fold; write 1/5, 2/5, … 5/5 for one of five")
+    return number, count
 
 
 def _validate_fields(node: Any, prefix: str) -> None:

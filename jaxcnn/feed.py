@@ -4,6 +4,7 @@ The loop does not know which it has. Both give the same examples in the same ord
 """
 
 from collections.abc import Callable, Iterable, Iterator
+from functools import cached_property
 from typing import Any
 
 import jax
@@ -27,11 +28,23 @@ def evaluation_inputs(num_examples: int, batch_size: int) -> dict[str, np.ndarra
     return {"index": np.minimum(index, num_examples - 1), "mask": index < num_examples}
 
 
-def example_numbers(config: Config, source: Source, step: int) -> dict[str, np.ndarray]:
-    """Of a step's global batch, int32 [batch]: `index`, which examples of train these are, and the `epoch` of each."""
-    size, count = config.batch_size, len(source.splits["train"])
-    index = data_lib.batch_indices(config.seed, step, num_examples=count, batch_size=size)
-    epoch = np.arange(step * size, (step + 1) * size) // count
+def drawn_classes(config: Config, source: Source, progress: Progress) -> data_lib.Classes | None:
+    """The classes of train that sampling draws from; none where it draws examples."""
+    if config.data.sampling != "balanced":
+        return None
+    return data_lib.Classes.of(data_lib.classes_of(data_lib.labels_of(source.splits["train"], progress)))
+
+
+def example_numbers(
+    config: Config, source: Source, step: int, classes: data_lib.Classes | None = None
+) -> dict[str, np.ndarray]:
+    """Of a step's global batch, int32 [batch]: `index`, which examples of train these are, and the `epoch` of each.
+
+    With `classes`, sampling is balanced, and an example's epoch says how often it came before.
+    """
+    index, epoch = data_lib.batch_examples(
+        config.seed, step, num_examples=len(source.splits["train"]), batch_size=config.batch_size, classes=classes
+    )
     return {"index": index.astype(np.int32), "epoch": epoch.astype(np.int32)}
 
 
@@ -63,8 +76,12 @@ class ResidentFeed:
         self._device: dict[str, Any] = {}
         self._damaged = _Damaged(progress)
 
+    @cached_property
+    def _classes(self) -> data_lib.Classes | None:
+        return drawn_classes(self._config, self._source, self._progress)
+
     def arrays(self, split: str) -> tuple[np.ndarray, np.ndarray]:
-        """(images uint8 [n, height, width, channels], labels int32 [n]) of a split, in host memory.
+        """(images uint8 [n, height, width, channels], labels int32 [n] or soft) of a split, in host memory.
 
         A damaged example that is skipped is, in train, the next one that is not; elsewhere its label is negative.
         """
@@ -113,7 +130,7 @@ class ResidentFeed:
     def inputs(self, step: int, num_steps: int) -> Any:
         """Inputs of one call: each step's example_numbers [num_steps, batch], spread over the devices."""
         rows = self._parallel.local_rows(self._config.batch_size)
-        steps = [example_numbers(self._config, self._source, s) for s in range(step, step + num_steps)]
+        steps = [example_numbers(self._config, self._source, s, self._classes) for s in range(step, step + num_steps)]
         stacked = {name: np.stack([numbers[name][rows] for numbers in steps]) for name in ("index", "epoch")}
         return self._parallel.shard(stacked, axis=1)
 
@@ -124,7 +141,7 @@ class ResidentFeed:
     def batch(self, step: int) -> dict[str, np.ndarray]:
         """The global batch of a step, in host memory."""
         images, labels = self.arrays("train")
-        numbers = example_numbers(self._config, self._source, step)
+        numbers = example_numbers(self._config, self._source, step, self._classes)
         return {"image": images[numbers["index"]], "label": labels[numbers["index"]], **numbers}
 
     def evaluation(self, split: str, batch_size: int) -> Iterator[tuple[Any, Any]]:
@@ -162,6 +179,10 @@ class StreamingFeed:
         """Examples that the last evaluation of the split counted: all that are not damaged."""
         return self._num_counted[split]
 
+    @cached_property
+    def _classes(self) -> data_lib.Classes | None:
+        return drawn_classes(self._config, self._source, self._progress)
+
     @staticmethod
     def fetch(data: Any, batch: Any) -> Any:
         """The batch itself."""
@@ -191,7 +212,7 @@ class StreamingFeed:
             )
         self._next_step = step + num_steps
         rows = self._parallel.local_rows(self._config.batch_size)
-        numbers = example_numbers(self._config, self._source, step)
+        numbers = example_numbers(self._config, self._source, step, self._classes)
         batch = {**next(self._iterator), **{name: array[rows] for name, array in numbers.items()}}
         self._damaged.add(self._iterator.damaged)
         return self._parallel.shard({name: array[None] for name, array in batch.items()}, axis=1)
@@ -219,13 +240,14 @@ class StreamingFeed:
             num_workers=num_workers,
             prefetch_batches=self._config.data.prefetch_batches,
             skip_damaged=self._skip_damaged,
+            classes=self._classes,
             **process,
         )
 
     def batch(self, step: int) -> dict[str, np.ndarray]:
         """The global batch of a step, in host memory."""
         with self._batches(step, 0) as batches:
-            return {**next(batches), **example_numbers(self._config, self._source, step)}
+            return {**next(batches), **example_numbers(self._config, self._source, step, self._classes)}
 
     def evaluation(self, split: str, batch_size: int) -> Iterator[tuple[Any, Any]]:
         """(data, inputs) for each call over a split, the last one padded."""

@@ -85,15 +85,18 @@ def step_cost(run: Run) -> tuple[float, Memory]:
     parallel, source = run.parallel, run.source
     size, shape = run.config.batch_size, source.image_shape
     struct = jax.ShapeDtypeStruct
+    label_shape = source.label_shape
+    label_dtype = jnp.float32 if label_shape else jnp.int32
     other_splits = 0
     if run.resident:
         count = len(source.splits["train"])
-        data: Any = {"image": struct((count, *shape), jnp.uint8), "label": struct((count,), jnp.int32)}
+        data: Any = {"image": struct((count, *shape), jnp.uint8), "label": struct((count, *label_shape), label_dtype)}
         inputs: Any = {}
         others = sum(len(split) for name, split in source.splits.items() if name != "train")
-        other_splits = others * (math.prod(shape) + 4)
+        other_splits = others * (math.prod(shape) + 4 * math.prod(label_shape))
     else:
-        data, inputs = {}, {"image": struct((1, size, *shape), jnp.uint8), "label": struct((1, size), jnp.int32)}
+        label = struct((1, size, *label_shape), label_dtype)
+        data, inputs = {}, {"image": struct((1, size, *shape), jnp.uint8), "label": label}
     inputs |= {"index": struct((1, size), jnp.int32), "epoch": struct((1, size), jnp.int32)}
     totals = jax.eval_shape(run.metrics.empty)
     key = jax.eval_shape(lambda: jax.random.key(0))

@@ -53,7 +53,7 @@ class Files:
             raise DamagedRecordError(f"{self.identifier(record)} is damaged ({one_line(error)})") from error
         return {"image": image, "label": self.classes[record]}
 
-    def labels(self) -> np.ndarray:
+    def labels(self, progress=None) -> np.ndarray:
         return np.array(self.classes, np.int32)
 
     def identifier(self, record: int) -> str:
@@ -266,7 +266,7 @@ def test_records_that_are_arrays_and_soft_labels():
     """No files to look into; a soft label counts as its likeliest class."""
 
     class Soft(ImagesInMemory):
-        def labels(self):
+        def labels(self, progress=None):
             return self.classes
 
         def __getitem__(self, record):

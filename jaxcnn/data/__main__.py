@@ -80,7 +80,7 @@ def describe(name: str, rest: list[str], values: flags.FlagValues, start: float)
         raise UserError(f"--sheet={values.sheet}: sheets are PNG files; give it a name that ends in .png")
     _refuse_to_overwrite(values, "sheet")
     log = _log()
-    stored = _open(config.data, log)
+    stored = open_stored(config.data, progress=log.work)
 
     from jaxcnn.data import describing, sheet
 
@@ -164,7 +164,7 @@ def check(name: str, rest: list[str], values: flags.FlagValues, start: float) ->
     _parse(rest, values)
     _refuse_to_overwrite(values, "write_clean", "csv", "json")
     log = _log()
-    stored = _open(DataConfig(name=name, dir=values.data_dir), log, damaged=True)
+    stored = open_stored(DataConfig(name=name, dir=values.data_dir), progress=log.work, damaged=True)
 
     from jaxcnn.data import checking
 
@@ -207,13 +207,6 @@ def write_clean_list(file: Path, report: Any) -> int:
     entries = to_exclude(report)
     write_exclusion(file, entries, comments=CLEAN_LIST_WORDS)
     return len(entries)
-
-
-def _open(data: DataConfig, log: RunLog, *, damaged: bool = False) -> StoredSet:
-    def progress(done: int, total: int) -> None:
-        log.work(f"reading the headers of {data.name}", done, total)
-
-    return open_stored(data, progress=progress, damaged=damaged)
 
 
 def _without(stored: StoredSet, file: str, name: str) -> StoredSet:

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from jaxcnn.data.decoding import with_channels
-from jaxcnn.data.records import Example, Split, StoredSet, fingerprint_of, one_line
+from jaxcnn.data.records import Example, Progress, Split, StoredSet, fingerprint_of, one_line
 from jaxcnn.errors import RunError, UserError, nearest
 
 # Where the images and the labels of a split may stand; {} is the split's name.
@@ -34,6 +34,11 @@ class ArrayRecords:
     targets: np.ndarray  # int32 [N], or soft: float32 [N, K]
     files: tuple[Path, ...] = ()  # none: nothing is decoded that a cache could keep
 
+    @property
+    def label_shape(self) -> tuple[int, ...]:
+        """Of a label: () or (K,)."""
+        return self.targets.shape[1:]
+
     def __len__(self) -> int:
         return len(self.images)
 
@@ -41,7 +46,7 @@ class ArrayRecords:
         target = self.targets[record]
         return {"image": self.images[record], "label": target if target.ndim else int(target)}
 
-    def labels(self) -> np.ndarray:
+    def labels(self, progress: Progress | None = None) -> np.ndarray:
         """int32 [N], or soft: float32 [N, K]."""
         return self.targets
 

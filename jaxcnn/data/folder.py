@@ -67,7 +67,7 @@ class FileRecords:
             )
         return {"image": image, "label": int(self.classes[record])}
 
-    def labels(self) -> np.ndarray:
+    def labels(self, progress: Progress | None = None) -> np.ndarray:
         """int32 [N]."""
         return self.classes
 

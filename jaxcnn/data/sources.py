@@ -12,32 +12,48 @@ from jaxcnn.config import DataConfig
 from jaxcnn.data.arrays import open_npz
 from jaxcnn.data.decoding import with_channels
 from jaxcnn.data.digits import open_digits
+from jaxcnn.data.exclusion import read_exclusion, without
 from jaxcnn.data.folder import find_path, open_csv, open_folder
 from jaxcnn.data.records import ImageShape, ImagesInMemory, Source, Split, StoredSet
-from jaxcnn.data.resident import Progress
-from jaxcnn.data.splits import assign_splits
+from jaxcnn.data.splits import Progress, assign_splits, named_split, record_numbers, restore_splits
 from jaxcnn.data.tfds import TfdsRecords, open_tfds, prepared_sets, tfds_directory
 from jaxcnn.errors import UserError, nearest
 
 OWN_KINDS = ("folder", "csv", "npz")  # a user's own: KIND:PATH
 
 
-def open_source(data: DataConfig, *, progress: Progress | None = None, damaged: bool = False) -> Source:
-    """Finds the set and its splits: `test` is the source's own, else its `validation`, as for ImageNet.
+def open_source(
+    data: DataConfig,
+    *,
+    progress: Progress | None = None,
+    kept: dict[str, np.ndarray] | None = None,
+    damaged: bool = False,
+) -> Source:
+    """Finds the set and its splits: `test` is `test_split`, else the source's own, else its `validation`.
 
-    `validation` is `validation_split`, else the source's own where it has both, else a slice held out of train, else
-    (validation_fraction=0) absent. Where a set has neither, test (a tenth) is held out of train too, disjoint from
-    validation. Splits whose first label is negative count as absent: ImageNet's `test` is published without labels.
+    `validation` is `fold`'s, else `validation_split`, else the source's own where it has both, else a part held out of
+    train, else (validation_fraction=0) absent. Where a set has neither, as some have only train, test (a tenth) is held
+    out of train too, the same whatever validation is. Splits whose first label is negative count as absent: ImageNet's
+    `test` is published without labels. What `exclude` names is left out before all else.
 
     Args:
-      data: the run's.
-      progress: told while the headers of many image files are read.
+      data: validated.
+      progress: told while labels, or the headers of many image files, are read.
+      kept: the splits of a run that exists, as Source.record_numbers had them: they are its splits for good.
       damaged: files whose header cannot be read stay in the set, for who looks for them; else they are a RunError.
     """
-    stored = open_stored(data, progress=progress, damaged=damaged or data.damaged == "skip")
+    tolerant = damaged or data.damaged == "skip" or data.exclude is not None  # which may name the damaged ones
+    stored = open_stored(data, progress=progress, damaged=tolerant)
     image_shape = _run_shape(data, stored)
     _check_expected(data, stored)
-    splits = assign_splits(data, stored.splits)
+    exclusion = None if data.exclude is None else read_exclusion(data.exclude)
+    available, num_excluded = stored.splits, 0
+    if exclusion is not None:
+        available, num_excluded = without(stored.splits, exclusion, data.name)
+    if kept is None:
+        splits = assign_splits(data, available, progress)
+    else:
+        splits = restore_splits(kept, stored.splits, stored.fingerprint)
     return Source(
         name=data.name,
         class_names=stored.class_names,
@@ -46,6 +62,9 @@ def open_source(data: DataConfig, *, progress: Progress | None = None, damaged: 
         fingerprint=stored.fingerprint,
         class_counts=None if data.name.startswith("tfds:") else _class_counts(stored.class_names, splits),
         stored_sizes=stored.stored_sizes,
+        record_numbers=record_numbers(splits, stored.splits, stored.fingerprint),
+        num_excluded=num_excluded,
+        exclusion_digest=None if exclusion is None else exclusion.digest,
     )
 
 
@@ -64,7 +83,12 @@ def open_stored(data: DataConfig, *, progress: Progress | None = None, damaged: 
     if kind == "npz":
         return open_npz(data.name, path, channels=data.channels)
     open_files = open_folder if kind == "folder" else open_csv
-    return open_files(data.name, path, channels=data.channels, progress=progress, damaged=damaged)
+
+    def headers_read(done: int, total: int) -> None:
+        if progress is not None:
+            progress(f"reading the headers of {data.name}", done, total)
+
+    return open_files(data.name, path, channels=data.channels, progress=headers_read, damaged=damaged)
 
 
 def _unknown_name(data: DataConfig) -> UserError:
@@ -118,20 +142,23 @@ def stand_in_source(data: DataConfig) -> Source | None:
     """
     if not (data.expected_examples and data.expected_classes and data.image_size and data.mean and data.std):
         return None
-    nothing = ImagesInMemory("", np.empty((data.expected_examples, 0)), np.empty(data.expected_examples, np.int32))
-    sizes = {data.train_split: data.expected_examples, "test": 0}  # of the test split nothing is known
+    nothing = ImagesInMemory("", np.empty((data.expected_examples, 0)), np.zeros(data.expected_examples, np.int32))
+    # Of the other splits nothing is known, and train_split may be a slice: it stands for itself.
+    named = None if data.validation_split is None else "validation"
+    sizes = {"train": data.expected_examples, "test": 0} | ({} if named is None else {named: 0})
     stored = {name: Split(nothing, np.arange(size)) for name, size in sizes.items()}
+    plain = replace(data, train_split="train", validation_split=None, test_split=None, stratify=False)
     return Source(
         name=data.name,
         class_names=tuple(str(number) for number in range(data.expected_classes)),
         image_shape=(data.image_size, data.image_size, len(data.mean)),
-        splits=assign_splits(data, stored),
+        splits=assign_splits(plain, stored),
         fingerprint="",
     )
 
 
 def _check_expected(data: DataConfig, stored: StoredSet) -> None:
-    found = len(stored.splits[data.train_split]) if data.train_split in stored.splits else None
+    found = len(named_split(data, "train_split", stored.splits)) if data.expected_examples is not None else None
     for what, expected, actual in (
         ("examples", data.expected_examples, found),
         ("classes", data.expected_classes, len(stored.class_names)),

@@ -23,8 +23,17 @@ import numpy as np
 
 from jaxcnn.config import AugmentConfig
 from jaxcnn.data.decoding import fit_image, resize_image
-from jaxcnn.data.order import AUGMENT_STREAM, batch_indices
-from jaxcnn.data.records import DamagedRecordError, Example, ImageShape, Split, one_line, read_or_error
+from jaxcnn.data.order import AUGMENT_STREAM, Classes, batch_examples
+from jaxcnn.data.records import (
+    DamagedRecordError,
+    Example,
+    ImageShape,
+    Split,
+    label_array,
+    label_shape,
+    one_line,
+    read_or_error,
+)
 from jaxcnn.data.resident import channel_counts, statistics_of_counts
 from jaxcnn.errors import RunError, UserError
 
@@ -112,16 +121,17 @@ def train_batches(
     num_workers: int,
     prefetch_batches: int,
     skip_damaged: bool = False,
+    classes: Classes | None = None,
     process_index: int = 0,
     process_count: int = 1,
 ) -> Batches:
-    """Endless batches from step `start_step` on: image uint8 [B, H, W, C], label int32 [B].
+    """Endless batches from step `start_step` on: image uint8 [B, H, W, C], label int32 [B] or soft, float32 [B, K].
 
     With several hosts B is the host's contiguous share of the global `batch_size`. With `skip_damaged`, the place of a
-    damaged example is taken by the next in the split that is not, in every epoch.
+    damaged example is taken by the next in the split that is not, in every epoch. `classes`: sampling is balanced.
     """
     share = _share(batch_size, process_index, process_count)
-    batches = _TrainBatches(split, image_shape, batch_size, share, skip_damaged, seed, start_step, augment)
+    batches = _TrainBatches(split, image_shape, batch_size, share, skip_damaged, seed, start_step, augment, classes)
     return Batches(batches, num_workers, prefetch_batches)
 
 
@@ -193,15 +203,19 @@ class _TrainBatches:
     seed: int
     start_step: int
     augment: AugmentConfig
+    classes: Classes | None
 
     def __len__(self) -> int:
         return _ENDLESS
 
     def __getitem__(self, item: int) -> Batch:
         step, augment = self.start_step + item, self.augment
-        chosen = batch_indices(self.seed, step, num_examples=len(self.split), batch_size=self.batch_size)[self.share]
+        index, _ = batch_examples(
+            self.seed, step, num_examples=len(self.split), batch_size=self.batch_size, classes=self.classes
+        )
+        chosen = index[self.share]
         images = np.empty((len(chosen), *self.image_shape), np.uint8)
-        labels = np.empty(len(chosen), np.int32)
+        labels = []
         first = step * self.batch_size + self.share.start
         damaged: set[str] = set()
         for row, example in enumerate(self._examples(chosen, damaged)):
@@ -212,8 +226,8 @@ class _TrainBatches:
                 )
             else:
                 images[row] = fit_image(example["image"], self.image_shape)
-            labels[row] = example["label"]
-        return {"image": images, "label": labels, **_reported(damaged)}
+            labels.append(example["label"])
+        return {"image": images, "label": label_array(labels, self.split.records), **_reported(damaged)}
 
     def _examples(self, chosen: np.ndarray, damaged: set[str]) -> Iterator[Example]:
         """The examples at `chosen`, and in the place of each that is damaged the next of the split that is not."""
@@ -251,7 +265,7 @@ class _EvaluationBatches:
         size = self.share.stop - self.share.start
         chosen = self.split.indices[start : start + self.batch_size][self.share]
         images = np.zeros((size, *self.image_shape), np.uint8)
-        labels = np.zeros(size, np.int32)
+        labels = label_array(np.zeros((size, *label_shape(self.split.records))), self.split.records)
         mask = np.zeros(size, bool)
         damaged: set[str] = set()
         for row, example in enumerate(read_or_error(self.split.records, chosen)):

@@ -15,16 +15,20 @@ from typing import Any
 import numpy as np
 
 from jaxcnn.data.decoding import decode_image
+from jaxcnn.data.label_cache import cached_labels
 from jaxcnn.data.records import (
     DamagedRecordError,
     Example,
     NotPreparedError,
+    Progress,
     Split,
     StoredSet,
     fingerprint_of,
     one_line,
 )
 from jaxcnn.errors import RunError, UserError, nearest
+
+_LABELS_AT_ONCE = 4096  # records whose bytes are in memory together
 
 
 @dataclass(frozen=True)
@@ -47,10 +51,24 @@ class TfdsRecords:
     def __getitem__(self, record: int) -> Example:
         return next(self.read([record]))
 
-    def labels(self) -> np.ndarray:
-        """int32 [N]; reads every record once."""
-        serialized = self._serialized(range(len(self)))
-        return np.fromiter((self._parse(example)[1] for example in serialized), np.int32, len(self))
+    def labels(self, progress: Progress | None = None) -> np.ndarray:
+        """int32 [N], -1 where a record cannot be read. Reads every record once; after that they are kept on disk."""
+
+        def read_all() -> np.ndarray:
+            labels = np.empty(len(self), np.int32)
+            for start in range(0, len(self), _LABELS_AT_ONCE):
+                if progress is not None:
+                    progress(start, len(self))
+                numbers = range(start, min(start + _LABELS_AT_ONCE, len(self)))
+                try:
+                    labels[start : numbers.stop] = [self._label(example) for example in self._serialized(numbers)]
+                except Exception:  # what is damaged is said once it is needed
+                    labels[start : numbers.stop] = [self._label_or_unknown(record) for record in numbers]
+            if progress is not None:
+                progress(len(self), len(self))
+            return labels
+
+        return cached_labels(self.name, self.files, len(self), read_all)
 
     def identifier(self, record: int) -> str:
         """`SPLIT:NUMBER`."""
@@ -68,7 +86,7 @@ class TfdsRecords:
 
     def first_label(self) -> int:
         """Negative where a split is published without labels."""
-        return self._parse(self._read_one(0))[1]
+        return self._label(self._read_one(0))
 
     def _serialized(self, numbers: Sequence[int]) -> Iterable[bytes]:
         allow_open_files(len(self.files))
@@ -82,6 +100,15 @@ class TfdsRecords:
             return bytes(self.serialized[record])
         except Exception as error:
             raise self._damaged(record, one_line(error)) from error
+
+    def _label(self, serialized: bytes) -> int:
+        return self._parse(serialized)[1]
+
+    def _label_or_unknown(self, record: int) -> int:
+        try:
+            return self._label(self._read_one(record))
+        except Exception:
+            return -1
 
     def _parse(self, serialized: bytes) -> tuple[bytes, int]:
         from tensorflow_datasets.proto import tf_example_pb2
