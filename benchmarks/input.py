@@ -1,18 +1,28 @@
 """Examples a second of each way to feed a step, and its share of one: python -m benchmarks.input [--what cifar10 jpeg]
 
 cifar10: jaxcnn's set on the device and its stream, beside tfds.data_source with Grain an item at a time, and PyTorch's
-DataLoader over the same records. jpeg: the same (without the set on the device) on generated JPEGs of 500 x 375, to
-random crops of 224. Each round opens its feed anew, takes the first batches untimed, and times the next ones.
+DataLoader over the same records. Each round opens its feed anew, takes the first batches untimed, and times the next.
+
+jpeg: photos of 500 x 375 to random crops of 224, uint8 batches on the host: OpenCV's decoder alone, jaxcnn's stream,
+PyTorch's DataLoader with Pillow, and tf.data that decodes the crop alone, on the same files. By CPU time, which others
+on the machine do not lengthen: images a second of a core. --torch_python and --tensorflow_python name interpreters that
+have what this one lacks.
 """
 
 import contextlib
+import importlib.util
+import io
 import itertools
+import json
+import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from benchmarks.input_peers import UNTIMED, seconds_an_image
 from benchmarks.measure import (
     NOT_INSTALLED,
     Others,
@@ -31,7 +41,7 @@ from benchmarks.measure import (
 from benchmarks.overhead import bare_step
 from jaxcnn.errors import UserError
 
-UNTIMED = 6  # batches: what was decoded ahead of the first, and a little more
+ROOT = Path(__file__).resolve().parents[1]
 
 
 def seconds_a_batch(batches: Iterator[Any], seconds: float) -> float:
@@ -97,33 +107,28 @@ def grain_by_item(name: str, folder: str | None, size: int, batch: int, seconds:
 
 
 class TorchItems:
-    """A map-style dataset over a split of jaxcnn's: reads, decodes and crops one item."""
+    """A map-style dataset over a split of jaxcnn's: reads and decodes one item."""
 
-    def __init__(self, split: Any, size: int, crop: bool):
-        self._split, self._shape, self._crop = split, (size, size, 3), crop
+    def __init__(self, split: Any, size: int):
+        self._split, self._shape = split, (size, size, 3)
 
     def __len__(self) -> int:
         return len(self._split)
 
     def __getitem__(self, index: int) -> tuple[Any, int]:
-        import numpy as np
-
         from jaxcnn.data.decoding import fit_image
-        from jaxcnn.data.streaming import random_resized_crop
 
         example = self._split[index]
-        if self._crop:
-            return random_resized_crop(np.random.default_rng(), example["image"], self._shape), example["label"]
         return fit_image(example["image"], self._shape), example["label"]
 
 
-def torch_loader(split: Any, size: int, batch: int, workers: int, seconds: float, *, crop: bool) -> Any:
+def torch_loader(split: Any, size: int, batch: int, workers: int, seconds: float) -> Any:
     """PyTorch's DataLoader, shuffling."""
 
     def measure() -> float:
         from torch.utils.data import DataLoader
 
-        items: Any = TorchItems(split, size, crop)
+        items: Any = TorchItems(split, size)
         context = "forkserver" if workers else None  # JAX's threads do not survive a fork
         loader = DataLoader(items, batch, shuffle=True, num_workers=workers, drop_last=True,
                             multiprocessing_context=context, persistent_workers=workers > 0)  # fmt: skip
@@ -133,48 +138,162 @@ def torch_loader(split: Any, size: int, batch: int, workers: int, seconds: float
     return measure
 
 
-def measure_set(what: str, experiment: list[str], folder: str | None, size: int, options: Any, report: Report) -> None:
-    """A table of one set."""
+def measure_cifar10(argv: list[str], options: Any, report: Report) -> None:
+    """A table of CIFAR-10, against the step of a model."""
     workers = options.workers or num_cores()
-    stream = [*experiment, "--config.data.resident=False"]
-    crop = what == "jpeg"
+    stream = [*argv, "--config.data.resident=False"]
     with contextlib.closing((pieces := build_run(stream))[1]):
         run, batch = pieces[0], pieces[0].config.batch_size
     name = run.source.name.removeprefix("tfds:")
-    sides: dict[str, Callable[[], float]] = {}
-    if what == "cifar10":
-        sides["ours, on the device"] = our_feed(experiment, options.seconds)
-    sides |= {
+    slowest = "tfds.data_source, Grain by item"
+    sides: dict[str, Callable[[], float]] = {
+        "ours, on the device": our_feed(argv, options.seconds),
         f"ours, streamed by {workers} processes": our_feed(
             [*stream, f"--config.data.num_workers={workers}"], options.seconds
         ),
         "ours, streamed by threads": our_feed([*stream, "--config.data.num_workers=0"], options.seconds),
-        "tfds.data_source, Grain by item": grain_by_item(name, folder, size, batch, options.seconds),
+        slowest: grain_by_item(name, None, 32, batch, options.seconds),
     }
     if has_torch():
         split = run.source.splits["train"]
-        label = f"PyTorch DataLoader, {workers} workers"
-        sides[label] = torch_loader(split, size, batch, workers, options.seconds, crop=crop)
+        sides[f"PyTorch DataLoader, {workers} workers"] = torch_loader(split, 32, batch, workers, options.seconds)
     found = in_turn(sides, options.repeats)
-    step_seconds = None
-    if what == "cifar10":
-        resident_run, feed = build_run(experiment)
-        with contextlib.closing(feed):
-            step_seconds = sorted(timed(*bare_step(resident_run, feed))() for _ in range(3))[1]
-        say(f"{what}: batch {batch}; a step of {run.config.model.name} takes {1000 * step_seconds:.4g} ms")
-    else:
-        say(f"{what}: batch {batch}")
-    slowest = "tfds.data_source, Grain by item"
+    resident_run, feed = build_run(argv)
+    with contextlib.closing(feed):
+        step_seconds = sorted(timed(*bare_step(resident_run, feed))() for _ in range(3))[1]
+    say(f"cifar10: batch {batch}; a step of {run.config.model.name} takes {1000 * step_seconds:.4g} ms")
     table = Table(feed=40, ms_a_batch=14, images_a_second=16, share_of_a_step=16, times_Grain_by_item=22)
     for side, values in found.items():
-        share = sorted(values)[len(values) // 2] / step_seconds if step_seconds else None
+        share = sorted(values)[len(values) // 2] / step_seconds
         times = ratio(found, slowest, side)
         rate = batch / sorted(values)[len(values) // 2]
-        table.row(side, milliseconds(values), f"{rate:,.0f}", f"{100 * share:.2f} %" if share else "", str(times))
-        report.add(set=what, feed=side, batch=batch, seconds=values, images_per_second=rate, share_of_a_step=share,
+        table.row(side, milliseconds(values), f"{rate:,.0f}", f"{100 * share:.2f} %", str(times))
+        report.add(set="cifar10", feed=side, batch=batch, seconds=values, images_per_second=rate, share_of_a_step=share,
                    step_seconds=step_seconds, ratio=times)  # fmt: skip
     if not has_torch():
         table.row("PyTorch DataLoader", NOT_INSTALLED, "", "", "")
+
+
+def photos(count: int, *, height: int = 375, width: int = 500, quality: int = 90) -> list[bytes]:
+    """JPEGs of scikit-learn's two photos, cropped and mirrored in many ways."""
+    import cv2
+    import numpy as np
+    from PIL import Image
+    from sklearn.datasets import load_sample_image
+
+    sources = [load_sample_image(name) for name in ("china.jpg", "flower.jpg")]
+    generator, encoded = np.random.default_rng(0), []
+    for number in range(count):
+        source = sources[number % 2]
+        rows, columns = (int(size * generator.uniform(0.75, 1)) for size in source.shape[:2])
+        top, left = (int(generator.integers(size - part + 1)) for size, part in
+                     zip(source.shape[:2], (rows, columns), strict=True))  # fmt: skip
+        part = source[top : top + rows, left : left + columns][:, :: (-1) ** (number // 2)]
+        file = io.BytesIO()
+        photo = cv2.resize(np.ascontiguousarray(part), (width, height), interpolation=cv2.INTER_AREA)
+        Image.fromarray(photo).save(file, "JPEG", quality=quality)
+        encoded.append(file.getvalue())
+    return encoded
+
+
+Sides = dict[str, Callable[[], tuple[float, float]]]  # each gives seconds an image: wall clock, CPU time
+
+
+def decoder_alone(jpegs: list[bytes], seconds: float) -> Callable[[], tuple[float, float]]:
+    """OpenCV, in one thread, without crop or resize: what a stream that decodes whole images cannot beat."""
+    import cv2
+    import numpy as np
+
+    def decode() -> Iterator[None]:
+        for encoded in itertools.cycle(jpegs):
+            cv2.imdecode(np.frombuffer(encoded, np.uint8), cv2.IMREAD_COLOR)
+            yield
+
+    return lambda: seconds_an_image(decode(), 1, seconds)
+
+
+def our_stream(folder: Path, options: Any, num_workers: int) -> Callable[[], tuple[float, float]]:
+    """Batches as StreamingFeed takes them, before they go to the device."""
+    from jaxcnn.config import AugmentConfig, DataConfig
+    from jaxcnn.data import open_source, train_batches
+
+    source = open_source(DataConfig(name="tfds:photos", dir=str(folder), image_size=224, validation_split="test"))
+
+    def measure() -> tuple[float, float]:
+        with train_batches(
+            source.splits["train"], seed=0, batch_size=options.batch, start_step=0, image_shape=source.image_shape,
+            augment=AugmentConfig(random_resized_crop=True), num_workers=num_workers,
+            prefetch_batches=options.prefetch,
+        ) as batches:  # fmt: skip
+            return seconds_an_image(batches, options.batch, options.seconds)
+
+    return measure
+
+
+class Peer:
+    """A side of benchmarks.input_peers, in an interpreter of its own."""
+
+    def __init__(self, python: str, side: str, folder: Path, options: Any):
+        arguments = [side, folder, options.batch, 224, num_cores(), options.seconds]
+        self._process = subprocess.Popen(
+            [python, "-m", "benchmarks.input_peers", *map(str, arguments)],
+            cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
+        )  # fmt: skip
+
+    def __call__(self) -> tuple[float, float]:
+        assert self._process.stdin
+        assert self._process.stdout
+        self._process.stdin.write("\n")
+        self._process.stdin.flush()
+        wall, cpu = json.loads(self._process.stdout.readline() or "[NaN, NaN]")
+        return wall, cpu
+
+    def close(self) -> None:
+        self._process.kill()
+        self._process.communicate()
+
+
+def measure_jpeg(options: Any, report: Report) -> None:
+    """A table of photos, by CPU time; with more than one core, other processes' CPU time is not counted."""
+    from tests.fake_tfds import write_jpegs
+
+    jpegs = photos(options.images)
+    with tempfile.TemporaryDirectory() as name, contextlib.ExitStack() as stack:
+        folder = Path(name)
+        write_jpegs(folder, "photos", jpegs)
+        (folder / "files").mkdir()
+        for number, encoded in enumerate(jpegs):
+            (folder / "files" / f"{number:08d}.jpg").write_bytes(encoded)
+        floor, ours = "OpenCV's decoder alone", "ours, by threads"
+        sides: Sides = {floor: decoder_alone(jpegs, options.seconds), ours: our_stream(folder, options, 0)}
+        if num_cores() > 1:
+            sides[f"ours, by {num_cores()} processes"] = our_stream(folder, options, num_cores())
+        for side, module, label, python in (
+            ("torch", "torch", "PyTorch DataLoader, Pillow", options.torch_python),
+            ("tensorflow", "tensorflow", "tf.data, decode_and_crop_jpeg", options.tensorflow_python),
+        ):
+            if python or importlib.util.find_spec(module):
+                peer = sides[label] = Peer(python or sys.executable, side, folder / "files", options)
+                stack.callback(peer.close)
+        found = in_turn(sides, options.repeats)  # type: ignore[type-var, arg-type]
+    kilobytes = sum(map(len, jpegs)) / len(jpegs) / 1000
+    say(f"jpeg: 500x375, {kilobytes:.0f} kB, to random crops of 224; batch {options.batch}, {num_cores()} cores")
+    by_wall = {side: [wall for wall, _ in values] for side, values in found.items()}
+    by_cpu = {side: [cpu for _, cpu in values] for side, values in found.items()}
+    table = Table(feed=32, CPU_ms_an_image=16, images_s_and_core=18, wall_clock_images_s=20, CPU_over_ours=20)
+    for side in found:
+        # The CPU time of processes that decode is not this process's.
+        alone = "processes" not in side and (num_cores() == 1 or "DataLoader" not in side)
+        cpu, wall = (sorted(values[side])[options.repeats // 2] for values in (by_cpu, by_wall))
+        times = ratio(by_cpu, side, ours) if alone else None
+        table.row(side, milliseconds(by_cpu[side]) if alone else "", f"{1 / cpu:,.0f}" if alone else "",
+                  f"{1 / wall:,.0f}", str(times or ""))  # fmt: skip
+        report.add(set="jpeg", feed=side, batch=options.batch, cores=num_cores(), seconds_an_image=by_wall[side],
+                   cpu_seconds_an_image=by_cpu[side] if alone else None, ratio=times,
+                   wall_ratio=ratio(by_wall, side, ours))  # fmt: skip
+    for module, label in (("torch", "PyTorch DataLoader, Pillow"), ("tensorflow", "tf.data, decode_and_crop_jpeg")):
+        if label not in found:
+            table.row(label, NOT_INSTALLED, "", "", f"--{module}_python")
 
 
 def main() -> None:
@@ -184,29 +303,21 @@ def main() -> None:
     parser.add_argument("--workers", type=int, help="decoding processes (default: as many as cores)")
     parser.add_argument("--images", type=int, default=512, help="JPEGs generated")
     parser.add_argument("--batch", type=int, default=128)
+    parser.add_argument("--prefetch", type=int, default=4, help="data.prefetch_batches of ours, on jpeg")
     parser.add_argument("--model", default="resnet20", help="whose step the share is of, on cifar10")
+    parser.add_argument("--torch_python", help="an interpreter with torch and Pillow, for jpeg")
+    parser.add_argument("--tensorflow_python", help="one with tensorflow")
     options = parser.parse_args()
     set_up(options)
     report, others = Report(options.json, "input"), Others()
-    batch = f"--config.batch_size={options.batch}"
     if "cifar10" in options.what:
-        argv = [f"--config=experiments/cifar10.py:{options.model}", batch]
+        argv = [f"--config=experiments/cifar10.py:{options.model}", f"--config.batch_size={options.batch}"]
         try:
-            measure_set("cifar10", argv, None, 32, options, report)
+            measure_cifar10(argv, options, report)
         except UserError as error:
             say(f"cifar10: skipped: {error}")
     if "jpeg" in options.what:
-        from tests.fake_tfds import write_set
-
-        with tempfile.TemporaryDirectory() as folder:
-            # Noise of 8 levels: files of about 110 kB, as ImageNet's are.
-            write_set(Path(folder), "jpegs", splits={"train": options.images, "test": 8}, image_shape=(375, 500, 3),
-                      encoding="jpeg", texture=8.0)  # fmt: skip
-            argv = ["--config=experiments/cifar10.py", batch, "--config.data.name=tfds:jpegs",
-                    f"--config.data.dir={folder}", "--config.data.image_size=224", "--config.augment.crop_padding=0",
-                    "--config.augment.random_resized_crop=True", "--config.data.mean=(0.5,0.5,0.5)",
-                    "--config.data.std=(0.25,0.25,0.25)"]  # fmt: skip
-            measure_set("jpeg", argv, folder, 224, options, report)
+        measure_jpeg(options, report)
     report.finish()
     others.warn()
 

@@ -26,7 +26,7 @@ from jaxcnn.config import Config, ModelConfig
 from jaxcnn.data import Source
 from jaxcnn.errors import UserError, nearest
 from jaxcnn.feed import Feed, Progress, ResidentFeed, StreamingFeed
-from jaxcnn.losses import Loss, make_loss
+from jaxcnn.losses import Loss, class_weights, make_loss
 from jaxcnn.metrics import Metrics, metrics_for
 from jaxcnn.models import MODELS
 from jaxcnn.models.initializers import INITIALIZERS
@@ -60,7 +60,8 @@ class Run:
     total_steps: int
     steps_per_call: int
     eval_batch_size: int
-    loss: Loss
+    class_weights: np.ndarray | None  # float32 [K], of the losses in training
+    loss: Loss  # in training
     augment: Augment
     average: Average | None  # of the weights
     examples: Callable[[int], np.ndarray]  # count -> the first images of train, uint8
@@ -81,12 +82,23 @@ class Run:
 
     def data_facts(self) -> dict[str, Any]:
         """What a run's folder says of its data."""
+        sizes = self.source.stored_sizes
         return {
             "name": self.source.name,
             "fingerprint": self.source.fingerprint,
+            "splits": self.source.splits_digest,
+            "excluded": {"num_examples": self.source.num_excluded, "digest": self.source.exclusion_digest},
             "image_shape": list(self.source.image_shape),
             "class_names": list(self.source.class_names),
             "num_examples": {name: len(split) for name, split in self.source.splits.items()},
+            "class_counts": self.source.class_counts,
+            "stored_sizes": None
+            if sizes is None
+            else {
+                "smallest": sizes.min(axis=0).tolist(),
+                "median": np.median(sizes, axis=0).tolist(),
+                "largest": sizes.max(axis=0).tolist(),
+            },
             "mean": list(self.mean),
             "std": list(self.std),
         }
@@ -109,6 +121,7 @@ def build(
     *,
     progress: Progress | None = None,
     statistics: tuple[Any, Any] | None = None,
+    kept_splits: dict[str, np.ndarray] | None = None,
     stand_in: bool = False,
 ) -> tuple[Run, Feed]:
     """Builds a run and the feed of its data.
@@ -117,6 +130,7 @@ def build(
       config: validated.
       progress: told while images are decoded.
       statistics: (mean, std) that the run was trained with, when it already was.
+      kept_splits: the splits that it was trained with, the same; see data/splits.py.
       stand_in: a set that is not here may be replaced by its expected shapes: enough for a dry run.
 
     Raises:
@@ -129,7 +143,7 @@ def build(
             f"optimizer.accumulate={config.optimizer.accumulate}"
         )
     model_class = _model_class(config.model)
-    source = _open_source(config, progress, stand_in=stand_in)
+    source = _open_source(config, progress, kept_splits, stand_in=stand_in)
     num_train = len(source.splits["train"])
     resident = _resident(config, source)
     model = make_model(
@@ -140,8 +154,11 @@ def build(
         axis_name=parallel.axis_name,
     )
     _check_traces(model, source)
-    check_augment(config.augment, source.image_shape)
-    metrics, loss = metrics_for(len(source.class_names)), make_loss(config.loss)
+    check_augment(config.augment, source.image_shape, device_batch=config.batch_size // parallel.num_devices)
+    metrics = metrics_for(len(source.class_names))
+    train_labels = lambda: data_lib.labels_of(source.splits["train"], progress)
+    weights = class_weights(config.loss, train_labels, len(source.class_names))
+    loss = make_loss(config.loss, weights)
     if config.checkpoint.keep_best and "validation" not in source.splits:
         raise UserError(
             f"checkpoint.keep_best={config.checkpoint.keep_best} needs a validation split, and with "
@@ -168,7 +185,14 @@ def build(
     )
     optimizer = make_optimizer(config.optimizer, schedule)
     average = make_average(config.optimizer, total_steps=total_steps)
-    augment = make_augment(config.augment, mean=mean, std=std, image_shape=source.image_shape)
+    augment = make_augment(
+        config.augment,
+        mean=mean,
+        std=std,
+        image_shape=source.image_shape,
+        num_classes=len(source.class_names),
+        cropped_at_decode=not resident,
+    )
     step = partial(
         train_step,
         model=model,
@@ -183,7 +207,7 @@ def build(
     evaluate_batch = partial(
         eval_step,
         model=model,
-        loss=loss,
+        loss=make_loss(config.loss),
         normalise=make_normalise(mean, std),
         metrics=metrics,
         views=config.eval_tta,
@@ -210,6 +234,7 @@ def build(
         total_steps=total_steps,
         steps_per_call=steps_per_call,
         eval_batch_size=math.ceil(wanted / parallel.num_devices) * parallel.num_devices,
+        class_weights=weights,
         loss=loss,
         augment=augment,
         average=average,
@@ -237,16 +262,31 @@ def describe(run: Run, experiment: str, num_params: int) -> str:
         f"{experiment}: {backend}, {_count(parallel.num_devices, 'device')} "
         f"by {parallel.mode}, {_count(jax.process_count(), 'process')}",
         f"data {source.name}: {sizes}; {'x'.join(map(str, source.image_shape))}, {len(source.class_names)} classes, "
-        + ("on the device" if run.resident else f"streamed by {config.data.num_workers} workers"),
+        + (f"{source.num_excluded:,} records excluded, " if source.num_excluded else "")
+        + ("on the device" if run.resident else f"streamed by {_decoders(run)}"),
         f"model {config.model.name}: {num_params:,} parameters, {config.model.dtype}; "
         f"{run.total_steps:,} steps of {config.batch_size} images, {run.steps_per_call} a call",
     ]
+    validation, test = source.splits.get("validation"), source.splits["test"]
+    if validation is not None and (shared := data_lib.num_shared(validation, test)):
+        lines.append(
+            f"validation and test share {shared:,} examples: test is no measure apart from what chose the weights"
+        )
     norm = getattr(run.model, "norm", None)
     if isinstance(norm, partial) and norm.func is BatchNorm:
         share = config.batch_size // config.optimizer.accumulate
         over = share if config.model.batch_norm == "global" else share // parallel.num_devices
         lines.append(f"batch norm normalises over {over} images ({config.model.batch_norm})")
     return "\n".join(lines)
+
+
+def _decoders(run: Run) -> str:
+    num_workers = data_lib.choose_workers(
+        run.config.data.num_workers,
+        batch_size=run.config.batch_size // jax.process_count(),
+        image_shape=run.source.image_shape,
+    )
+    return _count(num_workers, "process") if num_workers else "threads"
 
 
 def _count(number: int, what: str) -> str:
@@ -277,9 +317,11 @@ def _given(config: Config) -> tuple[tuple[float, ...] | None, tuple[float, ...] 
     return config.data.mean, config.data.std
 
 
-def _open_source(config: Config, progress: Progress | None, *, stand_in: bool) -> Source:
+def _open_source(
+    config: Config, progress: Progress | None, kept_splits: dict[str, np.ndarray] | None, *, stand_in: bool
+) -> Source:
     try:
-        return data_lib.open_source(config.data)
+        return data_lib.open_source(config.data, progress=progress, kept=kept_splits)
     except data_lib.NotPreparedError as error:
         source = data_lib.stand_in_source(config.data) if stand_in else None
         if source is None:
@@ -369,8 +411,6 @@ def _check_traces(model: nn.Module, source: Source) -> None:
 
 def _resident(config: Config, source: Source) -> bool:
     if config.data.resident is not None:
-        if config.data.resident and config.augment.random_resized_crop:
-            raise UserError("augment.random_resized_crop works at decode: set data.resident=false")
         return config.data.resident
     return data_lib.resident_bytes(source) <= RESIDENT_BYTES and not config.augment.random_resized_crop
 

@@ -8,6 +8,7 @@ known, in build.py; loading and overriding are command_line.py's.
 import dataclasses
 import json
 import math
+import re
 import types
 import typing
 from dataclasses import dataclass, field
@@ -28,32 +29,59 @@ def _range(low: float = -math.inf, high: float = math.inf, *, above: float = -ma
 class DataConfig:
     """Which data, how they are split, and where they live."""
 
-    name: str = "digits"  # digits | tfds:NAME[/CONFIG][:VERSION]
-    dir: str | None = None  # where prepared sets lie; none: $TFDS_DATA_DIR, else ~/tensorflow_datasets
-    train_split: str = "train"  # the source's split to learn from
-    validation_split: str | None = None  # none: the source's own, else a slice held out of train
+    name: str = "digits"  # digits | tfds:NAME[/CONFIG][:VERSION] | folder:PATH | csv:PATH | npz:PATH
+    dir: str | None = None  # where prepared sets lie; none: $TFDS_DATA_DIR, else ~/tensorflow_datasets; for a PATH: .
+    train_split: str = "train"  # what to learn from, in TFDS's syntax: train[:80%], train+extra
+    validation_split: str | None = None  # the same; none: the source's own, else a part held out of train
+    test_split: str | None = None  # the same; none: the source's own, else a tenth held out of train
     validation_fraction: float = field(default=0.1, metadata=_range(0, 0.5))  # held out of train; 0: no validation
-    split_seed: int = field(default=0, metadata=_range(0))  # which examples are held out; not varied with `seed`
+    fold: str | None = None  # 2/5: validation is the second of five folds of train_split; test stays as it is
+    stratify: bool = True  # what is held out has each class in proportion; false: whatever comes
+    split_seed: int = field(default=0, metadata=_range(0, 2**32 - 1))  # which are held out; not varied with `seed`
+    exclude: str | None = None  # text file of record identifiers to leave out, one a line, before all else
+    sampling: str = field(default="uniform", metadata=_among("uniform", "balanced"))  # balanced: classes equally often
     image_size: int | None = field(default=None, metadata=_range(1))  # pixels; none: as stored
+    channels: int | None = field(default=None, metadata=_range(1, 3))  # 1: grey, 3: RGB; none: as stored
     expected_examples: int | None = field(default=None, metadata=_range(1))  # of train_split; checked when opened, and
     expected_classes: int | None = field(default=None, metadata=_range(2))  # what --dry_run assumes of an absent set
     mean: tuple[float, ...] | None = None  # per channel, in 0..1; none: measured from train
     std: tuple[float, ...] | None = field(default=None, metadata=_range(above=0))  # the same
     resident: bool | None = None  # decoded set lives on the device; none: when it takes at most 2 GiB
     cache: bool = True  # keep the decoded set under ~/.cache/jaxcnn (or $JAXCNN_CACHE_DIR)
-    num_workers: int = field(default=4, metadata=_range(0))  # decoding processes when streaming; 0: in-process
-    prefetch_batches: int = field(default=4, metadata=_range(1))  # batches decoded ahead when streaming
+    damaged: str = field(default="error", metadata=_among("error", "skip"))  # records: end, or train on others, count
+    num_workers: int | None = field(default=None, metadata=_range(0))  # decoding processes; 0: threads; none: by cores
+    prefetch_batches: int = field(default=4, metadata=_range(1))  # decoded ahead when streaming; at least one a worker
 
 
 @dataclass(slots=True)
 class AugmentConfig:
-    """What the images go through in training, in this order."""
+    """What the images go through in training, on the device and in this order. 0 and false turn a piece off."""
 
     alternating_flip: bool = False  # mirror left-right every other epoch, each example's first by a coin
     flip: bool = False  # mirror left-right with probability 1/2
     crop_padding: int = field(default=0, metadata=_range(0))  # pixels of reflected border, then a random crop back
+    random_resized_crop: bool = False  # a random box, enlarged; streams (at decode) unless data.resident=true
+    crop_area: tuple[float, ...] = field(default=(0.08, 1.0), metadata=_range(above=0, high=1))  # the box's: low, high
+    crop_aspect: tuple[float, ...] = field(default=(3 / 4, 4 / 3), metadata=_range(above=0))  # its width / height
+    rotation: float = field(default=0.0, metadata=_range(0, 180))  # degrees, at most so many each way
+    shift: float = field(default=0.0, metadata=_range(0, 1))  # fraction of height and of width, each way
+    shear: float = field(default=0.0, metadata=_range(0, 80))  # degrees, each way
+    zoom: float = field(default=0.0, metadata=_range(0, 0.95))  # fraction: by a factor in [1 - zoom, 1 + zoom]
+    fill: str = field(default="constant", metadata=_among("constant", "nearest", "reflect", "wrap"))  # of these four
+    randaugment_ops: int = field(default=0, metadata=_range(0, 14))  # operations one after the other: the paper's N
+    randaugment_magnitude: int = field(default=9, metadata=_range(0, 30))  # of all of them, on torchvision's scale
+    trivial_augment: bool = False  # one operation of any magnitude, TrivialAugment's wide ranges
+    brightness: float = field(default=0.0, metadata=_range(0))  # by a factor in [max(0, 1 - this), 1 + this]
+    contrast: float = field(default=0.0, metadata=_range(0))  # the same
+    saturation: float = field(default=0.0, metadata=_range(0))  # the same
+    hue: float = field(default=0.0, metadata=_range(0, 0.5))  # fraction of the circle, each way
+    grayscale: float = field(default=0.0, metadata=_range(0, 1))  # probability
+    blur: float = field(default=0.0, metadata=_range(0, 16))  # largest sigma in pixels; drawn between 0 and this
+    noise: float = field(default=0.0, metadata=_range(0, 1))  # sigma, a fraction of the levels' range
     cutout: int = field(default=0, metadata=_range(0))  # side in pixels of a random square set to the mean
-    random_resized_crop: bool = False  # streaming only, at decode: area 8-100 %, aspect 3/4-4/3 (GoogLeNet's)
+    random_erasing: float = field(default=0.0, metadata=_range(0, 1))  # probability of a box of 2-40 % set to the mean
+    mixup: float = field(default=0.0, metadata=_range(0))  # alpha; partners are neighbours in the batch
+    cutmix: float = field(default=0.0, metadata=_range(0))  # alpha; with mixup too, each example by one of the two
 
 
 @dataclass(slots=True)
@@ -82,6 +110,9 @@ class LossConfig:
     name: str = field(default="cross_entropy", metadata=_among("cross_entropy", "focal", "kl", "mse", "mae"))
     label_smoothing: float = field(default=0.0, metadata=_range(0, 0.99))
     focal_gamma: float = field(default=2.0, metadata=_range(0))  # Lin et al. 2017, eq. 4
+    # Weights multiply an example's loss in training; the loss of validation and test is without them.
+    class_weights: str = field(default="none", metadata=_among("none", "balanced"))  # balanced: of mean 1 over train
+    class_weight_values: tuple[float, ...] = field(default=(), metadata=_range(0))  # one a class, taken as they are
 
 
 @dataclass(slots=True)
@@ -194,8 +225,9 @@ class Config:
 RESUMABLE_FIELDS = (
     "eval_batch_size", "log_every_steps", "checkpoint.every_epochs", "checkpoint.every_steps", "checkpoint.keep_last",
     "checkpoint.asynchronous", "model.remat", "parallel", "platform", "num_devices", "steps_per_call", "tensorboard",
-    "compilation_cache", "data.dir", "data.cache", "data.num_workers", "data.prefetch_batches", "data.resident",
-    "data.expected_examples", "data.expected_classes",
+    "compilation_cache", "data.dir", "data.cache", "data.damaged", "data.num_workers", "data.prefetch_batches",
+    "data.resident", "data.expected_examples", "data.expected_classes",
+    "data.exclude",  # where the list lies; what it says is compared by its digest, in workdir.py
 )  # fmt: skip
 
 
@@ -236,24 +268,36 @@ def flatten(config: Config) -> dict[str, Any]:
 def changed_fields(saved: Config, now: Config) -> list[str]:
     """The fields, `name (saved -> now)`, in which two configs train differently."""
     old, new = flatten(saved), flatten(now)
+    crops_elsewhere = now.augment.random_resized_crop and (saved.data.resident is True) != (now.data.resident is True)
+    resumable = set(RESUMABLE_FIELDS) - ({"data.resident"} if crops_elsewhere else set())
     return [
         f"{name} ({old.get(name)} -> {value})"
         for name, value in new.items()
-        if value != old.get(name) and name not in RESUMABLE_FIELDS
+        if value != old.get(name) and name not in resumable
     ]
 
 
 def validate(config: Config) -> None:
     """Checks every field's type, choice and range, then what must hold between fields. Raises UserError."""
     _validate_fields(config, "")
-    optimizer, schedule, loss = config.optimizer, config.schedule, config.loss
+    optimizer, schedule, loss, augment = config.optimizer, config.schedule, config.loss, config.augment
     if config.batch_size % optimizer.accumulate:
         raise UserError(
             f"batch_size={config.batch_size} does not divide into optimizer.accumulate={optimizer.accumulate} parts"
         )
     if schedule.name == "step" and not schedule.step_epochs:
         raise UserError("schedule.name=step needs schedule.step_epochs, e.g. --config.schedule.step_epochs='(30,60)'")
+    if config.data.fold is not None:
+        parse_fold(config.data.fold)
     for ignored, reason in (
+        (
+            config.data.fold is not None and config.data.validation_split is not None,
+            f"data.fold={config.data.fold} makes validation of train_split; set data.validation_split=none",
+        ),
+        (
+            loss.class_weights != "none" and loss.class_weight_values,
+            f"loss.class_weights={loss.class_weights} and loss.class_weight_values both weigh classes; set one of them",
+        ),
         (
             schedule.name != "step" and schedule.step_epochs,
             "schedule.step_epochs is read by schedule.name=step only; set it to '()'",
@@ -267,8 +311,38 @@ def validate(config: Config) -> None:
             "loss.label_smoothing is for loss.name=cross_entropy only; set it to 0",
         ),
         (
-            config.augment.flip and config.augment.alternating_flip,
+            augment.flip and augment.alternating_flip,
             "augment.flip and augment.alternating_flip both mirror; set one of them to false",
+        ),
+        (
+            augment.randaugment_ops and augment.trivial_augment,
+            "augment.randaugment_ops and augment.trivial_augment are two policies; set one of them to 0 or false",
+        ),
+        (
+            not augment.randaugment_ops and augment.randaugment_magnitude != AugmentConfig().randaugment_magnitude,
+            f"augment.randaugment_magnitude={augment.randaugment_magnitude} is read with augment.randaugment_ops only; "
+            "set that, 2 in the paper",
+        ),
+        (
+            augment.fill != "constant" and not (augment.rotation or augment.shift or augment.shear or augment.zoom),
+            f"augment.fill={augment.fill} is read with augment.rotation, shift, shear or zoom only; set one of them",
+        ),
+        *(
+            (
+                not augment.random_resized_crop and given != default,
+                f"augment.{name}={given} is read with augment.random_resized_crop only; set that to true",
+            )
+            for name, given, default in (
+                ("crop_area", augment.crop_area, AugmentConfig().crop_area),
+                ("crop_aspect", augment.crop_aspect, AugmentConfig().crop_aspect),
+            )
+        ),
+        *(
+            (
+                len(given) != 2 or given[0] > given[-1],
+                f"augment.{name}={given} must be two numbers, the smaller first, e.g. '(0.5, 1.0)'",
+            )
+            for name, given in (("crop_area", augment.crop_area), ("crop_aspect", augment.crop_aspect))
         ),
         (
             optimizer.ema_decay is not None and optimizer.lookahead_every_steps is not None,
@@ -291,6 +365,15 @@ def validate(config: Config) -> None:
     ):
         if ignored:
             raise UserError(reason)
+
+
+def parse_fold(fold: str) -> tuple[int, int]:
+    """`2/5` -> (2, 5). Raises UserError."""
+    match = re.fullmatch(r"([0-9]{1,6})/([0-9]{1,6})", fold)
+    number, count = (int(match[1]), int(match[2])) if match else (0, 0)
+    if not 1 <= number <= count or count < 2:
+        raise UserError(f"data.fold={fold!r} is no fold; write 1/5, 2/5, … 5/5 for one of five")
+    return number, count
 
 
 def _validate_fields(node: Any, prefix: str) -> None:

@@ -40,6 +40,7 @@ def main(argv: list[str], start: float) -> int:
     saved = workdir_lib.read_config(workdir)
     config = from_dict(saved["config"])
     config.data.dir = values.data_dir or config.data.dir
+    config.data.exclude = None  # what is left of it stands in the run's splits
     config.platform = config.num_devices = None  # wherever it was trained, it is evaluated here
     validate(config)
 
@@ -54,9 +55,13 @@ def main(argv: list[str], start: float) -> int:
     devices = make_parallel("jit").num_devices
     config.num_devices = devices if config.batch_size % (devices * config.optimizer.accumulate) == 0 else 1
     log = RunLog(workdir, tensorboard=False)
-    run, feed = build(config, progress=log.work, statistics=(saved["data"]["mean"], saved["data"]["std"]))
-    if run.source.fingerprint != saved["data"]["fingerprint"]:
-        raise UserError(f"the data found are not those that the run in {workdir} was trained on; see --data_dir")
+    run, feed = build(
+        config,
+        progress=log.work,
+        statistics=(saved["data"]["mean"], saved["data"]["std"]),
+        kept_splits=workdir_lib.read_splits(workdir),
+    )
+    workdir_lib.check_data(workdir, saved["data"], run.data_facts())
     if values.split not in run.source.splits:
         raise UserError(f"--split={values.split}: the run has none (data.validation_fraction=0)")
     folder = workdir / "checkpoints"
@@ -76,7 +81,7 @@ def main(argv: list[str], start: float) -> int:
     state = checkpoints.restore(step, like)[0]["state"]
     variables = run.parallel.replicate(loop.result_variables(run, state))
     (metrics,) = loop.evaluate_split(run, feed, values.split, variables)
-    result = {**metrics, "num_examples": len(run.source.splits[values.split])}
+    result = {**metrics, "num_examples": feed.num_counted(values.split)}
     feed.close()
     checkpoints.close()
     splits_table(log.console, f"{saved['experiment']}, step {step:,}", {values.split: result})

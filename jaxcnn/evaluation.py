@@ -19,7 +19,7 @@ def evaluate(
     *,
     metrics: type[Metrics],
     parallel: Parallel,
-    num_examples: int,
+    num_examples: Callable[[], int],
 ) -> list[dict[str, float]]:
     """Means over a whole split, for each of several sets of weights in one pass over the data.
 
@@ -27,7 +27,7 @@ def evaluate(
       eval_call: compiled (variables, totals, data, inputs) -> totals.
       variables: each replicated `params` and `batch_stats`.
       batches: (data, inputs) for `eval_call`, padded to one shape; padding is masked.
-      num_examples: size of the split; that each was counted once is checked.
+      num_examples: asked at the end: size of the split, less what is damaged; that each was counted once is checked.
 
     Returns:
       For each, `{"loss": …, "accuracy": …, …}`.
@@ -39,6 +39,6 @@ def evaluate(
             jax.block_until_ready(totals)
     results = [parallel.unreplicate(sums) for sums in totals]
     for sums in results:
-        if int(sums.loss.count) != num_examples:
-            raise RunError(f"evaluation counted {int(sums.loss.count)} examples of a split of {num_examples}")
+        if int(sums.loss.count) != num_examples():
+            raise RunError(f"evaluation counted {int(sums.loss.count)} examples of a split of {num_examples()}")
     return [{name: float(value) for name, value in sums.compute().items()} for sums in results]

@@ -19,10 +19,13 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemaining
 from rich.table import Table
 
 
-def write_atomically(path: epath.Path, text: str) -> None:
-    """The file holds either what it held before or all of `text`, whenever the process is killed."""
+def write_atomically(path: epath.Path, content: str | bytes) -> None:
+    """The file holds either what it held before or all of `content`, whenever the process is killed."""
     partial = path.parent / f".{path.name}.{os.getpid()}.partial"
-    partial.write_text(text)
+    if isinstance(content, bytes):
+        partial.write_bytes(content)
+    else:
+        partial.write_text(content)
     partial.replace(path)
 
 

@@ -112,8 +112,10 @@ def train(run: Run, feed: Feed, log: RunLog, checkpoints: Checkpoints) -> dict[s
     clock.lap("save", step)
     for split in ("validation", "test") if validates else ("test",):
         (values,) = evaluate_split(run, feed, split, variables)
-        splits[split] = {**values, "num_examples": len(run.source.splits[split])}
+        splits[split] = {**values, "num_examples": feed.num_counted(split)}
     clock.lap("evaluate", step)
+    if feed.num_damaged:
+        log.say(f"{feed.num_damaged:,} damaged records were skipped (data.damaged=skip)")
     return {
         "step": step,
         "epochs": round(step / run.steps_per_epoch, 4),
@@ -132,7 +134,7 @@ def evaluate_split(run: Run, feed: Feed, split: str, *variables: dict[str, Any])
         feed.evaluation(split, run.eval_batch_size),
         metrics=run.metrics,
         parallel=run.parallel,
-        num_examples=len(run.source.splits[split]),
+        num_examples=lambda: feed.num_counted(split),
     )
 
 

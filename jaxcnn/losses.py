@@ -8,6 +8,7 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from jaxcnn.config import LossConfig
@@ -16,8 +17,11 @@ from jaxcnn.errors import UserError, nearest
 Loss = Callable[[jax.Array, jax.Array], jax.Array]  # logits [B, K], labels [B] or [B, K] -> float32 [B]
 
 
-def make_loss(config: LossConfig) -> Loss:
-    """Binds one loss to its config: logits [batch, classes] and labels to float32 [batch]."""
+def make_loss(config: LossConfig, weights: np.ndarray | None = None) -> Loss:
+    """Binds one loss to its config: logits [batch, classes] and labels to float32 [batch].
+
+    `weights`, one a class, multiply each example's loss; a soft label has the mean of its classes' weights.
+    """
     losses: dict[str, Loss] = {
         "cross_entropy": optax.losses.softmax_cross_entropy,
         "focal": lambda logits, targets: _softmax_focal_loss(logits, targets, gamma=config.focal_gamma),
@@ -36,9 +40,43 @@ def make_loss(config: LossConfig) -> Loss:
             targets = jax.nn.one_hot(labels, logits.shape[-1], dtype=jnp.float32)
         else:
             targets = labels.astype(jnp.float32)
-        return loss(logits, optax.losses.smooth_labels(targets, config.label_smoothing))
+        losses = loss(logits, optax.losses.smooth_labels(targets, config.label_smoothing))
+        return losses if weights is None else losses * jnp.sum(targets * weights, axis=-1)
 
     return per_example
+
+
+def class_weights(config: LossConfig, labels: Callable[[], np.ndarray], num_classes: int) -> np.ndarray | None:
+    """A weight for each class, float32 [K], or None where the config asks for none.
+
+    Balanced weights are scikit-learn's: n / (classes there are * examples of the class), so that each class has the
+    same part in the loss and the mean over train is 1; a class of which train has nothing weighs 1. The loss of a batch
+    is the mean of weighted losses, not divided by the batch's weights, so batches may be split as one likes.
+
+    Args:
+      config: what is asked for.
+      labels: gives train's, int [N] (negative ones are left out) or soft [N, K].
+      num_classes: K.
+    """
+    if config.class_weight_values:
+        if len(config.class_weight_values) != num_classes:
+            raise UserError(
+                f"loss.class_weight_values has {len(config.class_weight_values)} weights, but there are {num_classes} "
+                "classes; give one a class"
+            )
+        if not any(config.class_weight_values):
+            raise UserError("loss.class_weight_values are all 0, so nothing would be learned; give one above 0")
+        return np.asarray(config.class_weight_values, np.float32)
+    if config.class_weights == "none":
+        return None
+    of_train = labels()
+    if of_train.ndim == 1:
+        of_train = np.bincount(of_train[(of_train >= 0) & (of_train < num_classes)], minlength=num_classes)[None]
+    counts = of_train.sum(axis=0)
+    there = counts > 0
+    weights = np.ones(num_classes)
+    weights[there] = counts.sum() / (there.sum() * counts[there])
+    return weights.astype(np.float32)
 
 
 def _softmax_focal_loss(logits: jax.Array, targets: jax.Array, *, gamma: float) -> jax.Array:

@@ -38,6 +38,7 @@ def main(argv: list[str], start: float) -> int:
         raise UserError("--workdir is empty; leave it out for runs/<experiment>")
     workdir = workdir_lib.resolve(values.workdir or os.path.join("runs", experiment))
     workdir_lib.check(workdir, experiment, config)
+    workdir_lib.check_excluded(workdir, config.data.exclude, _exclusion_digest(config))
     log = RunLog(workdir, tensorboard=config.tensorboard, start=start)
     summary = workdir_lib.read_summary(workdir)
     if summary is not None and not values.dry_run:
@@ -58,9 +59,22 @@ def main(argv: list[str], start: float) -> int:
     with workdir_lib.claimed(workdir), contextlib.closing(log):
         workdir_lib.check(workdir, experiment, config)  # again, now that nobody else can write there
         saved = workdir_lib.saved_data(workdir)
-        run, feed = build(config, progress=log.work, statistics=(saved["mean"], saved["std"]) if saved else None)
+        run, feed = build(
+            config,
+            progress=log.work,
+            statistics=(saved["mean"], saved["std"]) if saved else None,
+            kept_splits=workdir_lib.read_splits(workdir) if saved else None,
+        )
         with contextlib.closing(feed):
             return _train(run, feed, experiment, workdir, log, start)
+
+
+def _exclusion_digest(config: Config) -> str | None:
+    if config.data.exclude is None:
+        return None
+    from jaxcnn.data.exclusion import read_exclusion
+
+    return read_exclusion(config.data.exclude).digest
 
 
 def _train(run: Any, feed: Any, experiment: str, workdir: Any, log: RunLog, start: float) -> int:
@@ -73,6 +87,7 @@ def _train(run: Any, feed: Any, experiment: str, workdir: Any, log: RunLog, star
     config: Config = run.config
     num_params = sum(leaf.size for leaf in jax.tree.leaves(run.abstract_state().params))
     workdir_lib.write_config(workdir, experiment, config, run.data_facts(), versions())
+    workdir_lib.write_splits(workdir, run.source.record_numbers)
     log.say(describe(run, experiment, num_params))
     checkpoints = Checkpoints(
         workdir / "checkpoints",

@@ -1,17 +1,26 @@
-"""What `--dry_run` shows: the resolved config, the model's table, the schedule, the compiled step's cost."""
+"""What `--dry_run` shows: the resolved config, the model's table, the schedule, the compiled step's cost.
 
+And what a model will see of its training images.
+"""
+
+import dataclasses
 import math
 from dataclasses import dataclass
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from clu import parameter_overview
 from etils import epath
 from rich.console import Console
 
 from jaxcnn.build import Run, describe
 from jaxcnn.config import flatten
+from jaxcnn.data.decoding import fit_image
+from jaxcnn.data.records import Split
+from jaxcnn.feed import Feed
+from jaxcnn.step import augment_keys, mirrored
 
 
 def preview(run: Run, console: Console, *, experiment: str, workdir: epath.Path) -> None:
@@ -76,15 +85,18 @@ def step_cost(run: Run) -> tuple[float, Memory]:
     parallel, source = run.parallel, run.source
     size, shape = run.config.batch_size, source.image_shape
     struct = jax.ShapeDtypeStruct
+    label_shape = source.label_shape
+    label_dtype = jnp.float32 if label_shape else jnp.int32
     other_splits = 0
     if run.resident:
         count = len(source.splits["train"])
-        data: Any = {"image": struct((count, *shape), jnp.uint8), "label": struct((count,), jnp.int32)}
+        data: Any = {"image": struct((count, *shape), jnp.uint8), "label": struct((count, *label_shape), label_dtype)}
         inputs: Any = {}
         others = sum(len(split) for name, split in source.splits.items() if name != "train")
-        other_splits = others * (math.prod(shape) + 4)
+        other_splits = others * (math.prod(shape) + 4 * math.prod(label_shape))
     else:
-        data, inputs = {}, {"image": struct((1, size, *shape), jnp.uint8), "label": struct((1, size), jnp.int32)}
+        label = struct((1, size, *label_shape), label_dtype)
+        data, inputs = {}, {"image": struct((1, size, *shape), jnp.uint8), "label": label}
     inputs |= {"index": struct((1, size), jnp.int32), "epoch": struct((1, size), jnp.int32)}
     totals = jax.eval_shape(run.metrics.empty)
     key = jax.eval_shape(lambda: jax.random.key(0))
@@ -106,3 +118,42 @@ def step_cost(run: Run) -> tuple[float, Memory]:
 
 def _mib(size: int) -> str:
     return f"{size / 2**20:,.1f}"
+
+
+@dataclass(frozen=True)
+class AugmentedImages:
+    """Training images, and what augmentation makes of them, with normalising undone."""
+
+    originals: np.ndarray  # uint8 [N, H, W, C], of the run's size
+    versions: np.ndarray  # uint8 [N, versions, H, W, C]
+    labels: np.ndarray  # int32 [N]
+
+
+def augmented_images(run: Run, feed: Feed, *, num_images: int, num_versions: int) -> AugmentedImages:
+    """The first images of the first batch. Version 0 is what step 0 trains on, the same draws; version k the same
+    images as the k-th epoch of a run on that batch alone would draw them.
+    """
+    train, size = run.source.splits["train"], run.config.batch_size
+    first = feed.batch(0)
+    alone = Split(train.records, train.indices[first["index"]])
+    source = dataclasses.replace(run.source, splits={**run.source.splits, "train": alone})
+    feed_alone = type(feed)(run.config, source, run.parallel, lambda *_: None)
+    key, augment = jax.random.key(run.config.seed), jax.jit(run.augment)
+    mean, std = np.array(run.mean, np.float32), np.array(run.std, np.float32)
+    versions = []
+    batch: Any
+    for version in range(num_versions):
+        if version == 0:
+            batch, order = first, np.arange(size)
+        else:
+            batch = feed_alone.batch(version)
+            order = np.argsort(batch["index"])  # back to the order of the first batch
+            batch = {**batch, "index": first["index"][batch["index"]]}
+        keys = augment_keys(key, version, jnp.arange(size))
+        images, _ = augment(keys, batch["image"], batch["label"], mirrored(key, batch))
+        pixels = (np.asarray(images)[order[:num_images]] * std + mean) * 255
+        versions.append(np.clip(np.round(pixels), 0, 255).astype(np.uint8))
+    originals = [
+        fit_image(example["image"], source.image_shape) for example in alone.records.read(alone.indices[:num_images])
+    ]
+    return AugmentedImages(np.stack(originals), np.stack(versions, axis=1), np.asarray(first["label"][:num_images]))

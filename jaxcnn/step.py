@@ -100,13 +100,9 @@ def train_step(
     """
     size = batch["label"].shape[0]
     device = 0 if axis_name is None else jax.lax.axis_index(axis_name)
-    augment_key, dropout_key = (
-        jax.random.fold_in(jax.random.fold_in(key, stream), state.step) for stream in (AUGMENT_STREAM, DROPOUT_STREAM)
-    )
-    # One key an example, by its position in the global batch: one device and eight augment alike.
-    example_keys = jax.vmap(jax.random.fold_in, in_axes=(None, 0))(augment_key, device * size + jnp.arange(size))
-    images, labels = augment(example_keys, batch["image"], batch["label"], mirrored(key, batch))
-    dropout_key = jax.random.fold_in(dropout_key, device)
+    keys = augment_keys(key, state.step, device * size + jnp.arange(size))
+    images, labels = augment(keys, batch["image"], batch["label"], mirrored(key, batch))
+    dropout_key = jax.random.fold_in(jax.random.fold_in(jax.random.fold_in(key, DROPOUT_STREAM), state.step), device)
 
     def mean_loss(params, batch_stats, images, labels, dropout_key):
         logits, updated = model.apply(
@@ -146,6 +142,15 @@ def train_step(
     new_state = TrainState(state.step + 1, **now, opt_state=opt_state, ema=ema)
     values = {name: value.swapaxes(0, 1).reshape(size) for name, value in values.items()}
     return new_state, collect(metrics, values, jnp.ones(size, bool), axis_name=axis_name)
+
+
+def augment_keys(key: jax.Array, step: Any, positions: jax.Array) -> jax.Array:
+    """One key an example, by its position in the step's global batch: one device and eight augment alike.
+
+    `key` is the run's.
+    """
+    step_key = jax.random.fold_in(jax.random.fold_in(key, AUGMENT_STREAM), step)
+    return jax.vmap(jax.random.fold_in, in_axes=(None, 0))(step_key, positions)
 
 
 def scan(body: Callable, carry: Any, xs: Any) -> tuple[Any, Any]:
@@ -225,9 +230,19 @@ def eval_step(
     return collect(metrics, values, batch["mask"], axis_name=axis_name)
 
 
+def is_sound(labels: Any) -> Any:
+    """Bool [n]: which of labels [n], or [n, classes], are not negative, as those of damaged examples are."""
+    return (labels >= 0).reshape(len(labels), -1).all(axis=1)
+
+
 def gather(data: dict[str, jax.Array], inputs: jax.Array | dict[str, jax.Array]) -> Batch:
-    """The batch at `index` [batch] of a data set that lives on the device: of `inputs`, or inputs itself."""
+    """The batch at `index` [batch] of a data set that lives on the device: of `inputs`, or inputs itself.
+
+    A `mask` loses the damaged examples, whose label is negative.
+    """
     if not isinstance(inputs, dict):
         inputs = {"index": inputs}
-    index = inputs["index"]
-    return {"image": data["image"][index], "label": data["label"][index], **inputs}
+    image, label = (data[name][inputs["index"]] for name in ("image", "label"))
+    if "mask" in inputs:
+        inputs = {**inputs, "mask": inputs["mask"] & is_sound(label)}
+    return {"image": image, "label": label, **inputs}

@@ -23,7 +23,7 @@ from jaxcnn.metrics import Metrics
 from jaxcnn.optim import make_optimizer
 from jaxcnn.step import TrainState, gather, guarded_step, scan
 
-Data = dict[str, dict[str, jax.Array]]  # split -> image uint8 [n, height, width, channels], label int32 [n]
+Data = dict[str, dict[str, jax.Array]]  # split -> image uint8 [n, height, width, channels], label [n] or [n, classes]
 Curves = dict[str, dict[str, jax.Array]]  # train [steps], other splits [evaluations]: named as in metrics.jsonl
 
 
@@ -56,6 +56,10 @@ def pieces_of(run: Run, *, eval_every_steps: int | None = None) -> Pieces:
     config = run.config
     if not run.resident:
         raise UserError("a whole run in one program needs data that live on the device: set data.resident=true")
+    if config.data.sampling != "uniform":
+        raise UserError(
+            f"data.sampling={config.data.sampling} is not for a whole run in one program; set it to uniform"
+        )
     if run.total_steps * config.batch_size >= 2**31:
         raise UserError(f"{run.total_steps} steps of {config.batch_size} images are too many for one program: 2**31")
     return Pieces(
@@ -167,7 +171,7 @@ def train_in_chunks(
 
 def _steps_with(hyperparameters: Hyperparameters, *, run: Run) -> tuple[Callable, Callable]:
     """The run's steps, with an optimizer and a loss made anew where they depend on a traced scalar."""
-    config, optimizer, loss = run.config.optimizer, run.optimizer, run.loss
+    config, optimizer, step, eval_step = run.config.optimizer, run.optimizer, run.step, run.eval_step
     factor, weight_decay = hyperparameters.learning_rate, hyperparameters.weight_decay
     if weight_decay is not None:
         if not config.weight_decay:  # the state of the optimizer would lack the link
@@ -177,8 +181,10 @@ def _steps_with(hyperparameters: Hyperparameters, *, run: Run) -> tuple[Callable
         schedule = run.schedule if factor is None else lambda step: factor * run.schedule(step)
         optimizer = make_optimizer(config, schedule)
     if hyperparameters.label_smoothing is not None:
-        loss = make_loss(dataclasses.replace(run.config.loss, label_smoothing=hyperparameters.label_smoothing))
-    return partial(run.step, optimizer=optimizer, loss=loss), partial(run.eval_step, loss=loss)
+        smoothed = dataclasses.replace(run.config.loss, label_smoothing=hyperparameters.label_smoothing)
+        step = partial(step, loss=make_loss(smoothed, run.class_weights))
+        eval_step = partial(eval_step, loss=make_loss(smoothed))
+    return partial(step, optimizer=optimizer), eval_step
 
 
 def _evaluate(

@@ -1,6 +1,7 @@
 """A run's folder: whose it is, and what it says. Refuses to mix two runs in one folder."""
 
 import fcntl
+import io
 import json
 import os
 import sys
@@ -78,6 +79,45 @@ def read_summary(workdir: epath.Path) -> dict[str, Any] | None:
         return None
 
 
+def read_splits(workdir: epath.Path) -> dict[str, Any] | None:
+    """splits.npz, which records are in which split; none where there is none. Raises UserError where it is damaged."""
+    import numpy as np  # not needed where a command only says what is wrong with it
+
+    file = workdir / "splits.npz"
+    try:
+        with np.load(io.BytesIO(file.read_bytes())) as stored:
+            return {"fingerprint": stored["fingerprint"], **stored}
+    except FileNotFoundError:
+        return None
+    except Exception as error:
+        raise UserError(
+            f"{file} is damaged ({_line(error)}); delete it, and it is made anew where this version splits as that one"
+        ) from None
+
+
+def check_data(workdir: epath.Path, saved: dict[str, Any], data: dict[str, Any]) -> None:
+    """Raises UserError unless the data and their splits are those of the run. Both are data facts of a run."""
+    if saved["fingerprint"] != data["fingerprint"]:
+        raise UserError(
+            f"the data are not those that the run in {workdir} was trained on; pass another --workdir, or say where "
+            "the run's data lie (training: --config.data.dir, evaluating: --data_dir)"
+        )
+    if saved.get("splits") != data["splits"]:
+        raise UserError(
+            f"workdir {workdir} holds a run with other splits of the data, and no splits.npz of that run; pass another "
+            "--workdir"
+        )
+
+
+def check_excluded(workdir: epath.Path, file: str | None, digest: str | None) -> None:
+    """Raises UserError unless an exclusion list says what it said when the run in the folder, if any, began."""
+    saved = saved_data(workdir)
+    if saved is not None and saved.get("excluded", {}).get("digest") != digest:
+        raise UserError(
+            f"data.exclude={file} does not say what it said when the run in {workdir} began; pass another --workdir"
+        )
+
+
 def write_config(workdir: epath.Path, experiment: str, config: Config, data: dict[str, Any], versions: Any) -> None:
     """Makes the folder this run's.
 
@@ -86,8 +126,8 @@ def write_config(workdir: epath.Path, experiment: str, config: Config, data: dic
     """
     if (workdir / "config.json").exists():
         saved = read_config(workdir)["data"]
-        if saved["fingerprint"] != data["fingerprint"]:
-            raise UserError(f"the data are not those that the run in {workdir} was trained on; pass another --workdir")
+        check_data(workdir, saved, data)
+        check_excluded(workdir, config.data.exclude, data["excluded"]["digest"])
         return
     content = {
         "experiment": experiment,
@@ -99,6 +139,21 @@ def write_config(workdir: epath.Path, experiment: str, config: Config, data: dic
     try:
         write_atomically(workdir / "config.json", json.dumps(content, indent=2) + "\n")
     except Exception as error:  # in a bucket there are no folders to make: this is the first thing written
+        raise UserError(f"workdir {workdir} cannot be written: {_line(error)}") from None
+
+
+def write_splits(workdir: epath.Path, record_numbers: dict[str, Any]) -> None:
+    """Keeps which records are in which split, unless that is kept already."""
+    file = workdir / "splits.npz"
+    if file.exists():
+        return
+    import numpy as np
+
+    content = io.BytesIO()
+    np.savez_compressed(content, **record_numbers)
+    try:
+        write_atomically(file, content.getvalue())
+    except Exception as error:
         raise UserError(f"workdir {workdir} cannot be written: {_line(error)}") from None
 
 

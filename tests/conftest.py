@@ -5,7 +5,11 @@ import tempfile
 from pathlib import Path
 
 os.environ["JAX_PLATFORMS"] = "cpu"
-os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8"
+# Unoptimised, small programs compile in 40 % of the time and are run only a few times. The flag given last counts, so
+# XLA_FLAGS=--xla_backend_optimization_level=3 in the environment tests what users run.
+os.environ["XLA_FLAGS"] = (
+    "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0 " + os.environ.get("XLA_FLAGS", "")
+)
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 # One cache for the suite, and for the workers of pytest-xdist: many tests train the same small program.
 os.environ.setdefault("JAXCNN_TEST_CACHE_DIR", tempfile.mkdtemp(prefix="jaxcnn-test-cache-"))

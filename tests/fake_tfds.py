@@ -1,7 +1,7 @@
 """Writes small image classification sets as TFDS prepares them, in ArrayRecord and without TensorFlow."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -67,6 +67,23 @@ def write_set(
     return folder
 
 
+def write_jpegs(directory: Path, name: str, jpegs: Sequence[bytes]) -> Path:
+    """A set of files of any size, as train and as test, with labels 0 to 9 in turn."""
+    from array_record.python.array_record_module import ArrayRecordWriter
+
+    folder, splits = directory / name / "1.0.0", {"train": len(jpegs), "test": len(jpegs)}
+    folder.mkdir(parents=True)
+    for split in splits:
+        writer = ArrayRecordWriter(str(shard_path(folder, name, split, 0, 1)), "group_size:1")
+        for number, encoded in enumerate(jpegs):
+            writer.write(_serialized(encoded, number % 10, f"{number:08d}.jpeg"))
+        writer.close()
+    (folder / "dataset_info.json").write_text(json.dumps(_info(name, "1.0.0", None, splits, 1, "array_record")))
+    (folder / "features.json").write_text(json.dumps(_features((None, None, 3), 10, "jpeg")))
+    (folder / "label.labels.txt").write_text("".join(f"class{number}\n" for number in range(10)))
+    return folder
+
+
 def shard_lengths(num_examples: int, num_shards: int) -> list[int]:
     return [len(part) for part in np.array_split(np.arange(num_examples), num_shards)]
 
@@ -98,8 +115,6 @@ def _example(
     unlabelled: bool,
     texture: float,
 ) -> bytes:
-    from tensorflow_datasets.proto import tf_example_pb2
-
     label = int(generator.integers(num_classes))
     height, width = image_shape[0], image_shape[1]
     if height is None or width is None:
@@ -109,10 +124,16 @@ def _example(
         image = np.clip(image + generator.normal(0, texture, image.shape), 0, 255).astype(np.uint8)
     ok, encoded = cv2.imencode(f".{encoding}", image[:, :, ::-1])  # OpenCV's order is BGR
     assert ok
+    return _serialized(encoded.tobytes(), -1 if unlabelled else label, f"{number:08d}.{encoding}")
+
+
+def _serialized(encoded: bytes, label: int, file_name: str) -> bytes:
+    from tensorflow_datasets.proto import tf_example_pb2
+
     example = tf_example_pb2.Example()
-    example.features.feature["image"].bytes_list.value.append(encoded.tobytes())
-    example.features.feature["label"].int64_list.value.append(-1 if unlabelled else label)
-    example.features.feature["file_name"].bytes_list.value.append(f"{number:08d}.{encoding}".encode())
+    example.features.feature["image"].bytes_list.value.append(encoded)
+    example.features.feature["label"].int64_list.value.append(label)
+    example.features.feature["file_name"].bytes_list.value.append(file_name.encode())
     return example.SerializeToString()
 
 

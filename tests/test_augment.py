@@ -1,6 +1,7 @@
 """Augmentation against numpy on real digits, its distributions, and what must not change its draws."""
 
 import itertools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +14,7 @@ from jaxcnn.config import AugmentConfig, DataConfig
 from jaxcnn.data import open_source
 from jaxcnn.errors import UserError
 
-LEVELS = {"mean": (0.0,), "std": (1 / 255,)}  # normalised images are then the levels 0..255 themselves
+LEVELS: dict[str, Any] = {"mean": (0.0,), "std": (1 / 255,)}  # normalised images are then the levels 0..255 themselves
 SHAPE = (8, 8, 1)
 
 

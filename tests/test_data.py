@@ -1,7 +1,6 @@
 """Order, sources, splits, the decoded cache and streaming, on digits and on small sets written here."""
 
 import errno
-import itertools
 import json
 import os
 import pickle
@@ -13,31 +12,26 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import cv2
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from sklearn.utils import murmurhash3_32
 
-from jaxcnn.config import AugmentConfig, DataConfig
+from jaxcnn.config import DataConfig
 from jaxcnn.data import (
     batch_indices,
     channel_statistics,
-    evaluation_batches,
     load_arrays,
-    measure_statistics,
     open_source,
     resident_bytes,
-    train_batches,
 )
 from jaxcnn.data import resident as resident_module
 from jaxcnn.data.decoding import fit_image
-from jaxcnn.data.order import AUGMENT_STREAM, permutation
+from jaxcnn.data.order import permutation
 from jaxcnn.data.records import Split
-from jaxcnn.data.streaming import random_resized_crop
-from jaxcnn.errors import RunError, UserError
-from tests.fake_tfds import VARIED_SIZES, shard_lengths, shard_path, write_set
+from jaxcnn.errors import UserError
+from tests.fake_tfds import shard_path, write_set
 
 ROOT = Path(__file__).resolve().parent.parent
 PREPARED = Path(os.environ.get("JAXCNN_TEST_TFDS_DIR") or ROOT.parent / "shared" / "data" / "tfds")
@@ -263,7 +257,7 @@ def test_data_dir_falls_back_to_the_environment(tmp_path: Path, monkeypatch: pyt
         ({"name": "digit"}, r"did you mean 'digits'\?"),
         ({"name": "tfds:"}, "tfds:NAME"),
         ({"name": "tfds:shapes:1.0.0:2"}, r"tfds:NAME\[/CONFIG\]"),
-        ({"name": "tfds:shape"}, r"did you mean 'shapes'\?.*tfds.builder\('shape', data_dir=.*'array_record'\)"),
+        ({"name": "tfds:shape"}, r"did you mean 'shapes'\?.*prepare it once: python -m jaxcnn.data prepare shape "),
         ({"name": "tfds:shapes:9.9.9"}, "has version 1.0.0"),
         ({"name": "tfds:shapes", "dir": "gs://bucket/sets"}, "gs://bucket/sets.*copy the set"),
         ({"name": "tfds:shapes", "dir": "/nowhere"}, "no folder /nowhere"),
@@ -272,7 +266,7 @@ def test_data_dir_falls_back_to_the_environment(tmp_path: Path, monkeypatch: pyt
         ({"name": "tfds:shapes", "validation_split": "train"}, "learned from"),
         ({"name": "tfds:shapes", "train_split": "test"}, "measure on what was learned"),
         ({"name": "tfds:varied"}, "image_size"),
-        ({"name": "tfds:records"}, "stored as tfrecord.*tfds convert_format --dataset_version_dir="),
+        ({"name": "tfds:records"}, "stored as tfrecord.*convert it once: python -m jaxcnn.data prepare records"),
         ({"name": "tfds:tiny"}, "too few"),
     ],
 )
@@ -515,251 +509,3 @@ def test_channel_statistics_are_exact() -> None:
 
 def test_resident_bytes() -> None:
     assert resident_bytes(open_source(DataConfig())) == 1797 * (64 + 4)
-
-
-# ---- streaming
-
-VARIED = (20, 20, 3)
-
-
-@pytest.fixture(scope="module")
-def varied(tmp_path_factory: pytest.TempPathFactory) -> Split:
-    """33 JPEGs of five sizes in 3 shards."""
-    directory = tmp_path_factory.mktemp("varied")
-    write_set(directory, splits={"train": 33, "test": 17}, image_shape=(None, None, 3), encoding="jpeg", num_shards=3)
-    source = open_set(directory, image_size=20, validation_split="test")
-    assert source.image_shape == VARIED
-    assert {source.splits["train"][index]["image"].shape[:2] for index in range(5)} == set(VARIED_SIZES)
-    return source.splits["train"]
-
-
-def stream(split: Split, **fields: Any) -> Any:
-    defaults = {
-        "seed": 5, "batch_size": 8, "start_step": 0, "image_shape": VARIED, "num_workers": 0, "prefetch_batches": 2,
-        "augment": AugmentConfig(),
-    }  # fmt: skip
-    return train_batches(split, **{**defaults, **fields})
-
-
-def take(batches: Any, num: int) -> list[dict[str, np.ndarray]]:
-    with batches:
-        return list(itertools.islice(batches, num))
-
-
-def assert_same(first: list[dict[str, np.ndarray]], second: list[dict[str, np.ndarray]]) -> None:
-    assert len(first) == len(second)
-    for one, other in zip(first, second, strict=True):
-        assert one.keys() == other.keys()
-        for key in one:
-            assert one[key].dtype == other[key].dtype
-            np.testing.assert_array_equal(one[key], other[key])
-
-
-def test_batches_are_the_records_in_order(varied: Split) -> None:
-    for step, batch in enumerate(take(stream(varied), 10)):
-        indices = batch_indices(5, step, num_examples=33, batch_size=8)
-        assert (batch["image"].dtype, batch["label"].dtype) == (np.uint8, np.int32)
-        assert type(batch["image"]) is np.ndarray
-        for row, index in enumerate(indices):
-            np.testing.assert_array_equal(batch["image"][row], fit_image(varied[index]["image"], VARIED))
-            assert batch["label"][row] == varied[index]["label"]
-
-
-def test_batches_do_not_depend_on_workers_or_start(varied: Split) -> None:
-    augment = AugmentConfig(random_resized_crop=True)
-    expected = take(stream(varied, augment=augment), 9)
-    position = 8 * 4 + 3
-    record = batch_indices(5, 4, num_examples=33, batch_size=8)[3]
-    crop = random_resized_crop(np.random.default_rng([AUGMENT_STREAM, 5, position]), varied[record]["image"], VARIED)
-    np.testing.assert_array_equal(expected[4]["image"][3], crop)
-    assert_same(take(stream(varied, augment=augment, start_step=4), 5), expected[4:])
-    assert_same(take(stream(varied, augment=augment, start_step=1, num_workers=1), 4), expected[1:5])
-    assert_same(take(stream(varied, augment=augment, start_step=2, num_workers=2), 7), expected[2:])
-
-
-def test_hosts_share_a_batch(varied: Split) -> None:
-    augment = AugmentConfig(random_resized_crop=True)
-    whole = take(stream(varied, augment=augment), 3)
-    parts = [take(stream(varied, augment=augment, process_index=i, process_count=4), 3) for i in range(4)]
-    joined = [{key: np.concatenate([part[step][key] for part in parts]) for key in whole[0]} for step in range(3)]
-    assert_same(joined, whole)
-    with pytest.raises(UserError, match="batch_size=8 does not divide over 3 hosts"):
-        stream(varied, process_count=3)
-
-
-@pytest.mark.parametrize(("batch_size", "process_count"), [(8, 1), (33, 1), (50, 1), (16, 4), (1, 1)])
-def test_evaluation_sees_every_record_once(varied: Split, batch_size: int, process_count: int) -> None:
-    parts = [
-        list(
-            evaluation_batches(
-                varied, batch_size=batch_size, image_shape=VARIED, num_workers=0, prefetch_batches=2,
-                process_index=index, process_count=process_count,
-            )
-        )
-        for index in range(process_count)
-    ]  # fmt: skip
-    num_batches = -(-33 // batch_size)
-    assert [len(part) for part in parts] == [num_batches] * process_count
-    joined = {
-        key: np.concatenate([part[step][key] for step in range(num_batches) for part in parts])
-        for key in ("image", "label", "mask")
-    }
-    assert joined["mask"].tolist() == [True] * 33 + [False] * (num_batches * batch_size - 33)
-    np.testing.assert_array_equal(joined["label"][:33], labels_of(varied))
-    np.testing.assert_array_equal(
-        joined["image"][:33], np.stack([fit_image(varied[index]["image"], VARIED) for index in range(33)])
-    )
-    assert not joined["image"][33:].any()
-
-
-def test_evaluation_with_workers_ends(varied: Split) -> None:
-    def evaluate(num_workers: int) -> list[dict[str, np.ndarray]]:
-        return list(
-            evaluation_batches(varied, batch_size=9, image_shape=VARIED, num_workers=num_workers, prefetch_batches=3)
-        )
-
-    assert_same(evaluate(2), evaluate(0))
-
-
-def test_random_resized_crop_is_a_box_of_the_image() -> None:
-    """On a ramp, what a crop shows tells where its box lay."""
-    rows, columns = np.mgrid[0:60, 0:80]
-    image = np.stack([rows * 4, columns * 3, rows * 0], axis=2).astype(np.uint8)
-    areas, aspects, tops = [], [], []
-    for position in range(400):
-        crop = random_resized_crop(np.random.default_rng([AUGMENT_STREAM, 0, position]), image, (32, 32, 3)).astype(
-            float
-        )
-        assert crop.shape == (32, 32, 3)
-        height = (crop[-4, 16, 0] - crop[3, 16, 0]) / 4 * 32 / 25
-        width = (crop[16, -4, 1] - crop[16, 3, 1]) / 3 * 32 / 25
-        areas.append(height * width / 4800)
-        aspects.append(width / height)
-        tops.append(crop[3, 16, 0] / 4)
-    assert 0.05 < min(areas) < 0.13
-    assert 0.9 < max(areas) < 1.08
-    assert 0.45 < np.mean(areas) < 0.58  # uniform in 0.08..1 but for boxes that do not fit
-    assert 0.68 < min(aspects) < 0.8
-    assert 1.25 < max(aspects) < 1.45
-    assert np.ptp(tops) > 25
-
-
-def test_measured_statistics(varied: Split) -> None:
-    mean, std = measure_statistics(varied, image_shape=VARIED)
-    images, _ = load_arrays(varied, fingerprint="", image_shape=VARIED, cache=False)
-    np.testing.assert_allclose((mean, std), channel_statistics(images), rtol=1e-12)
-
-
-@pytest.mark.parametrize("num_workers", [0, 1])
-def test_a_damaged_record_is_named(tmp_path: Path, num_workers: int) -> None:
-    """Bytes of one record in the second shard are overwritten."""
-    folder = write_set(tmp_path, encoding="png", splits={"train": 40, "test": 12})
-    shard = shard_path(folder, "shapes", "train", 1, 2)
-    split = open_set(tmp_path, validation_split="test").splits["train"]
-    stored = bytearray(shard.read_bytes())
-    encoded = cv2.imencode(".png", split[25]["image"][:, :, ::-1])[1].tobytes()
-    place = stored.find(encoded[40:80])
-    assert place >= 0
-    stored[place : place + 40] = bytes(40)
-    shard.write_bytes(stored)
-    split = open_set(tmp_path, validation_split="test").splits["train"]
-    says = r"tfds:shapes split 'train': record 25 is damaged"
-    with pytest.raises(RunError, match=says) as error:
-        take(stream(split, image_shape=(12, 12, 3), num_workers=num_workers), 5)
-    assert "\n" not in str(error.value)
-    if num_workers == 0:
-        with pytest.raises(RunError, match=says):
-            load_arrays(split, fingerprint="", image_shape=(12, 12, 3), cache=False)
-
-
-def test_damaged_sets_are_refused_when_opened(tmp_path: Path) -> None:
-    folder = write_set(tmp_path)
-    shard = shard_path(folder, "shapes", "train", 1, 2)
-    whole = shard.read_bytes()
-    information = json.loads((folder / "dataset_info.json").read_text())
-    assert shard_lengths(40, 2) == [20, 20]
-
-    information["splits"][0]["shardLengths"] = ["20", "21"]
-    (folder / "dataset_info.json").write_text(json.dumps(information))
-    with pytest.raises(RunError, match=r"split 'train'.*has 20 records, not 21"):
-        open_set(tmp_path)
-    information["splits"][0]["shardLengths"] = ["20", "20"]
-    (folder / "dataset_info.json").write_text(json.dumps(information))
-
-    shard.write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(RunError, match="split 'train'"):
-        open_set(tmp_path)
-    shard.unlink()
-    with pytest.raises(RunError, match="is missing"):
-        open_set(tmp_path)
-    shard.write_bytes(whole)
-    assert len(open_set(tmp_path).splits["train"]) == 36
-    (folder / "dataset_info.json").write_text("{")
-    with pytest.raises(RunError, match="is damaged"):
-        open_set(tmp_path)
-
-
-def test_a_label_or_size_other_than_declared_is_damage(tmp_path: Path) -> None:
-    folder = write_set(tmp_path, num_classes=5)
-    features = json.loads((folder / "features.json").read_text())
-    label = features["featuresDict"]["features"]["label"]
-    label["classLabel"]["numClasses"] = "2"
-    (folder / "label.labels.txt").write_text("a\nb\n")
-    (folder / "features.json").write_text(json.dumps(features))
-    split = open_set(tmp_path).splits["train"]
-    with pytest.raises(RunError, match=r"record \d+ is damaged \(label \d of 2 classes\)"):
-        take(stream(split, image_shape=(12, 12, 3)), 5)
-
-    label["classLabel"]["numClasses"] = "5"
-    (folder / "label.labels.txt").write_text("a\nb\nc\nd\ne\n")
-    features["featuresDict"]["features"]["image"]["image"]["shape"]["dimensions"] = ["13", "12", "3"]
-    (folder / "features.json").write_text(json.dumps(features))
-    with pytest.raises(RunError, match=r"\(12, 12, 3\) where \(13, 12, 3\)"):
-        _ = open_set(tmp_path).splits["train"][0]
-
-
-def test_workers_end_with_their_parent(tmp_path: Path) -> None:
-    """Left open at exit, and killed: neither leaves processes behind; SIGTERM to a worker alone does not end it."""
-    write_set(tmp_path, splits={"train": 40, "test": 12})
-    program = tmp_path / "program.py"
-    program.write_text(
-        f"""
-import os, signal, sys, time, multiprocessing
-from jaxcnn.config import AugmentConfig, DataConfig
-from jaxcnn.data import open_source, train_batches
-if __name__ == "__main__":
-    split = open_source(DataConfig(name="tfds:shapes", dir={str(tmp_path)!r})).splits["train"]
-    batches = train_batches(split, seed=0, batch_size=4, start_step=0, image_shape=(12, 12, 3),
-                            augment=AugmentConfig(), num_workers=1, prefetch_batches=1)
-    next(batches)
-    (worker,) = multiprocessing.active_children()
-    os.kill(worker.pid, signal.SIGTERM)
-    for _ in range(8):
-        next(batches)
-    print(worker.pid, flush=True)
-    if sys.argv[1] == "kill":
-        os.kill(os.getpid(), signal.SIGKILL)
-"""
-    )
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    for ending, code in (("exit", 0), ("kill", -9)):
-        done = subprocess.run(
-            [sys.executable, program, ending], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=60
-        )
-        assert done.returncode == code, done.stderr
-        if ending == "exit":
-            assert "Exception ignored" not in done.stderr
-        worker = int(done.stdout)
-        deadline = time.monotonic() + 10
-        while is_alive(worker):
-            assert time.monotonic() < deadline, f"worker {worker} outlives its parent ({ending})"
-            time.sleep(0.05)
-
-
-def is_alive(process: int) -> bool:
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    state = Path(f"/proc/{process}/stat")  # a zombie that nobody waits for counts as ended
-    return not (state.exists() and state.read_text().rpartition(")")[2].split()[0] == "Z")

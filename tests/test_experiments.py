@@ -12,7 +12,9 @@ from absl import flags
 from jaxcnn.build import build
 from jaxcnn.command_line import load_config
 from jaxcnn.config import Config
+from jaxcnn.errors import UserError
 from tests import fake_tfds
+from tests.nasty_images import write_classes
 from tests.runs import rows, small_config, train
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -20,7 +22,7 @@ VARIANTS = [
     "digits.py", "mnist.py", "mnist.py:cnn", "mnist.py:mlp", "cifar10.py", "cifar10.py:resnet18",
     "cifar10.py:resnet110", "cifar10_speedrun.py:93",
     "cifar10_speedrun.py:94", "cifar10_speedrun.py", "cifar10_speedrun.py:95", "cifar10_speedrun.py:96",
-    "imagenet_resnet50.py", "imagenet_resnet50.py:resnet18",
+    "imagenet_resnet50.py", "imagenet_resnet50.py:resnet18", "folder.py", "folder.py:small",
 ]  # fmt: skip
 SHAPES = {"tfds:mnist": (28, 28, 1), "tfds:cifar10": (32, 32, 3)}
 
@@ -43,6 +45,11 @@ def test_it_builds_and_traces(variant, tmp_path):
         name = config.data.name.removeprefix("tfds:")
         fake_tfds.write_set(tmp_path, name, splits={"train": 40, "test": 10}, image_shape=SHAPES[config.data.name])
         config.data.dir = str(tmp_path)
+    if config.data.name == "folder:":  # which it is must be said
+        with pytest.raises(UserError, match=r"names no folder; pass --config\.data\.name=folder:PATH"):
+            build(config)
+        write_classes(tmp_path, {"cat": 20, "dog": 20}, size=(32, 48))
+        config.data.name = f"folder:{tmp_path}"
     run, feed = build(config, stand_in=True)
     state = run.abstract_state()
     batch = {

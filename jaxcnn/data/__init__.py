@@ -1,23 +1,32 @@
 """Images as numpy uint8: where they come from, which belong to which split, and in what order they are read."""
 
-from jaxcnn.data.order import batch_indices
-from jaxcnn.data.records import NotPreparedError, Source, Split
+from jaxcnn.data.order import Classes, batch_examples, batch_indices
+from jaxcnn.data.records import DamagedRecordError, NotPreparedError, Source, Split, classes_of, read_or_error
 from jaxcnn.data.resident import cache_dir, channel_statistics, load_arrays, resident_bytes
 from jaxcnn.data.sources import open_source, stand_in_source
-from jaxcnn.data.streaming import Batches, evaluation_batches, measure_statistics, train_batches
+from jaxcnn.data.splits import labels_of, num_shared
+from jaxcnn.data.streaming import Batches, choose_workers, evaluation_batches, measure_statistics, train_batches
 
 __all__ = [
     "Batches",
+    "Classes",
+    "DamagedRecordError",
     "NotPreparedError",
     "Source",
     "Split",
+    "batch_examples",
     "batch_indices",
     "cache_dir",
     "channel_statistics",
+    "choose_workers",
+    "classes_of",
     "evaluation_batches",
+    "labels_of",
     "load_arrays",
     "measure_statistics",
+    "num_shared",
     "open_source",
+    "read_or_error",
     "resident_bytes",
     "stand_in_source",
     "train_batches",

@@ -1,9 +1,12 @@
 """The order of the data as a pure function of (seed, step), so there is nothing to checkpoint.
 
 Training reads the endless concatenation of one fresh permutation an epoch, the same whether the host makes it or a
-compiled program does. Never touches the data itself; imports no JAX.
+compiled program does; with balanced sampling, classes in turn, each through permutations of its own. Never touches the
+data itself; imports no JAX.
 """
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
@@ -13,6 +16,7 @@ import numpy as np
 SHUFFLE_STREAM = 1
 AUGMENT_STREAM = 2
 HOLDOUT_STREAM = 3
+BALANCE_STREAM = 4
 
 
 def permutation(seed: Any, epoch: Any, num_examples: int, *, xp: Any = np) -> Any:
@@ -48,16 +52,80 @@ def _permutation(seed: int, epoch: int, num_examples: int) -> np.ndarray:
     return order
 
 
+@dataclass(frozen=True, eq=False)  # compared by identity, so that an epoch's order can be remembered for it
+class Classes:
+    """The examples of each class that has some: what balanced sampling draws from."""
+
+    members: tuple[np.ndarray, ...]  # int [examples of the class], each
+
+    @staticmethod
+    def of(classes: np.ndarray) -> "Classes":
+        """From the class of each example, int [N]; negative ones, of records that cannot be read, are never drawn."""
+        order = np.argsort(classes, kind="stable")
+        _, starts = np.unique(classes[order], return_index=True)
+        return Classes(tuple(each for each in np.split(order, starts[1:]) if classes[each[0]] >= 0))
+
+
+def batch_examples(
+    seed: int, step: int, *, num_examples: int, batch_size: int, classes: Classes | None = None
+) -> tuple[np.ndarray, np.ndarray]:
+    """Of batch `step`: which examples these are, and how often each was seen before; int64 [batch_size] each.
+
+    With `classes` every class is drawn equally often: once in each round over the classes, in an order of the round's
+    own, while each class goes through permutations of its own. An epoch is still as many draws as there are examples.
+    """
+    position = int(step) * batch_size
+    if classes is None:
+        index = batch_indices(seed, step, num_examples=num_examples, batch_size=batch_size)
+        return index, np.arange(position, position + batch_size) // num_examples
+    draws = lambda epoch: _balanced(seed, epoch, num_examples, classes)
+    index, seen = _joined(draws, position, batch_size, num_examples)
+    return index, seen
+
+
 def batch_indices(seed: int, step: int, *, num_examples: int, batch_size: int) -> np.ndarray:
     """Examples of batch `step`: int64 [batch_size], read-only when it lies within one epoch.
 
     Batches follow one another without a gap, so one may hold the end of an epoch and the beginning of the next.
     """
-    position = int(step) * batch_size
-    stop = position + batch_size
+    order = lambda epoch: (_permutation(seed, epoch, num_examples),)
+    return _joined(order, int(step) * batch_size, batch_size, num_examples)[0]
+
+
+def _joined(
+    order: Callable[[int], tuple[np.ndarray, ...]], position: int, length: int, num_examples: int
+) -> tuple[np.ndarray, ...]:
+    """`length` entries from `position` on of the concatenated epochs' arrays."""
+    stop = position + length
     pieces = []
     while position < stop:
         epoch, start = divmod(position, num_examples)
-        pieces.append(_permutation(seed, epoch, num_examples)[start : start + stop - position])
-        position += len(pieces[-1])
-    return pieces[0] if len(pieces) == 1 else np.concatenate(pieces)
+        pieces.append([array[start : start + stop - position] for array in order(epoch)])
+        position += len(pieces[-1][0])
+    return tuple(pieces[0]) if len(pieces) == 1 else tuple(map(np.concatenate, zip(*pieces, strict=True)))
+
+
+@lru_cache(maxsize=4)
+def _balanced(seed: int, epoch: int, num_examples: int, classes: Classes) -> tuple[np.ndarray, np.ndarray]:
+    """An epoch's draws: examples, and how often each was seen before; int64 [num_examples] each."""
+    count = len(classes.members)
+    first, last = epoch * num_examples // count, -(-(epoch + 1) * num_examples // count)  # of the rounds it touches
+    drawn, seen = np.empty((2, last - first, count), np.int64)
+    for number, members in enumerate(classes.members):
+        passes = np.arange(first // len(members), -(-last // len(members)))
+        orders = _permutations(seed, 1 + number, passes, len(members))
+        cut = slice(first - passes[0] * len(members), last - passes[0] * len(members))
+        drawn[:, number] = members[orders].ravel()[cut]
+        seen[:, number] = np.repeat(passes, len(members))[cut]
+    turn = _permutations(seed, 0, np.arange(first, last), count)
+    cut = slice(epoch * num_examples - first * count, (epoch + 1) * num_examples - first * count)
+    drawn, seen = (np.take_along_axis(array, turn, axis=1).ravel()[cut] for array in (drawn, seen))
+    drawn.flags.writeable = seen.flags.writeable = False
+    return drawn, seen
+
+
+def _permutations(seed: int, what: int, which: np.ndarray, length: int) -> np.ndarray:
+    """Orders of `length` things, one for each of `which`: [len(which), length]."""
+    things = np.tile(np.arange(length, dtype=np.uint32), len(which))
+    hashes = _murmur3(BALANCE_STREAM, what, seed, np.repeat(which, length), things, xp=np)
+    return np.argsort(hashes.reshape(len(which), length), axis=1)

@@ -5,21 +5,26 @@ Nothing here knows where images come from. Records answer with uint8 images as t
 
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 
-from jaxcnn.errors import UserError
+from jaxcnn.errors import RunError, UserError
 
-Example = dict[str, Any]  # {"image": uint8 [H, W, C], "label": int}
+Example = dict[str, Any]  # {"image": uint8 [H, W, C], "label": int, or float32 [K] where labels are soft}
 ImageShape = tuple[int, int, int]
+Progress = Callable[[int, int], None]  # called with (done, total) examples
 
 
 class NotPreparedError(UserError):
     """The set is not on this disk."""
+
+
+class DamagedRecordError(RunError):
+    """A record cannot be read or decoded, or is not what its set declares; the message names it and its file."""
 
 
 class Records(Protocol):
@@ -35,8 +40,11 @@ class Records(Protocol):
 
     def __len__(self) -> int: ...
 
-    def labels(self) -> np.ndarray:
-        """int32 [N], of every record, without decoding an image."""
+    def labels(self, progress: Progress | None = None) -> np.ndarray:
+        """Of every record, without decoding an image: int32 [N], -1 where one cannot be read, or soft float32 [N, K].
+
+        Records of soft labels also have a `label_shape`; see label_shape().
+        """
 
     def identifier(self, record: int) -> str:
         """What a record is called in lists: unique within its source, the same on every machine."""
@@ -44,7 +52,14 @@ class Records(Protocol):
     def __getitem__(self, record: int) -> Example: ...
 
     def read(self, records: Sequence[int] | np.ndarray) -> Iterator[Example]:
-        """The examples in the order asked; faster than one by one. RunError names a record that is damaged."""
+        """The examples in the order asked; faster than one by one. DamagedRecordError at one that is damaged."""
+
+
+class EncodedRecords(Records, Protocol):
+    """Records of image files, or of their bytes in a container."""
+
+    def encoded(self, records: Sequence[int] | np.ndarray) -> Iterator[bytes]:
+        """The files as they are stored, in the order asked."""
 
 
 @dataclass(frozen=True)
@@ -70,6 +85,24 @@ class Source:
     image_shape: ImageShape  # of the run, after image_size
     splits: dict[str, Split]  # train, test, and validation unless the run has none
     fingerprint: str  # of what the data is, not of where it lies
+    class_counts: dict[str, dict[str, int]] | None = None  # by split and class name, where labels are known at once
+    stored_sizes: np.ndarray | None = None  # int [N, 2], height and width of each stored image, where they are known
+    record_numbers: dict[str, np.ndarray] = field(default_factory=dict)  # what a run keeps of its splits: splits.py
+    num_excluded: int = 0  # records that the exclusion list took out
+    exclusion_digest: str | None = None  # of the list's content
+
+    @property
+    def label_shape(self) -> tuple[int, ...]:
+        """() where a label is a class, (K,) where it is a distribution over the classes."""
+        return label_shape(self.splits["train"].records)
+
+    @property
+    def splits_digest(self) -> str:
+        """Of which records are in which split."""
+        digest = hashlib.sha256()
+        for name, numbers in sorted(self.record_numbers.items()):
+            digest.update(name.encode() + (b"" if numbers.dtype.kind == "U" else numbers.astype("<i8").tobytes()))
+        return digest.hexdigest()[:16]
 
 
 @dataclass(frozen=True)
@@ -80,6 +113,7 @@ class StoredSet:
     image_shape: tuple[int | None, int | None, int]  # none: varies
     splits: dict[str, Split]  # as the source names them
     fingerprint: str
+    stored_sizes: np.ndarray | None = None  # int [N, 2], height and width of each image, where they are known
 
 
 @dataclass(frozen=True)
@@ -88,18 +122,24 @@ class ImagesInMemory:
 
     name: str
     images: np.ndarray  # uint8 [N, H, W, C]
-    classes: np.ndarray  # int [N]
+    classes: np.ndarray  # int [N], or soft labels, float [N, K]
     files: tuple[Path, ...] = ()
+
+    @property
+    def label_shape(self) -> tuple[int, ...]:
+        """Of a label: () or (K,)."""
+        return self.classes.shape[1:]
 
     def __len__(self) -> int:
         return len(self.images)
 
     def __getitem__(self, record: int) -> Example:
-        return {"image": self.images[record], "label": int(self.classes[record])}
+        label = self.classes[record]
+        return {"image": self.images[record], "label": label.astype(np.float32) if self.label_shape else int(label)}
 
-    def labels(self) -> np.ndarray:
-        """int32 [N]."""
-        return self.classes.astype(np.int32)
+    def labels(self, progress: Progress | None = None) -> np.ndarray:
+        """int32 [N] or float32 [N, K]."""
+        return self.classes.astype(np.float32 if self.label_shape else np.int32)
 
     def identifier(self, record: int) -> str:
         """`NAME:NUMBER`."""
@@ -108,6 +148,85 @@ class ImagesInMemory:
     def read(self, records: Sequence[int] | np.ndarray) -> Iterator[Example]:
         """The examples in the order asked."""
         return (self[int(record)] for record in records)
+
+
+def read_or_error(records: Records, numbers: Sequence[int] | np.ndarray) -> Iterator[Example | DamagedRecordError]:
+    """As `records.read`, with the error itself in the place of each record that is damaged."""
+    done = 0
+    while done < len(numbers):
+        try:
+            for example in records.read(numbers[done:]):
+                yield example
+                done += 1
+        except DamagedRecordError as error:
+            yield error
+            done += 1
+
+
+@dataclass(frozen=True)
+class JoinedRecords:
+    """Several sets of records as one, numbered through: train+extra."""
+
+    parts: tuple[Records, ...]
+
+    @property
+    def name(self) -> str:
+        """All names."""
+        return " + ".join(part.name for part in self.parts)
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """All files; none where a part has none, so that what is made of them is not kept."""
+        return tuple(path for part in self.parts for path in part.files) if all(p.files for p in self.parts) else ()
+
+    @property
+    def label_shape(self) -> tuple[int, ...]:
+        """Of a label: () or (K,), the same in all parts of one source."""
+        return label_shape(self.parts[0])
+
+    def __len__(self) -> int:
+        return sum(map(len, self.parts))
+
+    def __getitem__(self, record: int) -> Example:
+        part, number = self.place([record])
+        return self.parts[part[0]][int(number[0])]
+
+    def place(self, records: Sequence[int] | np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """(which part, which of its records), int [N] each."""
+        starts = np.cumsum([0, *map(len, self.parts)])
+        part = np.searchsorted(starts, records, side="right") - 1
+        return part, np.asarray(records) - starts[part]
+
+    def labels(self, progress: Progress | None = None) -> np.ndarray:
+        """Of all parts."""
+        return np.concatenate([part.labels(progress) for part in self.parts])
+
+    def identifier(self, record: int) -> str:
+        """As the part calls it."""
+        part, number = self.place([record])
+        return self.parts[part[0]].identifier(int(number[0]))
+
+    def read(self, records: Sequence[int] | np.ndarray) -> Iterator[Example]:
+        """The examples in the order asked; each part is read at once."""
+        place, number = self.place(records)
+        readers = [part.read(number[place == index]) for index, part in enumerate(self.parts)]
+        return (next(readers[index]) for index in place)
+
+
+def label_shape(records: Records) -> tuple[int, ...]:
+    """() where a label is a class, (K,) where it is a distribution; records of classes need not say so."""
+    return getattr(records, "label_shape", ())
+
+
+def label_array(labels: Sequence[Any] | np.ndarray, records: Records) -> np.ndarray:
+    """Labels of some examples as one array: int32 [N], or float32 [N, K]."""
+    shape = label_shape(records)
+    return np.asarray(labels, np.float32 if shape else np.int32).reshape(len(labels), *shape)
+
+
+def classes_of(labels: np.ndarray) -> np.ndarray:
+    """The class of each label, int [N]: of a soft one the likeliest."""
+    return labels.argmax(axis=1) if labels.ndim == 2 else labels
 
 
 def one_line(error: Exception) -> str:

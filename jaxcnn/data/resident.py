@@ -7,22 +7,31 @@ nothing that goes wrong with it ends a run. Nothing is random here.
 import hashlib
 import json
 import logging
+import math
 import os
 import shutil
 import tempfile
 import zlib
-from collections.abc import Callable
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 
 from jaxcnn.data.decoding import fit_image
-from jaxcnn.data.records import ImageShape, Records, Source, Split
+from jaxcnn.data.records import (
+    DamagedRecordError,
+    ImageShape,
+    Progress,
+    Records,
+    Source,
+    Split,
+    label_array,
+    label_shape,
+    read_or_error,
+)
 
-Progress = Callable[[int, int], None]  # called with (done, total) examples
-
-_FORMAT = 1  # raise when decoding or the cache's files change
+_FORMAT = 2  # raise when decoding or the cache's files change
 _CHUNK = 512  # examples a thread decodes at a time
 
 _log = logging.getLogger(__name__)
@@ -36,24 +45,34 @@ def cache_dir() -> Path:
 
 
 def load_arrays(
-    split: Split, *, fingerprint: str, image_shape: ImageShape, cache: bool, progress: Progress | None = None
+    split: Split,
+    *,
+    fingerprint: str,
+    image_shape: ImageShape,
+    cache: bool,
+    progress: Progress | None = None,
+    skip_damaged: bool = False,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Images uint8 [N, H, W, C] and labels int32 [N] of a split, in its order.
+    """Images uint8 [N, H, W, C] and labels int32 [N], or soft ones float32 [N, K], of a split, in its order.
 
     With a cache all records are decoded, so that the other splits of the same records find them; without, only those
-    of the split. Either way each record is decoded once.
+    of the split. Either way each record is decoded once. A damaged one is an error or, with `skip_damaged`, a black
+    image with the label -1.
     """
     folder = _cache_folder(split.records, fingerprint, image_shape) if cache and split.records.files else None
     if folder is None:
-        return _decode(split.records, split.indices, image_shape, progress)
-    arrays = _load_cached(folder, len(split.records), image_shape)
+        return _decode(split.records, split.indices, image_shape, progress, skip_damaged)
+    arrays = _load_cached(folder, split.records, image_shape)
     if arrays is None:
         if not _can_write(folder.parent):
-            return _decode(split.records, split.indices, image_shape, progress)
-        arrays = _decode(split.records, np.arange(len(split.records)), image_shape, progress)
+            return _decode(split.records, split.indices, image_shape, progress, skip_damaged)
+        arrays = _decode(split.records, np.arange(len(split.records)), image_shape, progress, skip_damaged)
         _save_cached(folder, *arrays)
-    images, labels = arrays
-    return images[split.indices], labels[split.indices]
+    images, labels = arrays[0][split.indices], arrays[1][split.indices]
+    if not skip_damaged:  # but it was, when the cache was made
+        for record in split.indices[labels.reshape(len(labels), -1)[:, 0] < 0]:
+            split.records[int(record)]  # raises
+    return images, labels
 
 
 def channel_counts(images: np.ndarray) -> np.ndarray:
@@ -88,21 +107,29 @@ def channel_statistics(images: np.ndarray) -> tuple[tuple[float, ...], tuple[flo
 def resident_bytes(source: Source) -> int:
     """Memory that all three splits take on the device, images and labels."""
     height, width, channels = source.image_shape
-    return sum(len(split) for split in source.splits.values()) * (height * width * channels + 4)
+    label_bytes = 4 * math.prod(source.label_shape)
+    return sum(len(split) for split in source.splits.values()) * (height * width * channels + label_bytes)
 
 
 def _decode(
-    records: Records, indices: np.ndarray, image_shape: ImageShape, progress: Progress | None
+    records: Records, indices: np.ndarray, image_shape: ImageShape, progress: Progress | None, skip_damaged: bool
 ) -> tuple[np.ndarray, np.ndarray]:
-    images = np.empty((len(indices), *image_shape), np.uint8)
-    labels = np.empty(len(indices), np.int32)
+    images = np.zeros((len(indices), *image_shape), np.uint8)
+    labels = label_array(np.full((len(indices), *label_shape(records)), -1), records)
 
     def decode_chunk(start: int) -> int:
-        for offset, example in enumerate(records.read(indices[start : start + _CHUNK])):
+        for offset, example in enumerate(read_or_error(records, indices[start : start + _CHUNK])):
+            if isinstance(example, DamagedRecordError):
+                if skip_damaged:
+                    continue
+                raise example
             images[start + offset] = fit_image(example["image"], image_shape)
             labels[start + offset] = example["label"]
         return min(start + _CHUNK, len(indices))
 
+    import cv2
+
+    cv2.setNumThreads(1)  # its own threads would wait for one another between ours
     with ThreadPoolExecutor(os.cpu_count()) as threads:  # OpenCV decodes without holding Python's lock
         starts = range(0, len(indices), _CHUNK)
         try:
@@ -119,10 +146,14 @@ def _decode(
 
 
 def _cache_folder(records: Records, fingerprint: str, image_shape: ImageShape) -> Path:
-    states = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in records.files]
-    key = json.dumps([_FORMAT, fingerprint, records.name, states, image_shape])
+    key = json.dumps([_FORMAT, fingerprint, records.name, files_state(records.files), image_shape])
     readable = "".join(letter if letter.isalnum() else "-" for letter in records.files[0].name.split(".")[0])
     return cache_dir() / "decoded" / f"{readable}-{hashlib.sha256(key.encode()).hexdigest()[:16]}"
+
+
+def files_state(files: Sequence[Path]) -> list[tuple[str, int, int]]:
+    """What changes when a file does: name, size and time of each."""
+    return [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in files]
 
 
 def _can_write(folder: Path) -> bool:
@@ -135,7 +166,7 @@ def _can_write(folder: Path) -> bool:
         return False
 
 
-def _load_cached(folder: Path, num_records: int, image_shape: ImageShape) -> tuple[np.ndarray, np.ndarray] | None:
+def _load_cached(folder: Path, records: Records, image_shape: ImageShape) -> tuple[np.ndarray, np.ndarray] | None:
     """The arrays, mapped, not read; none where there is no cache or it is damaged."""
     if not folder.exists():
         return None
@@ -144,8 +175,8 @@ def _load_cached(folder: Path, num_records: int, image_shape: ImageShape) -> tup
         images = np.load(folder / "images.npy", mmap_mode="r")
         labels = np.load(folder / "labels.npy")
         sound = (
-            (images.shape, images.dtype) == ((num_records, *image_shape), np.uint8)
-            and (labels.shape, labels.dtype) == ((num_records,), np.int32)
+            (images.shape, images.dtype) == ((len(records), *image_shape), np.uint8)
+            and (labels.shape, labels.dtype) == ((len(records), *label_shape(records)), label_array([], records).dtype)
             and checksums == _checksums(images, labels)
         )
     except (OSError, ValueError, EOFError):

@@ -3,43 +3,136 @@
 Opening never downloads, prepares or needs TensorFlow.
 """
 
+import os
+from dataclasses import replace
+
 import numpy as np
 
 from jaxcnn.config import DataConfig
+from jaxcnn.data.arrays import open_npz
+from jaxcnn.data.decoding import with_channels
 from jaxcnn.data.digits import open_digits
+from jaxcnn.data.exclusion import read_exclusion, without
+from jaxcnn.data.folder import find_path, open_csv, open_folder
 from jaxcnn.data.records import ImageShape, ImagesInMemory, Source, Split, StoredSet
-from jaxcnn.data.splits import assign_splits
-from jaxcnn.data.tfds import open_tfds, prepared_sets, tfds_directory
+from jaxcnn.data.splits import Progress, assign_splits, named_split, record_numbers, restore_splits
+from jaxcnn.data.tfds import TfdsRecords, open_tfds, prepared_sets, tfds_directory
 from jaxcnn.errors import UserError, nearest
 
+OWN_KINDS = ("folder", "csv", "npz")  # a user's own: KIND:PATH
 
-def open_source(data: DataConfig) -> Source:
-    """Finds the set and its splits: `test` is the source's own, else its `validation`, as for ImageNet.
 
-    `validation` is `validation_split`, else the source's own where it has both, else a slice held out of train, else
-    (validation_fraction=0) absent. Where a set has neither, test (a tenth) is held out of train too, disjoint from
-    validation. Splits whose first label is negative count as absent: ImageNet's `test` is published without labels.
+def open_source(
+    data: DataConfig,
+    *,
+    progress: Progress | None = None,
+    kept: dict[str, np.ndarray] | None = None,
+    damaged: bool = False,
+) -> Source:
+    """Finds the set and its splits: `test` is `test_split`, else the source's own, else its `validation`.
+
+    `validation` is `fold`'s, else `validation_split`, else the source's own where it has both, else a part held out of
+    train, else (validation_fraction=0) absent. Where a set has neither, as some have only train, test (a tenth) is held
+    out of train too, the same whatever validation is. Splits whose first label is negative count as absent: ImageNet's
+    `test` is published without labels. What `exclude` names is left out before all else.
+
+    Args:
+      data: validated.
+      progress: told while labels, or the headers of many image files, are read.
+      kept: the splits of a run that exists, as Source.record_numbers had them: they are its splits for good.
+      damaged: files whose header cannot be read stay in the set, for who looks for them; else they are a RunError.
     """
-    kind, _, rest = data.name.partition(":")
-    if data.name == "digits":
-        stored = open_digits()
-    elif kind == "tfds" and rest:
-        stored = open_tfds(data.name, rest, data.dir)
-    else:
-        valid = ["digits", *(f"tfds:{name}" for name in prepared_sets(tfds_directory(data.dir)))]
-        raise UserError(
-            f"data.name={data.name!r} is no known data set: {nearest(data.name, valid)}; "
-            "a set that TFDS has prepared is named tfds:NAME"
-        )
-    image_shape = _run_shape(data, stored.image_shape)
+    tolerant = damaged or data.damaged == "skip" or data.exclude is not None  # which may name the damaged ones
+    stored = open_stored(data, progress=progress, damaged=tolerant)
+    image_shape = _run_shape(data, stored)
     _check_expected(data, stored)
+    exclusion = None if data.exclude is None else read_exclusion(data.exclude)
+    available, num_excluded = stored.splits, 0
+    if exclusion is not None:
+        available, num_excluded = without(stored.splits, exclusion, data.name)
+    if kept is None:
+        splits = assign_splits(data, available, progress)
+    else:
+        splits = restore_splits(kept, stored.splits, stored.fingerprint)
     return Source(
         name=data.name,
         class_names=stored.class_names,
         image_shape=image_shape,
-        splits=assign_splits(data, stored.splits),
+        splits=splits,
         fingerprint=stored.fingerprint,
+        class_counts=None if data.name.startswith("tfds:") else _class_counts(stored.class_names, splits),
+        stored_sizes=stored.stored_sizes,
+        record_numbers=record_numbers(splits, stored.splits, stored.fingerprint),
+        num_excluded=num_excluded,
+        exclusion_digest=None if exclusion is None else exclusion.digest,
     )
+
+
+def open_stored(data: DataConfig, *, progress: Progress | None = None, damaged: bool = False) -> StoredSet:
+    """Finds the set as it is stored, with its own splits and sizes. Arguments as for open_source."""
+    if data.channels == 2:
+        raise UserError("data.channels=2: images have 1 channel (grey) or 3 (RGB)")
+    kind, _, rest = data.name.partition(":")
+    if data.name == "digits":
+        return _force_channels(open_digits(), data.channels)
+    if kind == "tfds" and rest:
+        return _force_channels(open_tfds(data.name, rest, data.dir), data.channels)
+    if kind not in OWN_KINDS:
+        raise _unknown_name(data)
+    path = find_path(data.name, kind, rest, data.dir)
+    if kind == "npz":
+        return open_npz(data.name, path, channels=data.channels)
+    open_files = open_folder if kind == "folder" else open_csv
+
+    def headers_read(done: int, total: int) -> None:
+        if progress is not None:
+            progress(f"reading the headers of {data.name}", done, total)
+
+    return open_files(data.name, path, channels=data.channels, progress=headers_read, damaged=damaged)
+
+
+def _unknown_name(data: DataConfig) -> UserError:
+    if os.path.exists(os.path.expanduser(data.name)):
+        suffix = os.path.splitext(data.name)[1].lower().removeprefix(".")
+        kind = suffix if suffix in OWN_KINDS else "folder"
+        return UserError(f"data.name={data.name!r} says not of what kind it is: did you mean {kind}:{data.name}?")
+    own = [f"{kind}:PATH" for kind in OWN_KINDS]
+    valid = ["digits", *own, *(f"tfds:{name}" for name in prepared_sets(tfds_directory(data.dir)))]
+    kind, colon, _ = data.name.partition(":")
+    name = f"{kind}:PATH" if colon and kind != "tfds" else data.name  # of a path, only the kind can be misspelled
+    return UserError(
+        f"data.name={data.name!r} is no known data set: {nearest(name, valid)}; "
+        "a set that TFDS has prepared is named tfds:NAME, and a folder of your own folder:PATH"
+    )
+
+
+def _force_channels(stored: StoredSet, channels: int | None) -> StoredSet:
+    """The set with its images decoded to so many channels; none: as they are stored."""
+    height, width, own = stored.image_shape
+    if channels in (None, own):
+        return stored
+    if own not in (1, 3):
+        raise UserError(f"data.channels={channels}: the images have {own} channels, which have no grey; set it to none")
+    splits = {}
+    for name, split in stored.splits.items():
+        records = split.records
+        if isinstance(records, TfdsRecords):
+            records = replace(records, image_shape=(height, width, channels))
+        elif isinstance(records, ImagesInMemory):
+            records = replace(records, images=with_channels(records.images, channels))
+        splits[name] = Split(records, split.indices)
+    return replace(stored, image_shape=(height, width, channels), splits=splits)
+
+
+def _class_counts(class_names: tuple[str, ...], splits: dict[str, Split]) -> dict[str, dict[str, int]] | None:
+    counts = {}
+    for name, split in splits.items():
+        labels = split.records.labels()
+        if labels.ndim > 1:  # soft
+            return None
+        found = np.bincount(labels[split.indices], minlength=len(class_names)).tolist()
+        counts[name] = dict(zip(class_names, found, strict=True))
+    return counts
 
 
 def stand_in_source(data: DataConfig) -> Source | None:
@@ -49,20 +142,23 @@ def stand_in_source(data: DataConfig) -> Source | None:
     """
     if not (data.expected_examples and data.expected_classes and data.image_size and data.mean and data.std):
         return None
-    nothing = ImagesInMemory("", np.empty((data.expected_examples, 0)), np.empty(data.expected_examples, np.int32))
-    sizes = {data.train_split: data.expected_examples, "test": 0}  # of the test split nothing is known
+    nothing = ImagesInMemory("", np.empty((data.expected_examples, 0)), np.zeros(data.expected_examples, np.int32))
+    # Of the other splits nothing is known, and train_split may be a slice: it stands for itself.
+    named = None if data.validation_split is None else "validation"
+    sizes = {"train": data.expected_examples, "test": 0} | ({} if named is None else {named: 0})
     stored = {name: Split(nothing, np.arange(size)) for name, size in sizes.items()}
+    plain = replace(data, train_split="train", validation_split=None, test_split=None, stratify=False)
     return Source(
         name=data.name,
         class_names=tuple(str(number) for number in range(data.expected_classes)),
         image_shape=(data.image_size, data.image_size, len(data.mean)),
-        splits=assign_splits(data, stored),
+        splits=assign_splits(plain, stored),
         fingerprint="",
     )
 
 
 def _check_expected(data: DataConfig, stored: StoredSet) -> None:
-    found = len(stored.splits[data.train_split]) if data.train_split in stored.splits else None
+    found = len(named_split(data, "train_split", stored.splits)) if data.expected_examples is not None else None
     for what, expected, actual in (
         ("examples", data.expected_examples, found),
         ("classes", data.expected_classes, len(stored.class_names)),
@@ -74,10 +170,19 @@ def _check_expected(data: DataConfig, stored: StoredSet) -> None:
             )
 
 
-def _run_shape(data: DataConfig, stored_shape: tuple[int | None, int | None, int]) -> ImageShape:
-    height, width, channels = stored_shape
+def _run_shape(data: DataConfig, stored: StoredSet) -> ImageShape:
+    height, width, channels = stored.image_shape
     if data.image_size is not None:
         return data.image_size, data.image_size, channels
     if height is None or width is None:
-        raise UserError(f"{data.name} has images of many sizes: set data.image_size, for instance to 224")
+        sizes = stored.stored_sizes
+        if sizes is None:
+            raise UserError(f"{data.name} has images of many sizes: set data.image_size, for instance to 224")
+        (low_height, low_width), (high_height, high_width) = sizes.min(axis=0), sizes.max(axis=0)
+        median = int(np.median(sizes.min(axis=1)))
+        raise UserError(
+            f"{data.name} has images of many sizes, {low_height} to {high_height} pixels high and {low_width} to "
+            f"{high_width} wide (median of the shorter side {median}): set data.image_size, for instance to "
+            f"{min(224, median)}"
+        )
     return height, width, channels

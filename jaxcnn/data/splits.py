@@ -1,46 +1,228 @@
-"""Which records make train, validation and test."""
+"""Which records make train, validation and test: by name and slice, held out, or by folds.
+
+A function of the config and the labels alone. A run keeps what came out (record_numbers), so that no later version of
+this, or of a library, changes the splits of a run that exists.
+"""
+
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
-from jaxcnn.config import DataConfig
+from jaxcnn.config import DataConfig, parse_fold
 from jaxcnn.data.order import HOLDOUT_STREAM
-from jaxcnn.data.records import Split
+from jaxcnn.data.records import JoinedRecords, Records, Split, classes_of, one_line
 from jaxcnn.errors import UserError, nearest
+
+Progress = Callable[[str, int, int], None]  # what, done, total
+Part = tuple[Records, np.ndarray]  # records, and which of them
 
 TEST_FRACTION = 0.1  # held out of train where a set has neither test nor validation
 
 
-def assign_splits(data: DataConfig, stored: dict[str, Split]) -> dict[str, Split]:
-    """The source's splits under the run's three names; see open_source."""
-    for field, name in (("train_split", data.train_split), ("validation_split", data.validation_split)):
-        if name is not None and name not in stored:
-            raise UserError(f"data.{field}={name!r}: {data.name} has no such split; {nearest(name, stored)}")
-    if data.validation_split == data.train_split:
-        raise UserError(f"data.validation_split={data.validation_split!r} is also what is learned from; name another")
-    if data.train_split == "test":
-        raise UserError("data.train_split='test' would measure on what was learned; name another split")
-
-    train = stored[data.train_split]
-    own = {name: stored[name] for name in ("validation", "test") if name in stored and name != data.train_split}
-    test = own.get("test", own.get("validation"))
-    validation = own.get("validation") if "test" in own else None
+def assign_splits(data: DataConfig, stored: dict[str, Split], progress: Progress | None = None) -> dict[str, Split]:
+    """The source's splits under the run's three names; see open_source. Raises UserError."""
+    train = named_split(data, "train_split", stored)
+    own = {name: stored[name] for name in ("validation", "test") if name in stored}
+    if data.test_split is not None:
+        test: Split | None = named_split(data, "test_split", stored)
+    elif "test" in own and num_shared(own["test"], train):
+        raise UserError(
+            f"data.train_split={data.train_split!r} would measure on what was learned: it shares examples with "
+            "'test'; name another split, or a data.test_split"
+        )
+    else:
+        test = own.get("test", own.get("validation"))
+        test = None if test is None or num_shared(test, train) else test
     if data.validation_split is not None:
-        validation = stored[data.validation_split]
+        validation: Split | None = named_split(data, "validation_split", stored)
+    else:
+        validation = None if data.fold is not None else own.get("validation")
+        if validation is not None and (num_shared(validation, train) or (test and num_shared(validation, test))):
+            validation = None
+    for field, spec, split in (
+        ("test_split", data.test_split, test),
+        ("validation_split", data.validation_split, validation),
+    ):
+        if spec is not None and split is not None and (shared := num_shared(split, train)):
+            raise UserError(
+                f"data.{field}={spec!r} shares {shared:,} examples with data.train_split={data.train_split!r}, which "
+                "is learned from; name parts that share none"
+            )
 
-    order = np.random.default_rng([HOLDOUT_STREAM, data.split_seed]).permutation(len(train))
-    holds_out = validation is None and data.validation_fraction > 0
+    holds_out = validation is None and data.fold is None and data.validation_fraction > 0
     num_validation = max(1, round(data.validation_fraction * len(train))) if holds_out else 0
     num_test = max(1, round(TEST_FRACTION * len(train))) if test is None else 0
     if num_validation + num_test >= len(train):
         raise UserError(f"{data.name} {data.train_split} has {len(train)} examples, too few to hold some out")
+    if num_validation or num_test or data.fold is not None:
+        classes = classes_of(labels_of(train, progress)) if data.stratify else np.zeros(len(train), int)
+        order = holdout_order(classes, data.split_seed)
+        taken = lambda positions: Split(train.records, train.indices[np.sort(positions)])
+        if test is None:
+            test = taken(order[:num_test])
+        if data.fold is not None:
+            rest, in_fold = _fold(np.sort(order[num_test:]), classes, data)
+            validation = taken(in_fold)
+        else:
+            rest = order[num_test + num_validation :]
+            validation = taken(order[num_test : num_test + num_validation]) if holds_out else validation
+        train = taken(rest)
+    assert test is not None
+    return {"train": train, **({} if validation is None else {"validation": validation}), "test": test}
 
-    def taken(start: int, stop: int) -> Split:
-        return Split(train.records, train.indices[np.sort(order[start:stop])])
 
-    if holds_out:
-        validation = taken(0, num_validation)
-    return {
-        "train": taken(num_validation + num_test, len(train)) if num_validation + num_test else train,
-        **({} if validation is None else {"validation": validation}),
-        "test": taken(num_validation, num_validation + num_test) if test is None else test,
+def labels_of(split: Split, progress: Progress | None = None) -> np.ndarray:
+    """Of a split's examples, in its order: int32 [N], -1 where one cannot be read, or soft labels float32 [N, K]."""
+    what = f"reading the labels of {split.records.name}, once"
+    tell = None if progress is None else lambda done, total: progress(what, done, total)
+    return split.records.labels(tell)[split.indices]
+
+
+# ---- by name
+
+
+@dataclass(frozen=True)
+class _Size:
+    num_examples: int
+
+
+def named_split(data: DataConfig, field: str, stored: dict[str, Split]) -> Split:
+    """What data.FIELD names, in TFDS's syntax: `train`, `train[:80%]`, `train+extra[100:]`. Raises UserError."""
+    spec = getattr(data, field)
+    if spec in stored:
+        return _checked(stored[spec], f"data.{field}={spec!r}")
+    for term in spec.split("+"):
+        name = term.partition("[")[0].strip()
+        if name not in stored:
+            raise UserError(f"data.{field}={spec!r}: {data.name} has no split {name!r}; {nearest(name, stored)}")
+
+    import tensorflow_datasets as tfds  # takes half a second
+
+    try:
+        sizes = {name: _Size(len(split)) for name, split in stored.items()}
+        slices = tfds.core.ReadInstruction.from_spec(spec).to_absolute(sizes)
+    except Exception as error:
+        raise UserError(
+            f"data.{field}={spec!r} is no slice of {data.name} ({one_line(error)}); slices are written as "
+            "'train[:80%]', 'train[100:-100]' or 'train+extra[50%:]'"
+        ) from None
+    parts = [stored[each.splitname] for each in slices]
+    cuts = [slice(each.from_, each.to) for each in slices]
+    return _checked(
+        join([(part.records, part.indices[cut]) for part, cut in zip(parts, cuts, strict=True)]),
+        f"data.{field}={spec!r}",
+    )
+
+
+def _checked(split: Split, what: str) -> Split:
+    twice = len(split) - len(np.unique(split.indices))
+    if twice:
+        raise UserError(f"{what} names {twice:,} examples twice; name parts that share none")
+    if not len(split):
+        raise UserError(f"{what} has no examples; name a part that has some")
+    return split
+
+
+def join(parts: Sequence[Part]) -> Split:
+    """Parts of one or several sets of records as one split, in that order."""
+    distinct = list({id(records): records for records, _ in parts}.values())
+    if len(distinct) == 1:
+        return Split(distinct[0], np.concatenate([numbers for _, numbers in parts]))
+    starts = np.cumsum([0, *map(len, distinct)])
+    place = {id(records): start for records, start in zip(distinct, starts, strict=False)}
+    return Split(
+        JoinedRecords(tuple(distinct)), np.concatenate([numbers + place[id(records)] for records, numbers in parts])
+    )
+
+
+def parts_of(split: Split) -> list[Part]:
+    """The inverse of join."""
+    if not isinstance(split.records, JoinedRecords):
+        return [(split.records, split.indices)]
+    part, numbers = split.records.place(split.indices)
+    edges = np.flatnonzero(np.diff(part)) + 1
+    pieces = zip(np.split(part, edges), np.split(numbers, edges), strict=True)
+    return [(split.records.parts[which[0]], piece) for which, piece in pieces if len(which)]
+
+
+def num_shared(one: Split, other: Split) -> int:
+    """How many records two splits have in common."""
+    return sum(
+        len(np.intersect1d(numbers, others))
+        for records, numbers in parts_of(one)
+        for other_records, others in parts_of(other)
+        if records is other_records
+    )
+
+
+# ---- held out
+
+
+def holdout_order(classes: np.ndarray, seed: int) -> np.ndarray:
+    """A shuffle of the positions of classes [N] whose every beginning has each class in proportion.
+
+    The k-th example of a class of n, in random order, stands at (k + 1/2) / n of the way: a beginning then has as many
+    of each class as Webster's method gives seats (Balinski & Young 1982), and a shorter one lies within a longer. The
+    only example of a class stands last. scikit-learn's StratifiedShuffleSplit, which refuses classes of one example and
+    parts smaller than the number of classes, has the same proportions; its import takes longer than a short run's.
+    """
+    shuffled = np.random.default_rng([HOLDOUT_STREAM, seed]).permutation(len(classes))
+    _, which, counts = np.unique(classes[shuffled], return_inverse=True, return_counts=True)
+    rank = np.empty(len(classes))
+    rank[np.argsort(which, kind="stable")] = np.concatenate([np.arange(count) for count in counts])
+    size = counts[which]
+    place = np.where(size == 1, 1, (rank + 0.5) / size)
+    return shuffled[np.argsort(place, kind="stable")]
+
+
+def _fold(positions: np.ndarray, classes: np.ndarray, data: DataConfig) -> tuple[np.ndarray, np.ndarray]:
+    """Of the positions, those outside and those in the fold that data.fold names: scikit-learn's StratifiedKFold."""
+    from sklearn.model_selection import StratifiedKFold  # takes a second
+
+    assert data.fold is not None
+    fold, count = parse_fold(data.fold)
+    folds = StratifiedKFold(count, shuffle=True, random_state=data.split_seed)
+    try:
+        with warnings.catch_warnings(action="ignore"):  # a class with fewer examples than folds is not in all of them
+            outside, inside = list(folds.split(positions, classes[positions]))[fold - 1]
+    except ValueError as error:
+        raise UserError(f"data.fold={data.fold}: {data.name} has too few examples ({one_line(error)})") from None
+    return positions[outside], positions[inside]
+
+
+# ---- kept
+
+
+def record_numbers(splits: dict[str, Split], stored: dict[str, Split], fingerprint: str) -> dict[str, np.ndarray]:
+    """What a run keeps: `SPLIT/PLACE/STORED SPLIT` -> record numbers, int64, as differences; and the `fingerprint`.
+
+    Differences of ascending numbers are small and compress well. Of stored splits that share their records, the first
+    stands for all.
+    """
+    names: dict[int, str] = {}
+    for name, split in stored.items():
+        for records, _ in parts_of(split):
+            names.setdefault(id(records), name)
+    kept = {
+        f"{split_name}/{place}/{names[id(records)]}": np.diff(numbers.astype(np.int64), prepend=0)
+        for split_name, split in splits.items()
+        for place, (records, numbers) in enumerate(parts_of(split))
     }
+    return {"fingerprint": np.array(fingerprint), **kept}
+
+
+def restore_splits(kept: dict[str, np.ndarray], stored: dict[str, Split], fingerprint: str) -> dict[str, Split]:
+    """The inverse of record_numbers. Raises UserError where these are other data."""
+    if str(kept["fingerprint"]) != fingerprint:
+        raise UserError(
+            "the data are not those that the run was trained on; pass another --workdir, or say where the run's data "
+            "lie (training: --config.data.dir, evaluating: --data_dir)"
+        )
+    parts: dict[str, list[Part]] = {}
+    for key, differences in kept.items():
+        if key != "fingerprint":
+            split_name, _, name = key.split("/", 2)
+            parts.setdefault(split_name, []).append((stored[name].records, np.cumsum(differences)))
+    return {name: join(pieces) for name, pieces in parts.items()}

@@ -15,8 +15,20 @@ from typing import Any
 import numpy as np
 
 from jaxcnn.data.decoding import decode_image
-from jaxcnn.data.records import Example, NotPreparedError, Split, StoredSet, fingerprint_of, one_line
+from jaxcnn.data.label_cache import cached_labels
+from jaxcnn.data.records import (
+    DamagedRecordError,
+    Example,
+    NotPreparedError,
+    Progress,
+    Split,
+    StoredSet,
+    fingerprint_of,
+    one_line,
+)
 from jaxcnn.errors import RunError, UserError, nearest
+
+_LABELS_AT_ONCE = 4096  # records whose bytes are in memory together
 
 
 @dataclass(frozen=True)
@@ -26,6 +38,7 @@ class TfdsRecords:
     name: str
     split: str
     files: tuple[Path, ...]
+    lengths: tuple[int, ...]  # records a file
     serialized: Any  # array_record's data source: bytes of a tf.train.Example by record number
     image_key: str
     label_key: str
@@ -38,10 +51,24 @@ class TfdsRecords:
     def __getitem__(self, record: int) -> Example:
         return next(self.read([record]))
 
-    def labels(self) -> np.ndarray:
-        """int32 [N]; reads every record once."""
-        serialized = self._serialized(range(len(self)))
-        return np.fromiter((self._parse(example)[1] for example in serialized), np.int32, len(self))
+    def labels(self, progress: Progress | None = None) -> np.ndarray:
+        """int32 [N], -1 where a record cannot be read. Reads every record once; after that they are kept on disk."""
+
+        def read_all() -> np.ndarray:
+            labels = np.empty(len(self), np.int32)
+            for start in range(0, len(self), _LABELS_AT_ONCE):
+                if progress is not None:
+                    progress(start, len(self))
+                numbers = range(start, min(start + _LABELS_AT_ONCE, len(self)))
+                try:
+                    labels[start : numbers.stop] = [self._label(example) for example in self._serialized(numbers)]
+                except Exception:  # what is damaged is said once it is needed
+                    labels[start : numbers.stop] = [self._label_or_unknown(record) for record in numbers]
+            if progress is not None:
+                progress(len(self), len(self))
+            return labels
+
+        return cached_labels(self.name, self.files, len(self), read_all)
 
     def identifier(self, record: int) -> str:
         """`SPLIT:NUMBER`."""
@@ -53,12 +80,16 @@ class TfdsRecords:
         for record, example in zip(numbers, self._serialized(numbers), strict=True):
             yield self._decode(record, example)
 
+    def encoded(self, records: Sequence[int] | np.ndarray) -> Iterator[bytes]:
+        """The image files as they are stored, in the order asked."""
+        return (self._parse(example)[0] for example in self._serialized([int(record) for record in records]))
+
     def first_label(self) -> int:
         """Negative where a split is published without labels."""
-        return self._parse(self._read_one(0))[1]
+        return self._label(self._read_one(0))
 
     def _serialized(self, numbers: Sequence[int]) -> Iterable[bytes]:
-        _allow_open_files(len(self.files))
+        allow_open_files(len(self.files))
         try:  # at once takes a quarter of the time of one by one
             return self.serialized.__getitems__(numbers)
         except Exception:
@@ -69,6 +100,15 @@ class TfdsRecords:
             return bytes(self.serialized[record])
         except Exception as error:
             raise self._damaged(record, one_line(error)) from error
+
+    def _label(self, serialized: bytes) -> int:
+        return self._parse(serialized)[1]
+
+    def _label_or_unknown(self, record: int) -> int:
+        try:
+            return self._label(self._read_one(record))
+        except Exception:
+            return -1
 
     def _parse(self, serialized: bytes) -> tuple[bytes, int]:
         from tensorflow_datasets.proto import tf_example_pb2
@@ -88,11 +128,17 @@ class TfdsRecords:
             raise self._damaged(record, f"an image of {image.shape} where {self.image_shape} was declared")
         return {"image": image, "label": label}
 
-    def _damaged(self, record: int, reason: str) -> RunError:
-        return RunError(f"{self.name}: record {record} is damaged ({reason}); prepare the set again")
+    def _damaged(self, record: int, reason: str) -> DamagedRecordError:
+        ends = np.cumsum(self.lengths)
+        file = int(np.searchsorted(ends, record, side="right"))
+        number = record - (ends[file] - self.lengths[file])
+        return DamagedRecordError(
+            f"{self.name}: record {record} is damaged ({reason}), number {number} of {self.files[file]}; prepare the "
+            "set again, or leave such records out: data.damaged=skip"
+        )
 
 
-def _allow_open_files(num_files: int) -> None:
+def allow_open_files(num_files: int) -> None:
     """ImageNet has 1,024 shards and each stays open, as many as Linux allows a process unless it asks for more."""
     if num_files < 256:
         return
@@ -108,8 +154,7 @@ def _allow_open_files(num_files: int) -> None:
 
 def open_tfds(full_name: str, rest: str, data_dir: str | None) -> StoredSet:
     """The set `tfds:REST`, from the files alone. NotPreparedError where it is not on this disk."""
-    directory = tfds_directory(data_dir)
-    folder = _set_folder(full_name, rest, directory)
+    folder = set_folder(full_name, rest, data_dir)
 
     import tensorflow_datasets as tfds  # takes half a second; imports TensorFlow only to prepare
 
@@ -122,10 +167,9 @@ def open_tfds(full_name: str, rest: str, data_dir: str | None) -> StoredSet:
     if "array_record" not in formats:
         raise UserError(
             f"{full_name} in {folder} is stored as {', '.join(sorted(formats)) or 'an unknown format'}, but only "
-            "ArrayRecord can be read at random; convert it once (this needs TensorFlow, reading does not): "
-            f"tfds convert_format --dataset_version_dir={folder} --out_file_format=array_record"
+            f"ArrayRecord can be read at random; convert it once: {how_to_prepare(rest, data_dir)}"
         )
-    image_key, label_key = _image_and_label(full_name, info)
+    image_key, label_key = image_and_label(full_name, info)
     image_shape = tuple(info.features[image_key].shape)
     class_names = tuple(info.features[label_key].names)
 
@@ -142,6 +186,7 @@ def open_tfds(full_name: str, rest: str, data_dir: str | None) -> StoredSet:
             name=f"{full_name} split {split_name!r}",
             split=split_name,
             files=shards,
+            lengths=tuple(split_info.shard_lengths),
             serialized=serialized,
             image_key=image_key,
             label_key=label_key,
@@ -176,27 +221,29 @@ def tfds_directory(data_dir: str | None) -> Path:
     return Path(directory).expanduser().absolute()
 
 
-def _set_folder(full_name: str, rest: str, directory: Path) -> Path:
+def set_folder(full_name: str, rest: str, data_dir: str | None) -> Path:
     """The folder NAME[/CONFIG]/VERSION of a prepared set; the newest version where none is named."""
+    directory = tfds_directory(data_dir)
     match = re.fullmatch(r"(?P<name>\w+)(/(?P<config>[^/:]+))?(:(?P<version>[\w.*]+))?", rest)
     if match is None:
         raise UserError(f"data.name={full_name!r} is not of the form tfds:NAME[/CONFIG][:VERSION]")
     name, config, version = match["name"], match["config"], match["version"]
-    set_folder = directory / name
-    if not set_folder.is_dir():
+    home = directory / name
+    if not home.is_dir():
         raise NotPreparedError(
-            f"{full_name} is not prepared: {_what_is_there(directory, name)}; {_how_to_prepare(rest, directory)}"
+            f"{full_name} is not prepared: {_what_is_there(directory, name)}; prepare it once: "
+            + how_to_prepare(rest, data_dir)
         )
-    if config is None and not _versions(set_folder):
-        configs = sorted(path.name for path in set_folder.iterdir() if path.is_dir() and _versions(path))
+    if config is None and not _versions(home):
+        configs = sorted(path.name for path in home.iterdir() if path.is_dir() and _versions(path))
         if len(configs) > 1:
-            raise UserError(f"{full_name} is prepared in {set_folder} with configs: {', '.join(configs)}; name one")
+            raise UserError(f"{full_name} is prepared in {home} with configs: {', '.join(configs)}; name one")
         config = configs[0] if configs else None
-    config_folder = set_folder / config if config else set_folder
+    config_folder = home / config if config else home
     versions = _versions(config_folder)
     if not versions:
         raise NotPreparedError(
-            f"{full_name} is not prepared: {config_folder} has none; {_how_to_prepare(rest, directory)}"
+            f"{full_name} is not prepared: {config_folder} has none; prepare it once: " + how_to_prepare(rest, data_dir)
         )
     if version is not None and version not in versions:
         raise UserError(
@@ -230,14 +277,12 @@ def _what_is_there(directory: Path, name: str) -> str:
     return f"looked in {directory}, {nearest(name, prepared) if prepared else 'which holds no prepared set'}"
 
 
-def _how_to_prepare(rest: str, directory: Path) -> str:
-    return (
-        'prepare it once (this needs TensorFlow, reading does not): python -c "import tensorflow_datasets as tfds; '
-        f"tfds.builder('{rest}', data_dir='{directory}', file_format='array_record').download_and_prepare()\""
-    )
+def how_to_prepare(rest: str, data_dir: str | None) -> str:
+    """The command that brings a set here, or converts it."""
+    return f"python -m jaxcnn.data prepare {rest}" + (f" --data_dir={data_dir}" if data_dir else "")
 
 
-def _image_and_label(full_name: str, info: Any) -> tuple[str, str]:
+def image_and_label(full_name: str, info: Any) -> tuple[str, str]:
     """Names of the image and the label: the set's supervised pair, else its only Image and only ClassLabel."""
     import tensorflow_datasets as tfds
 

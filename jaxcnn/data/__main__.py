@@ -1,0 +1,315 @@
+"""Looks after data sets: python -m jaxcnn.data describe|check|prepare SET [--flags]; SET as in --config.data.name
+
+Exit codes: 0 done, and checked without errors; 1 failed, or checked and errors found; 2 the command is wrong.
+"""
+
+import json
+import os
+import re
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from absl import flags
+from etils import epath
+from rich.table import Table
+
+from jaxcnn.command_line import load_config
+from jaxcnn.config import Config, DataConfig
+from jaxcnn.data.records import StoredSet
+from jaxcnn.data.sources import open_stored
+from jaxcnn.errors import UserError, nearest
+from jaxcnn.logs import PatientConsole, RunLog
+from jaxcnn.main import flags_help, run_command, show_help
+
+_EXAMPLES = 3  # of each kind of fault, in the terminal's table
+_SHEET_IMAGES = 16  # rows of a sheet of augmented images
+_SHEET_VERSIONS = 8
+_HELP = {"--help", "-help", "-h", "--helpfull"}
+
+
+def main(argv: list[str], start: float) -> int:
+    """Runs the subcommand that argv[1] names; returns the exit code. `start` is the clock when the command began."""
+    name = argv[1] if len(argv) > 1 else ""
+    if name in _HELP:
+        show_help(f"{__doc__}\n" + "\n\n".join(_help(command) for command in COMMANDS))
+        return 0
+    if name not in COMMANDS:
+        given = f"{name!r} is no command" if name else "no command given"
+        raise UserError(f"{given}: {nearest(name, COMMANDS)}, e.g. python -m jaxcnn.data describe digits")
+    if _HELP & set(argv):
+        show_help(_help(name))
+        return 0
+    if len(argv) < 3 or argv[2].startswith("-"):
+        raise UserError(f"{name} needs a set right after it, e.g. python -m jaxcnn.data {name} tfds:cifar10")
+    values = flags.FlagValues()
+    command, define = COMMANDS[name]
+    define(values)
+    # --write-clean is --write_clean
+    rest = [re.sub(r"^--?[\w-]+", lambda m: "--" + m[0].lstrip("-").replace("-", "_"), word) for word in argv[3:]]
+    return command(argv[2], rest, values, start)
+
+
+# ---- describe
+
+
+def _describe_flags(values: flags.FlagValues) -> None:
+    flags.DEFINE_string("data_dir", None, "where prepared sets lie", flag_values=values)
+    flags.DEFINE_integer(
+        "image_size", None, "pixels: mean and std as a run of this size has them", 1, flag_values=values
+    )
+    flags.DEFINE_string("sheet", None, "a PNG to draw: some images of each class", flag_values=values)
+    flags.DEFINE_string(
+        "augment",
+        None,
+        "EXPERIMENT[:ARG]: the sheet shows what its model will see; takes --config.a.b=v",
+        flag_values=values,
+    )
+    flags.DEFINE_bool("json", False, "print JSON instead of tables", flag_values=values)
+    flags.DEFINE_bool("force", False, "overwrite the sheet", flag_values=values)
+
+
+def describe(name: str, rest: list[str], values: flags.FlagValues, start: float) -> int:
+    """Prints what is in a set; draws a sheet of it."""
+    del start
+    config = _parse_with_config(name, rest, values)
+    if values.augment and not values.sheet:
+        raise UserError("--augment draws a sheet: say where, e.g. --sheet augmented.png")
+    if values.sheet and Path(values.sheet).suffix != ".png":
+        raise UserError(f"--sheet={values.sheet}: sheets are PNG files; give it a name that ends in .png")
+    _refuse_to_overwrite(values, "sheet")
+    log = _log()
+    stored = open_stored(config.data, progress=log.work)
+
+    from jaxcnn.data import describing, sheet
+
+    description = describing.describe(name, stored, image_size=values.image_size, progress=log.work)
+    console = PatientConsole(highlight=False)
+    if values.json:
+        console.print(json.dumps(describing.as_json(description), indent=2), markup=False, soft_wrap=True)
+    else:
+        describing.print_tables(console, description)
+    if values.sheet:
+        if values.augment:
+            picture = _augmented_sheet(config, log)
+        else:
+            shown = stored.splits.get("train") or next(iter(stored.splits.values()))
+            picture = sheet.draw(sheet.class_rows(shown, stored.class_names))
+        picture.save(values.sheet)
+        log.say(f"drawn: {values.sheet}")
+    return 0
+
+
+def _parse_with_config(name: str, rest: list[str], values: flags.FlagValues) -> Config:
+    """The flags into `values`; the experiment's config where --augment names one, else the default's; SET its data."""
+    chosen = next((word.partition("=")[2] for word in rest if word.startswith("--augment=")), None)
+    if "--augment" in rest[:-1]:
+        chosen = rest[rest.index("--augment") + 1]
+    if chosen is None:
+        if overrides := [word for word in rest if re.match(r"--?(no)?config\b", word)]:
+            raise UserError(f"{overrides[0]} is for --augment EXPERIMENT, which is not given")
+        _parse(rest, values)
+        config = Config()
+    else:
+        config, _ = load_config(["describe", f"--config={chosen}", *rest], flag_values=values)
+    config.data.name = name
+    config.data.dir = values.data_dir or config.data.dir
+    config.data.image_size = values.image_size or config.data.image_size
+    return config
+
+
+def _augmented_sheet(config: Config, log: RunLog) -> Any:
+    from jaxcnn.build import build  # imports JAX
+    from jaxcnn.data.sheet import Row, draw
+    from jaxcnn.parallel import set_up
+    from jaxcnn.preview import augmented_images
+
+    set_up(config.platform, compilation_cache=config.compilation_cache)
+    run, feed = build(config, progress=log.work)
+    try:
+        shown = augmented_images(run, feed, num_images=_SHEET_IMAGES, num_versions=_SHEET_VERSIONS)
+    finally:
+        feed.close()
+    rows = [
+        Row(run.source.class_names[int(label)], [original, *versions])
+        for original, versions, label in zip(shown.originals, shown.versions, shown.labels, strict=True)
+    ]
+    return draw(rows, columns=["as stored", "step 0", "other draws"])
+
+
+# ---- check
+
+
+def _check_flags(values: flags.FlagValues) -> None:
+    flags.DEFINE_string("data_dir", None, "where prepared sets lie", flag_values=values)
+    flags.DEFINE_string("exclude", None, "a list of records to leave out, as data.exclude", flag_values=values)
+    flags.DEFINE_string(
+        "write_clean", None, "write the list of records to leave out, for data.exclude", flag_values=values
+    )
+    flags.DEFINE_string("csv", None, "write every finding as a row", flag_values=values)
+    flags.DEFINE_string("json", None, "write every finding, and the counts", flag_values=values)
+    flags.DEFINE_float(
+        "near_threshold",
+        1.0,
+        "near duplicates: false alarms to expect in all; more finds more, 0 none",
+        0,
+        flag_values=values,
+    )
+    flags.DEFINE_bool("force", False, "overwrite the files written", flag_values=values)
+
+
+def check(name: str, rest: list[str], values: flags.FlagValues, start: float) -> int:
+    """Prints what is wrong with a set, writes the lists asked for; 1 when there are errors among it."""
+    _parse(rest, values)
+    _refuse_to_overwrite(values, "write_clean", "csv", "json")
+    log = _log()
+    stored = open_stored(DataConfig(name=name, dir=values.data_dir), progress=log.work, damaged=True)
+
+    from jaxcnn.data import checking
+
+    if values.exclude:
+        stored = _without(stored, values.exclude, name)
+    report = checking.check(stored, false_alarms=values.near_threshold, progress=log.work)
+    console = PatientConsole(highlight=False)
+    if report.faults:
+        console.print(_faults_table(name, report))
+    total = sum(report.num_images.values())
+    counts = report.counts()
+    found = [
+        f"{sum(count for kind, count in counts.items() if checking.KINDS[kind].severity == severity):,} {severity}s"
+        for severity in checking.SEVERITIES
+    ]
+    console.print(
+        f"{name}: {total:,} images in {time.perf_counter() - start:.1f} s: {', '.join(found)}",
+        markup=False,
+        soft_wrap=True,
+    )
+    if values.csv:
+        Path(values.csv).write_text(checking.as_csv(report.faults), encoding="utf-8")
+    if values.json:
+        Path(values.json).write_text(json.dumps(checking.as_json(report), indent=2) + "\n", encoding="utf-8")
+    if values.write_clean:
+        entries = write_clean_list(Path(values.write_clean), report)
+        console.print(
+            f"{entries:,} records to leave out: --config.data.exclude={values.write_clean}",
+            markup=False,
+            soft_wrap=True,
+        )
+    return int(report.has_errors)
+
+
+def write_clean_list(file: Path, report: Any) -> int:
+    """Writes the records to leave out, with the rules as comments; returns their number."""
+    from jaxcnn.data.checking import CLEAN_LIST_WORDS, to_exclude
+    from jaxcnn.data.exclusion import write_exclusion
+
+    entries = to_exclude(report)
+    write_exclusion(file, entries, comments=CLEAN_LIST_WORDS)
+    return len(entries)
+
+
+def _without(stored: StoredSet, file: str, name: str) -> StoredSet:
+    import dataclasses
+
+    from jaxcnn.data.exclusion import read_exclusion, without
+
+    splits, _ = without(stored.splits, read_exclusion(file), name)
+    return dataclasses.replace(stored, splits=splits)
+
+
+def _faults_table(name: str, report: Any) -> Table:
+    from jaxcnn.data.checking import KINDS
+
+    table = Table(title=f"what is wrong with {name}", title_justify="left")
+    for column in ("", "what", "count", "for instance", "what to do"):
+        table.add_column(column, justify="right" if column == "count" else "left", overflow="fold")
+    for kind, count in report.counts().items():
+        examples = [fault for fault in report.faults if fault.kind == kind][:_EXAMPLES]
+        shown = "\n".join(
+            " ".join(
+                filter(
+                    None,
+                    (each.identifier or f"{each.split} {each.label}", each.other and f"~ {each.other}", each.detail),
+                )
+            )
+            for each in examples
+        )
+        style = {"error": "red", "warning": "yellow", "note": ""}[KINDS[kind].severity]
+        table.add_row(KINDS[kind].severity, KINDS[kind].title, f"{count:,}", shown, KINDS[kind].remedy, style=style)
+    return table
+
+
+# ---- prepare
+
+
+def _prepare_flags(values: flags.FlagValues) -> None:
+    flags.DEFINE_string(
+        "data_dir", None, "where to put it; default $TFDS_DATA_DIR, else ~/tensorflow_datasets", flag_values=values
+    )
+    flags.DEFINE_multi_string("archive", [], "a file downloaded by hand; may be repeated", flag_values=values)
+
+
+def prepare(name: str, rest: list[str], values: flags.FlagValues, start: float) -> int:
+    """Downloads a set of TFDS's and stores it as runs read it; one that is there is left as it is."""
+    del start
+    _parse(rest, values)
+
+    from jaxcnn.data.prepare import prepare as prepare_set
+
+    log = _log()
+    archives = [Path(archive).expanduser() for archive in values.archive]
+    folder = prepare_set(name.removeprefix("tfds:"), data_dir=values.data_dir, archives=archives, progress=log.work)
+    log.say(f"prepared: {folder}")
+    return 0
+
+
+# ---- of all of them
+
+COMMANDS: dict[
+    str, tuple[Callable[[str, list[str], flags.FlagValues, float], int], Callable[[flags.FlagValues], None]]
+] = {
+    "describe": (describe, _describe_flags),
+    "check": (check, _check_flags),
+    "prepare": (prepare, _prepare_flags),
+}
+
+
+def _help(name: str) -> str:
+    values = flags.FlagValues()
+    command, define = COMMANDS[name]
+    define(values)
+    return f"python -m jaxcnn.data {name} SET: {command.__doc__}\n{flags_help(values)}"
+
+
+def _parse(rest: list[str], values: flags.FlagValues) -> None:
+    try:
+        left = values(["jaxcnn.data", *rest])
+    except flags.Error as error:
+        raise UserError(" ".join(str(error).split())) from None
+    if len(left) > 1:
+        raise UserError(f"unexpected argument {left[1]!r}; options are written --name=value")
+
+
+def _refuse_to_overwrite(values: flags.FlagValues, *names: str) -> None:
+    for name in names:
+        file = values[name].value
+        if file is None:
+            continue
+        path = Path(file)
+        if path.is_dir() or not path.absolute().parent.is_dir():
+            raise UserError(f"--{name}={file}: {'is a folder' if path.is_dir() else 'its folder does not exist'}")
+        if not os.access(path if path.exists() else path.absolute().parent, os.W_OK):
+            raise UserError(f"--{name}={file}: no permission to write there; choose another place")
+        if path.exists() and not values.force:
+            raise UserError(f"--{name}={file} exists; choose another name, or --force to overwrite it")
+
+
+def _log() -> RunLog:
+    """Bars and remarks, on stderr: what a command prints may be piped."""
+    console = PatientConsole(stderr=True, highlight=False, soft_wrap=True)
+    return RunLog(epath.Path("."), tensorboard=False, console=console)
+
+
+if __name__ == "__main__":
+    run_command(main)

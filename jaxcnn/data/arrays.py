@@ -1,0 +1,195 @@
+"""A user's own arrays: `npz:PATH`, as Keras (x_train, y_train, …) and MedMNIST (train_images, …) write them."""
+
+import hashlib
+import zipfile
+import zlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from jaxcnn.data.decoding import with_channels
+from jaxcnn.data.records import Example, Progress, Split, StoredSet, fingerprint_of, one_line
+from jaxcnn.errors import RunError, UserError, nearest
+
+# Where the images and the labels of a split may stand; {} is the split's name.
+_KEYS = (("x_{}", "y_{}"), ("{}_images", "{}_labels"))
+_WHOLE = (("images", "labels"), ("x", "y"))  # of a set that has no splits
+_SPLITS = {"train": ("train",), "validation": ("validation", "val", "valid"), "test": ("test",)}
+_CLASS_NAMES = "class_names"  # may stand in the file too
+
+_SUM_TOLERANCE = 1e-3  # of a soft label's shares
+_EXACT = 1e-3  # levels by which float32 misses
+_EXACT_FLOAT16 = 0.13
+
+
+@dataclass(frozen=True)
+class ArrayRecords:
+    """A split's images and labels."""
+
+    name: str
+    split: str
+    images: np.ndarray  # uint8 [N, H, W, C]
+    targets: np.ndarray  # int32 [N], or soft: float32 [N, K]
+    files: tuple[Path, ...] = ()  # none: nothing is decoded that a cache could keep
+
+    @property
+    def label_shape(self) -> tuple[int, ...]:
+        """Of a label: () or (K,)."""
+        return self.targets.shape[1:]
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, record: int) -> Example:
+        target = self.targets[record]
+        return {"image": self.images[record], "label": target if target.ndim else int(target)}
+
+    def labels(self, progress: Progress | None = None) -> np.ndarray:
+        """int32 [N], or soft: float32 [N, K]."""
+        return self.targets
+
+    def identifier(self, record: int) -> str:
+        """`SPLIT:NUMBER`."""
+        return f"{self.split}:{record}"
+
+    def read(self, records: Sequence[int] | np.ndarray) -> Iterator[Example]:
+        """The examples in the order asked."""
+        return (self[int(record)] for record in records)
+
+
+def open_npz(full_name: str, file: Path, *, channels: int | None = None) -> StoredSet:
+    """Images uint8 [N, H, W] or [N, H, W, C], or floats that are exactly levels of 8 bits; labels int or one-hot.
+
+    Labels float [N, K] whose rows sum to one stay soft.
+    """
+    try:
+        with file.open("rb") as opened:
+            if not zipfile.is_zipfile(opened):
+                raise RunError(f"{full_name} is no npz file, or damaged; save it again by np.savez(images=…, labels=…)")
+            opened.seek(0)
+            archive = np.load(opened)
+            keys = _find_keys(full_name, archive.files)
+            arrays = {split: (archive[images], archive[labels]) for split, (images, labels) in keys.items()}
+            given_names = archive[_CLASS_NAMES] if _CLASS_NAMES in archive.files else None
+    except OSError as error:
+        raise UserError(f"{full_name} cannot be read: {error.strerror or one_line(error)}") from None
+    except (ValueError, EOFError, zlib.error, zipfile.BadZipFile) as error:
+        if "allow_pickle" in str(error):
+            raise UserError(f"{full_name} holds Python objects; save plain arrays: images uint8, labels int") from None
+        raise RunError(f"{full_name} is damaged ({one_line(error)}); save it again") from error
+
+    for split, (images_key, labels_key) in keys.items():
+        images, labels = arrays[split]
+        _check_images(full_name, images_key, images)
+        if len(images) != len(labels):
+            raise UserError(
+                f"{full_name}: {images_key} has {len(images):,} images, but {labels_key} has {len(labels):,} labels"
+            )
+    brightest = max((float(images.max()) for images, _ in arrays.values() if images.dtype.kind == "f"), default=0.0)
+    scale = 255 if brightest <= 1 else 1  # one for all splits
+    targets = {split: _targets(full_name, keys[split][1], labels) for split, (_, labels) in arrays.items()}
+    class_names = _class_names(full_name, given_names, {keys[split][1]: targets[split] for split in keys})
+    splits, facts = {}, []
+    for split, (key, _) in keys.items():
+        images, labels = _levels(full_name, key, arrays.pop(split)[0], scale), targets[split]
+        contents = [hashlib.sha256(np.ascontiguousarray(array).data).hexdigest() for array in (images, labels)]
+        facts.append((split, images.shape, contents))
+        images = images if channels is None else with_channels(images, channels)
+        splits[split] = Split(
+            ArrayRecords(f"{full_name} split {split!r}", split, images, labels), np.arange(len(labels))
+        )
+    shapes = {split.records.images.shape[1:] for split in splits.values()}  # type: ignore[attr-defined]
+    if len(shapes) > 1:
+        raise UserError(
+            f"{full_name}: its splits have images of other shapes: {' and '.join(map(str, sorted(shapes)))}"
+        )
+    return StoredSet(class_names, shapes.pop(), splits, fingerprint_of("npz", class_names, facts))
+
+
+def _find_keys(full_name: str, found: Sequence[str]) -> dict[str, tuple[str, str]]:
+    """The names of each split's images and labels."""
+    pairs = [
+        (split, images.format(spelling), labels.format(spelling))
+        for images, labels in _KEYS
+        for split, spellings in _SPLITS.items()
+        for spelling in spellings
+    ] + [("train", *pair) for pair in _WHOLE]
+    keys: dict[str, tuple[str, str]] = {}
+    for split, images, labels in pairs:
+        if images in found and labels in found:
+            keys.setdefault(split, (images, labels))
+    known = {name for _, *pair in pairs for name in pair}
+    unpaired = [name for name in found if name in known and not any(name in pair for pair in keys.values())]
+    if "train" not in keys or unpaired:
+        odd = [name for name in found if name not in known and name != _CLASS_NAMES] or unpaired or [""]
+        raise UserError(
+            f"{full_name} has {', '.join(found) or 'no arrays'}; expected x_train and y_train, train_images and "
+            f"train_labels, or images and labels; {odd[0]!r}: {nearest(odd[0], known)}"
+        )
+    return keys
+
+
+def _check_images(full_name: str, key: str, array: np.ndarray) -> None:
+    shape = array.shape
+    if array.dtype.kind not in "buif":
+        raise UserError(f"{full_name}: {key} is {array.dtype}; save it as uint8")
+    if array.ndim not in (3, 4) or 0 in shape:
+        raise UserError(f"{full_name}: {key} has shape {shape}; expected [N, H, W] or [N, H, W, C]")
+    if array.ndim == 4 and shape[3] not in (1, 3):
+        advice = "save it transposed by (0, 2, 3, 1)" if shape[1] in (1, 3) else "the last is 1 or 3 channels"
+        raise UserError(f"{full_name}: {key} has shape {shape}; expected [N, H, W, C]: {advice}")
+
+
+def _levels(full_name: str, key: str, array: np.ndarray, scale: int) -> np.ndarray:
+    """uint8 [N, H, W, C] of what is exactly that after `scale`."""
+    array = array if array.ndim == 4 else array[..., None]
+    if array.dtype == np.uint8:
+        return array
+    scale = scale if array.dtype.kind == "f" else 255 if array.dtype == bool else 1
+    tolerance = _EXACT if array.dtype != np.float16 else _EXACT_FLOAT16
+    result = np.empty(array.shape, np.uint8)
+    for start in range(0, len(array), 1024):  # in pieces, as each takes eight times its memory
+        piece = array[start : start + 1024].astype(np.float64) * scale
+        levels = np.round(piece)
+        if not (np.abs(piece - levels).max() <= tolerance and levels.min() >= 0 and levels.max() <= 255):  # nor NaN
+            raise UserError(
+                f"{full_name}: {key} is {array.dtype} from {array.min():g} to {array.max():g}, which is not exactly 8 "
+                "bits a level (0 to 255, or those / 255); save the uint8 that it was made from"
+            )
+        result[start : start + 1024] = levels
+    return result
+
+
+def _targets(full_name: str, key: str, array: np.ndarray) -> np.ndarray:
+    """int32 [N] of [N], [N, 1] or one-hot [N, K]; float32 [N, K] where they are soft."""
+    if array.dtype.kind not in "buif" or array.ndim not in (1, 2) or 0 in array.shape:
+        raise UserError(
+            f"{full_name}: {key} is {array.dtype} of shape {array.shape}; expected int [N] or [N, 1], or [N, K] whose "
+            "rows sum to one"
+        )
+    if array.ndim == 2 and array.shape[1] > 1:
+        shares = array.astype(np.float32)
+        if not (shares.min() >= 0 and np.abs(shares.sum(axis=1) - 1).max() <= _SUM_TOLERANCE):
+            raise UserError(f"{full_name}: {key} has rows that do not sum to one; one label an image is expected")
+        return shares.argmax(axis=1).astype(np.int32) if (shares.max(axis=1) == 1).all() else shares
+    labels = array.reshape(-1)
+    if not (labels == np.floor(labels)).all() or labels.min() < 0 or labels.max() >= 2**31:
+        raise UserError(f"{full_name}: {key} has values from {labels.min()} to {labels.max()}; expected 0, 1, 2, …")
+    return labels.astype(np.int32)
+
+
+def _class_names(full_name: str, given: np.ndarray | None, targets: dict[str, np.ndarray]) -> tuple[str, ...]:
+    """Those that the file gives, else the numbers of train's labels. `targets` has train first."""
+    counts = {key: array.shape[1] if array.ndim == 2 else int(array.max()) + 1 for key, array in targets.items()}
+    train, count = next(iter(counts.items()))
+    names = [str(name) for name in given] if given is not None else [str(number) for number in range(count)]
+    if len(set(names)) < len(names) or len(names) < count:
+        raise UserError(f"{full_name}: {_CLASS_NAMES} has {len(set(names))} names for {count} classes")
+    if len(names) < 2:
+        raise UserError(f"{full_name}: {train} has only one class: there is nothing to tell apart")
+    for key, array in targets.items():
+        if counts[key] > len(names) or (array.ndim == 2 and array.shape[1] != len(names)):
+            raise UserError(f"{full_name}: {key} has {counts[key]} classes, {train} {len(names)}")
+    return tuple(names)

@@ -1,0 +1,101 @@
+"""Exclusion lists: text files of record identifiers, one a line, that a run leaves out.
+
+`#` begins a comment where it is a line's first character. Nothing here changes the data.
+"""
+
+import hashlib
+import os
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from jaxcnn.data.records import Records, Split, one_line
+from jaxcnn.errors import UserError
+
+
+@dataclass(frozen=True)
+class Exclusion:
+    """What a list says."""
+
+    file: str
+    identifiers: tuple[str, ...]  # in the file's order, each once
+
+    @property
+    def digest(self) -> str:
+        """Of which records are named; not of order or comments."""
+        return hashlib.sha256("\n".join(sorted(self.identifiers)).encode()).hexdigest()[:16]
+
+
+def read_exclusion(file: str) -> Exclusion:
+    """Raises UserError where the list cannot be read."""
+    try:
+        lines = Path(file).expanduser().read_text(encoding="utf-8-sig").split("\n")
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"data.exclude={file!r} cannot be read ({one_line(error)}); give a text file of record "
+            "identifiers, one a line"
+        ) from None
+    named = (line.strip() for line in lines if not line.startswith("#"))
+    return Exclusion(file, tuple(dict.fromkeys(line for line in named if line)))
+
+
+def write_exclusion(file: Path, entries: Iterable[tuple[str, str]], *, comments: Sequence[str] = ()) -> None:
+    """Writes a list, whole or not at all; a file of that name is replaced.
+
+    Args:
+      file: where.
+      entries: (identifier, reason); a reason stands as a comment above the identifiers that follow one another with it.
+      comments: lines for the top.
+
+    Raises:
+      UserError: an identifier cannot stand in a list.
+      OSError: it cannot be written.
+    """
+    lines = [f"# {comment}" for comment in comments]
+    reason_before = ""
+    for identifier, reason in entries:
+        if identifier != identifier.strip() or not identifier or identifier.startswith("#") or "\n" in identifier:
+            raise UserError(f"the record {identifier!r} cannot stand in an exclusion list; rename its file")
+        if reason != reason_before:
+            lines.append(f"# {one_line(Exception(reason))}")
+            reason_before = reason
+        lines.append(identifier)
+    partial = file.with_name(f".{file.name}.{os.getpid()}.partial")
+    partial.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+    partial.replace(file)
+
+
+def without(stored: dict[str, Split], exclusion: Exclusion, set_name: str) -> tuple[dict[str, Split], int]:
+    """The splits without the records named, and how many these were. UserError where there are no such records."""
+    missing = set(exclusion.identifiers)
+    excluded: dict[int, np.ndarray] = {}  # by id of the records, which several splits may share
+    for split in stored.values():
+        if id(split.records) not in excluded:
+            numbers, found = _numbers(split.records, exclusion.identifiers)
+            excluded[id(split.records)] = numbers
+            missing -= found
+    if missing:
+        first = next(name for name in exclusion.identifiers if name in missing)
+        split = next(iter(stored.values()))
+        raise UserError(
+            f"data.exclude={exclusion.file!r} names {len(missing):,} records that {set_name} does not have, the first "
+            f"{first!r}; its records are named like {split.records.identifier(int(split.indices[0]))!r}"
+        )
+    kept = {
+        name: Split(split.records, split.indices[~np.isin(split.indices, excluded[id(split.records)])])
+        for name, split in stored.items()
+    }
+    return kept, sum(map(len, excluded.values()))
+
+
+def _numbers(records: Records, identifiers: Sequence[str]) -> tuple[np.ndarray, set[str]]:
+    """Which records are named, int [M], and their names."""
+    wanted, numbers, found = set(identifiers), [], set()
+    for number in range(len(records)):
+        identifier = records.identifier(number)
+        if identifier in wanted:
+            numbers.append(number)
+            found.add(identifier)
+    return np.array(numbers, np.int64), found

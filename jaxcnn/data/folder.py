@@ -1,0 +1,441 @@
+"""A user's own image files: `folder:PATH`, where folders are classes, and `csv:PATH`, a list of files and labels.
+
+Opening lists the files and reads the header of each; every mistake that can be seen so is said before a run begins.
+"""
+
+import csv
+import logging
+import os
+import re
+import time
+import unicodedata
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from jaxcnn.data.decoding import decode_any, read_header
+from jaxcnn.data.records import DamagedRecordError, Example, Split, StoredSet, fingerprint_of, one_line
+from jaxcnn.data.resident import Progress
+from jaxcnn.errors import RunError, UserError, nearest
+
+SUFFIXES = (
+    ".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".gif", ".bmp", ".dib", ".tif", ".tiff", ".webp", ".avif", ".heic",
+    ".heif", ".jp2", ".ppm", ".pgm", ".pbm", ".pnm",
+)  # fmt: skip
+SPLITS = {"train": "train", "validation": "validation", "val": "validation", "valid": "validation", "test": "test"}
+
+_LAYOUT = "expected PATH/CLASS/IMAGE or PATH/SPLIT/CLASS/IMAGE, where SPLIT is train, validation or test"
+_NOT_DATA = frozenset(("thumbs.db", "desktop.ini", "__macosx", "@eadir", "lost+found", "$recycle.bin"))
+_CHUNK = 256  # headers a thread reads at a time
+_PATIENCE = 2.0  # seconds before progress is told
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class FileRecords:
+    """A split's images, each a file of its own."""
+
+    name: str
+    root: str
+    paths: tuple[str, ...]  # below root, with /
+    classes: np.ndarray  # int32 [N]
+    image_shape: tuple[int | None, int | None, int]
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """Every image."""
+        return tuple(Path(self.root, path) for path in self.paths)
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, record: int) -> Example:
+        path = self.paths[record]
+        encoded = self._bytes(record)
+        try:
+            image = decode_any(encoded, self.image_shape[2])
+        except ValueError as error:
+            raise self._unreadable(record, error) from error
+        if any(known not in (None, size) for known, size in zip(self.image_shape, image.shape, strict=True)):
+            raise DamagedRecordError(
+                f"{self.name}: {path} has changed since the run began: its shape is {image.shape} now; run it again"
+            )
+        return {"image": image, "label": int(self.classes[record])}
+
+    def labels(self, progress: Progress | None = None) -> np.ndarray:
+        """int32 [N]."""
+        return self.classes
+
+    def identifier(self, record: int) -> str:
+        """The path below the set's folder, as `train/cat/001.jpg`."""
+        return self.paths[record]
+
+    def read(self, records: Sequence[int] | np.ndarray) -> Iterator[Example]:
+        """The examples in the order asked."""
+        return (self[int(record)] for record in records)
+
+    def encoded(self, records: Sequence[int] | np.ndarray) -> Iterator[bytes]:
+        """The files as they are, in the order asked."""
+        return (self._bytes(int(record)) for record in records)
+
+    def _bytes(self, record: int) -> bytes:
+        try:
+            with open(os.path.join(self.root, self.paths[record]), "rb") as file:
+                return file.read()
+        except OSError as error:
+            raise self._unreadable(record, error) from error
+
+    def _unreadable(self, record: int, error: Exception) -> DamagedRecordError:
+        return DamagedRecordError(
+            f"{self.name}: {self.paths[record]} cannot be read ({_reason(error)}); replace or remove it"
+        )
+
+
+@dataclass(frozen=True)
+class _File:
+    path: str  # below the root, with /
+    class_name: str
+    where: str = ""  # what a message puts before the path
+
+
+def open_folder(
+    full_name: str, root: Path, *, channels: int | None = None, progress: Progress | None = None, damaged: bool = False
+) -> StoredSet:
+    """A folder a class, below folders of splits or below `root` itself. For the arguments see open_files."""
+    try:
+        folders = _contents(root)[0]
+        splits = [name for name in folders if name.lower() in SPLITS]
+        has_splits = any(_contents(root / name)[0] for name in splits)
+        if splits and not has_splits and len(splits) == len(folders):
+            raise UserError(f"{full_name}: the images in {splits[0]} lie in no class's folder; {_LAYOUT}")
+        if not has_splits:  # a set may have a class that is called train
+            listed = {"train": _list_classes(full_name, root, root, "train")}
+        else:
+            _check_splits(full_name, root, folders, splits)
+            listed = {SPLITS[name.lower()]: _list_classes(full_name, root, root / name, name) for name in splits}
+            listed = {split: classes for split, classes in listed.items() if classes}
+    except OSError as error:
+        raise UserError(f"{full_name}: {error.filename} cannot be read: {_reason(error)}") from None
+    names = {split: set(classes) for split, classes in listed.items()}
+    train = names.get("train", set())
+    if len(train) == 1:
+        (only,) = train
+        inner = root / folders[0]
+        looks_like_set = not has_splits and sum(_has_images(inner / name) for name in _contents(inner)[0]) > 1
+        advice = f"did you mean folder:{inner}?" if looks_like_set else _LAYOUT
+        raise UserError(f"{full_name} has only one class, {only!r}; {advice}")
+    for split, found in names.items():
+        if train and (missing := _natural(train - found)):
+            raise UserError(
+                f"{full_name}: {split} has no class {missing[0]!r} ({len(missing)} missing); if it is to have no image "
+                f"of it, make an empty folder for it"
+            )
+    files = {split: [file for files in classes.values() for file in files] for split, classes in listed.items()}
+    return open_files(full_name, root, files, channels=channels, progress=progress, damaged=damaged)
+
+
+def open_csv(
+    full_name: str, file: Path, *, channels: int | None = None, progress: Progress | None = None, damaged: bool = False
+) -> StoredSet:
+    """Columns path (from the CSV's folder on), label (a name or a number) and, if given, split."""
+    listed: dict[str, list[_File]] = {}
+    seen: dict[str, tuple[int, str, str]] = {}
+    try:
+        with file.open(encoding="utf-8-sig", newline="") as lines:
+            for line, row in _rows(full_name, lines):
+                path, label = row["path"].replace("\\", "/"), unicodedata.normalize("NFC", row["label"])
+                split = row.get("split", "train")
+                for column, value in (("path", path), ("label", label), ("split", split)):
+                    if not value:
+                        raise UserError(f"{full_name}: line {line} has an empty {column}")
+                if split.lower() not in SPLITS:
+                    raise UserError(f"{full_name}: line {line} has split {split!r}; {nearest(split, SPLITS)}")
+                split, path = SPLITS[split.lower()], _below(file.parent, path)
+                if path in seen:
+                    before, other, other_split = seen[path]
+                    what = f"labels {other!r} and {label!r}" if other != label else f"splits {other_split} and {split}"
+                    raise UserError(f"{full_name}: lines {before} and {line} both list {path} ({what}); keep one")
+                seen[path] = line, label, split
+                listed.setdefault(split, []).append(_File(path, label, f"line {line}: "))
+    except OSError as error:
+        raise UserError(f"{full_name} cannot be read: {_reason(error)}") from None
+    except UnicodeDecodeError:
+        raise UserError(f"{full_name} is not UTF-8; save it as CSV in UTF-8") from None
+    except csv.Error as error:
+        raise UserError(f"{full_name} is no CSV: {one_line(error)}") from None
+    if not listed:
+        raise UserError(f"{full_name} lists no image; it has a heading and nothing below")
+    return open_files(full_name, file.parent, listed, channels=channels, progress=progress, damaged=damaged)
+
+
+def open_files(
+    full_name: str,
+    root: Path,
+    listed: dict[str, list[_File]],
+    *,
+    channels: int | None = None,
+    progress: Progress | None = None,
+    damaged: bool = False,
+) -> StoredSet:
+    """The set of these files.
+
+    Args:
+      full_name: of the set, for messages.
+      root: below it lie the files.
+      listed: the files of each split.
+      channels: 1 or 3; none: 1 where every image is grey, else 3.
+      progress: told while headers are read, when that takes long.
+      damaged: files whose header cannot be read stay in the set; else they are a RunError.
+    """
+    if not listed.get("train"):
+        raise UserError(f"{full_name} has {' and '.join(listed)}, but no train; {_LAYOUT}")
+    class_names = _natural({file.class_name for file in listed["train"]})
+    if len(class_names) == 1:
+        raise UserError(f"{full_name} has only one class, {class_names[0]!r}: there is nothing to tell apart")
+    numbers = {name: number for number, name in enumerate(class_names)}
+    for split, files in listed.items():
+        extra = _natural({file.class_name for file in files} - numbers.keys())
+        if extra:
+            raise UserError(
+                f"{full_name}: {split} has class {extra[0]!r}, which train has not; {nearest(extra[0], class_names)}"
+            )
+    listed = {split: sorted(files, key=lambda f: (numbers[f.class_name], f.path)) for split, files in listed.items()}
+    every = [file for files in listed.values() for file in files]
+    for file in every:
+        if "\n" in file.path or any("\ud800" <= letter <= "\udfff" for letter in file.path):
+            raise UserError(f"{full_name}: the name of {file.path!a} cannot be written in a list; rename it")
+    num_bytes, shapes = _read_headers(full_name, root, every, progress, damaged=damaged)
+    known = shapes[shapes[:, 2] > 0]
+    height, width = (int(known[0, axis]) if len(set(known[:, axis])) == 1 else None for axis in (0, 1))
+    image_shape = (height, width, channels or int(known[:, 2].max()))
+    splits = {}
+    for split, files in listed.items():
+        labels = np.array([numbers[file.class_name] for file in files], np.int32)
+        paths = tuple(file.path for file in files)
+        splits[split] = Split(
+            FileRecords(f"{full_name} split {split!r}", str(root), paths, labels, image_shape), np.arange(len(files))
+        )
+    facts = [(file.path, file.class_name, size) for file, size in zip(every, num_bytes.tolist(), strict=True)]
+    sizes = {split: len(files) for split, files in listed.items()}
+    return StoredSet(class_names, image_shape, splits, fingerprint_of("files", sizes, facts), known[:, :2])
+
+
+def find_path(full_name: str, kind: str, rest: str, data_dir: str | None) -> Path:
+    """The folder or file of `kind:REST`, from data_dir on where REST is relative. UserError where it is not there."""
+    if not rest:
+        raise UserError(f"data.name={full_name!r} names no {kind}; pass --config.data.name={kind}:PATH")
+    if "://" in rest or "://" in (data_dir or ""):
+        raise UserError(f"{full_name}: files are read at random, which only a local disk serves; copy them first")
+    path = Path(os.path.abspath(Path(data_dir or "").expanduser() / Path(rest).expanduser()))
+    if not path.exists():
+        parent = next(above for above in path.parents if above.exists())
+        missing = path.relative_to(parent).parts[0]
+        there = [name for name in _names(parent) if name.endswith(f".{kind}") or (parent / name).is_dir()]
+        there = [name for name in there if not _is_hidden(name)]
+        hint = nearest(missing, there) if there else "nothing like it is there"
+        raise UserError(f"{full_name}: there is no {missing!r} in {parent}: {hint}")
+    suffix = path.suffix.lower()
+    if kind == "folder" and not path.is_dir():
+        advice = {
+            ".csv": f"did you mean csv:{rest}?",
+            ".npz": f"did you mean npz:{rest}?",
+            **dict.fromkeys((".zip", ".tar", ".gz", ".tgz", ".7z", ".rar", ".bz2", ".xz"), "unpack it first"),
+        }
+        raise UserError(f"{full_name} is a file, not a folder; {advice.get(suffix, _LAYOUT)}")
+    if kind != "folder" and path.is_dir():
+        raise UserError(f"{full_name} is a folder, not a file; did you mean folder:{rest}?")
+    return path
+
+
+def _names(folder: Path) -> list[str]:
+    try:
+        return os.listdir(folder)
+    except OSError:
+        return []
+
+
+# ---- folders
+
+
+def _contents(folder: Path) -> tuple[list[str], list[str]]:
+    """Names of the folders and of the files in a folder, without hidden ones."""
+    with os.scandir(folder) as entries:
+        found = sorted((entry.name, entry.is_dir()) for entry in entries if not _is_hidden(entry.name))
+    return [name for name, is_folder in found if is_folder], [name for name, is_folder in found if not is_folder]
+
+
+def _is_hidden(name: str) -> bool:
+    return name.startswith(".") or name.lower() in _NOT_DATA
+
+
+def _is_image(name: str) -> bool:
+    return name.lower().endswith(SUFFIXES)
+
+
+def _walk(folder: Path, above: tuple[tuple[int, int], ...] = ()) -> Iterator[str]:
+    """Every file below. A link to a folder is followed, unless it leads back to one that it lies in."""
+    here = _identity(folder)
+    if here in above:
+        return
+    folders, files = _contents(folder)
+    yield from (os.path.join(folder, name) for name in files)
+    for name in folders:
+        yield from _walk(folder / name, (*above, here))
+
+
+def _identity(folder: Path) -> tuple[int, int]:
+    state = folder.stat()
+    return state.st_dev, state.st_ino
+
+
+def _has_images(folder: Path) -> bool:
+    return any(map(_is_image, _walk(folder)))
+
+
+def _check_splits(full_name: str, root: Path, folders: list[str], splits: list[str]) -> None:
+    for name in folders:
+        if name not in splits and _has_images(root / name):
+            raise UserError(
+                f"{full_name} has splits ({', '.join(splits)}) and beside them {name!r}, which is none; "
+                f"{nearest(name, ('train', 'validation', 'test'))}"
+            )
+    for name, count in Counter(SPLITS[name.lower()] for name in splits).items():
+        if count > 1:
+            raise UserError(f"{full_name} has {count} folders for {name}: {', '.join(splits)}; keep one")
+
+
+def _list_classes(full_name: str, root: Path, folder: Path, split: str) -> dict[str, list[_File]]:
+    """The images of each class in a split's folder; none of a test that is published without labels."""
+    folders, files = _contents(folder)
+    loose = [name for name in files if _is_image(name)]
+    above = (_identity(root), _identity(folder))
+    classes: dict[str, list[_File]] = {}
+    other: list[str] = []
+    for name in folders:
+        class_name = unicodedata.normalize("NFC", name)
+        if class_name in classes:
+            raise UserError(f"{full_name} has two folders that are both spelled {class_name!r}; merge them")
+        found = list(_walk(folder / name, above))
+        images = [os.path.relpath(path, root) for path in found if _is_image(path)]
+        other += [path for path in found if not _is_image(path)]
+        classes[class_name] = [_File(path.replace(os.sep, "/"), class_name) for path in images]
+    if not any(classes.values()):
+        if loose and folder != root and SPLITS[split.lower()] == "test":
+            _log.warning("%s: %s lies in no class's folders and counts as absent", full_name, split)
+            return {}
+        if loose:
+            raise UserError(
+                f"{full_name}: the images in {folder} ({_some(loose)}) lie in no class's folder, so that they have no "
+                f"label; {_LAYOUT}, or list them in a CSV (csv:PATH)"
+            )
+        raise UserError(f"{full_name}: no images in {folder} ({_what_else([*files, *other], folders)}); {_LAYOUT}")
+    empty = [name for name, images in classes.items() if not images]
+    if empty and SPLITS.get(split.lower()) == "train":
+        found = list(_walk(folder / empty[0], above))
+        raise UserError(
+            f"{full_name}: class {empty[0]!r} of train has no images ({_what_else(found, [])}); "
+            "fill its folder or remove it"
+        )
+    if loose:
+        _log.warning("%s: %s of %s lie in no class's folder and are left out", full_name, _some(loose), split)
+    return classes
+
+
+def _what_else(files: Iterable[str], folders: Iterable[str]) -> str:
+    """What was found where no image was."""
+    suffixes = Counter(os.path.splitext(name)[1].lower() or "without a suffix" for name in files)
+    found = [f"{count:,} {suffix}" for suffix, count in suffixes.most_common(3)]
+    found += [f"folders {_some(list(folders))}"] if folders else []
+    return f"found {', '.join(found)}" if found else "it is empty"
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(names[:3]) + (f" and {len(names) - 3:,} more" if len(names) > 3 else "")
+
+
+def _natural(names: Iterable[str]) -> tuple[str, ...]:
+    """Sorted as people do: class2 before class10."""
+
+    def key(name: str) -> tuple[list[tuple[int, int, str]], str]:
+        parts = re.split(r"([0-9]+)", name.casefold())
+        return [(0, int(part), "") if part.isdecimal() else (1, 0, part) for part in parts if part], name
+
+    return tuple(sorted(names, key=key))
+
+
+# ---- CSV
+
+
+def _below(root: Path, path: str) -> str:
+    """A path as it is written from `root` on, where it lies below it."""
+    path = os.path.normpath(path)
+    return os.path.relpath(path, root) if os.path.isabs(path) and Path(path).is_relative_to(root) else path
+
+
+def _rows(full_name: str, lines: Iterable[str]) -> Iterator[tuple[int, dict[str, str]]]:
+    """Line number and fields, by the names in the heading; fields lie between commas, semicolons or tabs."""
+    lines = iter(lines)
+    heading = next(lines, "")
+    delimiter = max(",;\t", key=heading.count)
+    columns = [name.strip().lower() for name in next(csv.reader([heading], delimiter=delimiter), [])]
+    for name in ("path", "label"):
+        if name not in columns:
+            raise UserError(
+                f"{full_name} has no column {name!r} in its first line; {nearest(name, filter(None, columns))}"
+            )
+    reader = csv.reader(lines, delimiter=delimiter)
+    for values in reader:
+        line = reader.line_num + 1
+        if not any(value.strip() for value in values):
+            continue
+        if len(values) != len(columns):
+            raise UserError(f"{full_name}: line {line} has {len(values)} fields, not the {len(columns)} of the heading")
+        yield line, {name: value.strip() for name, value in zip(columns, values, strict=True)}
+
+
+# ---- headers
+
+
+def _read_headers(
+    full_name: str, root: Path, files: Sequence[_File], progress: Progress | None, *, damaged: bool
+) -> tuple[np.ndarray, np.ndarray]:
+    """Bytes, int64 [N], and shapes, int32 [N, 3], of all files; a shape is zeros where the header cannot be read."""
+    num_bytes, shapes = np.zeros(len(files), np.int64), np.zeros((len(files), 3), np.int32)
+    faults: list[tuple[int, Exception]] = []
+
+    def read_chunk(start: int) -> int:
+        for number, each in enumerate(files[start : start + _CHUNK], start=start):
+            try:
+                with open(os.path.join(root, each.path), "rb") as file:
+                    num_bytes[number] = os.fstat(file.fileno()).st_size
+                    shapes[number] = read_header(file)
+            except (OSError, ValueError) as error:
+                faults.append((number, error))
+        return min(start + _CHUNK, len(files))
+
+    begun = time.monotonic()
+    with ThreadPoolExecutor(16) as threads:  # most of the time is the disk's, or the network's where that is one
+        for done in threads.map(read_chunk, range(0, len(files), _CHUNK)):
+            if progress is not None and time.monotonic() - begun > _PATIENCE:
+                progress(done, len(files))
+    faults.sort(key=lambda fault: fault[0])
+    for number, error in faults:
+        if isinstance(error, OSError):
+            each = files[number]
+            raise UserError(f"{full_name}: {each.where}{each.path} cannot be read: {_reason(error)}") from None
+    if faults and (not damaged or len(faults) == len(files)):
+        named = [f"{files[number].path} ({_reason(error)})" for number, error in faults]
+        raise RunError(
+            f"{full_name}: {len(faults):,} of {len(files):,} files cannot be read: {_some(named)}; "
+            "replace or remove them"
+        )
+    return num_bytes, shapes
+
+
+def _reason(error: Exception) -> str:
+    return (error.strerror if isinstance(error, OSError) else None) or one_line(error)
