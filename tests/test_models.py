@@ -14,9 +14,18 @@ from jaxcnn.build import make_model
 from jaxcnn.config import ModelConfig
 from jaxcnn.errors import UserError
 from jaxcnn.models import MODELS
-from jaxcnn.models.layers import symmetric_conv
+from jaxcnn.models.conv_cpu import conv_xla
+from jaxcnn.models.efficientnet import ROWS as EFFICIENTNET
+from jaxcnn.models.features import feature_pyramid
+from jaxcnn.models.layers import PatchConv, symmetric_conv, to_multiple
+from jaxcnn.models.mobilenet_v2 import ROWS as MOBILENET_V2
+from jaxcnn.models.mobilenet_v2 import Row
+from jaxcnn.models.mobilenet_v3 import SMALL as MOBILENET_V3_SMALL
 from jaxcnn.models.norm import BatchNorm
+from jaxcnn.models.published import PUBLISHED
+from jaxcnn.models.regnet import stages_of
 from jaxcnn.models.resnet import padded_shortcut
+from jaxcnn.models.shufflenet_v2 import channel_shuffle
 from jaxcnn.parallel import make_parallel
 
 CIFAR, IMAGENET, MNIST, DIGITS = (32, 32, 3), (224, 224, 3), (28, 28, 1), (8, 8, 1)
@@ -75,6 +84,11 @@ COUNTS = [
     ("wrn_16_4", {"num_classes": 10}, CIFAR, preact_count((2, 2, 2), stem=16, features=64)),
     ("wrn_28_10", {"num_classes": 10}, CIFAR, 36_479_194),
     ("wrn_40_2", {"num_classes": 10}, CIFAR, preact_count((6, 6, 6), stem=16, features=32)),
+    *(
+        (name, {"num_classes": 1000}, (published.image_size, published.image_size, 3), published.num_params)
+        for name, published in PUBLISHED.items()
+        if name.startswith(("mobilenet", "shufflenet", "efficientnet", "regnet", "convnext", "vit"))
+    ),
     # counted with batch norm's scales, which are fixed: two, for airbench96 three, of each width
     ("airbench93", {"num_classes": 10}, CIFAR, 569_656 - 2 * (64 + 128 + 128)),
     ("airbench94", {"num_classes": 10}, CIFAR, 1_972_792 - 2 * (64 + 256 + 256)),
@@ -82,6 +96,14 @@ COUNTS = [
     ("airbench95", {"num_classes": 10}, CIFAR, 4_606_520 - 2 * (128 + 384 + 384)),
     ("airbench96", {"num_classes": 10}, CIFAR, 9_918_776 - 3 * (128 + 384 + 512)),
 ]
+
+# variants that repeat the rule of a sibling: all of them take half a minute to trace
+SLOW_COUNTS = (
+    *("mobilenet_v3_large", "shufflenet_v2_x0_5", "shufflenet_v2_x1_5", "shufflenet_v2_x2_0"),
+    *(f"efficientnet_b{number}" for number in range(1, 8)),
+    *(name for name in MODELS if name.startswith("regnet") and name != "regnet_y_400mf"),
+    *("convnext_small", "convnext_base", "convnext_large", "vit_s_16", "vit_b_32", "vit_l_16", "vit_l_32"),
+)
 
 # one of each kind, shallow, on small images: enough where depth changes nothing, and quick to compile
 KINDS = [
@@ -92,15 +114,26 @@ KINDS = [
     ("resnet18", {"stem": "small", "stage_sizes": (1, 1)}, (8, 8, 3)),
     ("resnet50", {"stem": "imagenet", "stage_sizes": (1,)}, (16, 16, 3)),
     ("airbench96", {"widths": (24, 24, 24)}, (25, 25, 3)),
+    ("mobilenet_v1", {"stage_sizes": (1,), "stem": "small", "width": 0.25}, (8, 8, 3)),
+    ("mobilenet_v2", {"rows": (Row(2, 32, 1, 1),), "width": 0.5, "stem": "small"}, (8, 8, 3)),
+    ("mobilenet_v3_small", {"rows": MOBILENET_V3_SMALL[3:4], "hidden": 16, "stem": "small"}, (8, 8, 3)),
+    ("shufflenet_v2_x0_5", {"features": (16, 16), "stage_sizes": (2,), "stem": "small"}, (8, 8, 3)),
+    ("efficientnet_b0", {"rows": EFFICIENTNET[:1], "width": 0.5}, (8, 8, 3)),
+    ("regnet_y_400mf", {"stages": ((16, 1),), "stem": "small"}, (8, 8, 3)),
+    ("convnext_tiny", {"stage_sizes": (1, 1), "features": 8, "layer_scale": 1.0}, (8, 8, 3)),
+    ("vit_b_16", {"num_layers": 1, "features": 16, "hidden": 16, "num_heads": 2, "stem": "small"}, (8, 8, 3)),
 ]
+NORMLESS = ("mlp", "lenet5", "cnn", "convnext_tiny", "vit_b_16")
 
 
 def build(name: str, **keywords: Any) -> nn.Module:
     return MODELS[name](**{"num_classes": 10, **keywords})
 
 
-def shapes_of(model: nn.Module, image_shape: tuple[int, ...]) -> Any:
-    return jax.eval_shape(lambda: model.init(jax.random.key(0), jnp.zeros((2, *image_shape)), train=False))
+def shapes_of(model: nn.Module, image_shape: tuple[int, ...], *, train: bool = False) -> Any:
+    """In training auxiliary heads have parameters too."""
+    keys = {"params": jax.random.key(0), "dropout": jax.random.key(1)}
+    return jax.eval_shape(lambda: model.init(keys, jnp.zeros((2, *image_shape)), train=train))
 
 
 def random_variables(model: nn.Module, image_shape: tuple[int, ...]) -> Any:
@@ -112,19 +145,31 @@ def random_variables(model: nn.Module, image_shape: tuple[int, ...]) -> Any:
             case "kernel":
                 fan_in = math.prod(leaf.shape[:-1])
                 return jnp.asarray(rng.normal(scale=(2 / fan_in) ** 0.5, size=leaf.shape), leaf.dtype)
+            case "bias":  # not zero: behind a linear bottleneck a mean would stay zero
+                return jnp.asarray(rng.normal(scale=0.1, size=leaf.shape), leaf.dtype)
             case "scale" | "var":
                 return jnp.ones(leaf.shape, leaf.dtype)
             case _:
                 return jnp.zeros(leaf.shape, leaf.dtype)
 
-    return jax.tree_util.tree_map_with_path(fill, shapes_of(model, image_shape))
+    return jax.tree_util.tree_map_with_path(fill, shapes_of(model, image_shape, train=True))
 
 
 def random_images(*shape: int) -> jax.Array:
     return jnp.asarray(np.random.default_rng(1).standard_normal(shape, np.float32))
 
 
-@pytest.mark.parametrize(("name", "keywords", "image_shape", "count"), COUNTS)
+@pytest.fixture
+def quick_to_trace(monkeypatch: pytest.MonkeyPatch) -> None:
+    """XLA's convolution alone, without ours for CPUs: half the time to trace a deep network."""
+    monkeypatch.setattr("jaxcnn.models.conv._conv", conv_xla)
+
+
+@pytest.mark.parametrize(
+    ("name", "keywords", "image_shape", "count"),
+    [pytest.param(*case, marks=[pytest.mark.slow] * (case[0] in SLOW_COUNTS)) for case in COUNTS],
+)
+@pytest.mark.usefixtures("quick_to_trace")
 def test_parameter_count_is_the_published_one(
     name: str, keywords: dict[str, Any], image_shape: tuple[int, ...], count: int
 ) -> None:
@@ -136,8 +181,17 @@ def test_every_model_is_counted() -> None:
     assert {name for name, *_ in COUNTS} == set(MODELS)
 
 
+def test_published_figures_are_of_the_models_that_are_here() -> None:
+    counts = {(name, image_shape[0]): count for name, _, image_shape, count in COUNTS}
+    for name, published in PUBLISHED.items():
+        assert counts[name, published.image_size] == published.num_params
+        assert published.macs is None or 0.001 < published.macs < 1000
+        assert published.accuracy is None or 50 < published.accuracy < 95
+
+
 @pytest.mark.parametrize(("name", "keywords", "image_shape"), KINDS)
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+@pytest.mark.usefixtures("quick_to_trace")
 def test_computes_in_dtype_with_float32_parameters_and_logits(
     name: str, keywords: dict[str, Any], image_shape: tuple[int, ...], dtype: Any
 ) -> None:
@@ -150,11 +204,16 @@ def test_computes_in_dtype_with_float32_parameters_and_logits(
 
     logits, state = jax.eval_shape(forward, variables, jax.ShapeDtypeStruct((3, *image_shape), jnp.float32))
     assert (logits.shape, logits.dtype) == ((3, 10), jnp.float32)
-    inner = {key: value for key, value in state["intermediates"].items() if key not in ("head", "head_dropout", "whiten", "__call__")}
+    inner = {
+        key: value
+        for key, value in state["intermediates"].items()
+        if key not in ("head", "head_dropout", "whiten", "__call__")
+    }
     assert {leaf.dtype for leaf in jax.tree.leaves(inner)} == {jnp.dtype(dtype)}
 
 
 @pytest.mark.parametrize(("name", "keywords", "image_shape"), KINDS)
+@pytest.mark.usefixtures("quick_to_trace")
 def test_evaluation_depends_on_the_image_alone(
     name: str, keywords: dict[str, Any], image_shape: tuple[int, ...]
 ) -> None:
@@ -162,19 +221,21 @@ def test_evaluation_depends_on_the_image_alone(
     images = random_images(4, *image_shape)
     variables = random_variables(model, image_shape)
     evaluate = jax.jit(partial(model.apply, train=False))  # neither keys nor mutable collections
-    together, alone = evaluate(variables, images), evaluate(variables, images[:1])
-    assert np.isfinite(together).all()
-    assert np.std(together) > 1e-3
-    np.testing.assert_allclose(together[:1], alone, rtol=1e-4, atol=1e-4)
+    logits, among_others = evaluate(variables, images), evaluate(variables, images.at[1:].multiply(-3))
+    assert np.isfinite(logits).all()
+    assert np.std(logits) > 1e-3
+    np.testing.assert_allclose(logits[:1], among_others[:1], rtol=1e-4, atol=1e-4)
+    assert not np.allclose(logits[1:], among_others[1:], rtol=1e-2)
 
 
-@pytest.mark.parametrize(("name", "keywords", "image_shape"), KINDS[3:])
+@pytest.mark.parametrize(("name", "keywords", "image_shape"), [kind for kind in KINDS if kind[0] not in NORMLESS])
+@pytest.mark.usefixtures("quick_to_trace")
 def test_training_moves_every_running_statistic(
     name: str, keywords: dict[str, Any], image_shape: tuple[int, ...]
 ) -> None:
     model = build(name, **keywords)
     variables = random_variables(model, image_shape)
-    train = jax.jit(partial(model.apply, train=True, mutable=["batch_stats"]))
+    train = jax.jit(partial(model.apply, train=True, mutable=["batch_stats"], rngs={"dropout": jax.random.key(0)}))
     _, state = train(variables, random_images(4, *image_shape))
     moved = jax.tree.map(lambda old, new: bool(jnp.all(old != new)), variables["batch_stats"], state["batch_stats"])
     assert set(jax.tree.leaves(moved)) == {True}
@@ -280,6 +341,93 @@ def test_rematerialisation_changes_the_memory_only(name: str, keywords: dict[str
         bytes_kept.append(compiled.memory_analysis().temp_size_in_bytes)
     jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-6, atol=1e-7), *gradients)
     assert bytes_kept[1] < 0.75 * bytes_kept[0]
+
+
+@pytest.mark.parametrize(("name", "keywords", "image_shape"), KINDS[-8:])
+@pytest.mark.usefixtures("quick_to_trace")
+def test_every_block_can_be_computed_again(name: str, keywords: dict[str, Any], image_shape: tuple[int, ...]) -> None:
+    """Dropout and stochastic depth on; traced, not compiled."""
+    model = build(name, remat=True, **keywords)
+    variables = shapes_of(build(name, **keywords), image_shape)
+
+    def loss(params: Any, variables: Any) -> Any:
+        keys = {"dropout": jax.random.key(0)}
+        inputs = jnp.zeros((2, *image_shape))
+        logits, _ = model.apply({**variables, "params": params}, inputs, train=True, rngs=keys, mutable=["batch_stats"])
+        return logits.sum()
+
+    traced = jax.make_jaxpr(jax.grad(loss))(variables["params"], variables)
+    assert "remat" in str(traced)
+    assert shapes_of(model, image_shape) == variables
+
+
+# the sides at the end of each stage, on 64x64 pixels, of shallow networks
+SIDES = [
+    ("mobilenet_v1", {"stage_sizes": (1, 1, 1, 1, 1)}, [32, 16, 8, 4, 2]),
+    ("mobilenet_v2", {"rows": [row._replace(num_blocks=1) for row in MOBILENET_V2]}, [32, 16, 8, 4, 4, 2, 2]),
+    ("mobilenet_v3_small", {}, [16, 8, 4, 2]),
+    ("shufflenet_v2_x0_5", {"stage_sizes": (1, 1, 1)}, [8, 4, 2]),
+    ("efficientnet_b0", {"depth": 0.25}, [32, 16, 8, 4, 4, 2, 2]),
+    ("regnet_x_800mf", {"stages": ((16, 1), (32, 1), (48, 1), (64, 1))}, [16, 8, 4, 2]),
+    ("convnext_tiny", {"stage_sizes": (1, 1, 1, 1)}, [16, 8, 4, 2]),
+    ("vit_ti_16", {"num_layers": 4}, [4, 4, 4, 4]),
+]
+
+
+@pytest.mark.parametrize(("name", "keywords", "sides"), SIDES)
+@pytest.mark.usefixtures("quick_to_trace")
+def test_stages_halve_the_sides_as_the_paper_says_and_two_halvings_less_on_small_images(
+    name: str, keywords: dict[str, Any], sides: list[int]
+) -> None:
+    for stem, size in (("imagenet", 64), ("small", 16)):
+        model = build(name, stem=stem, **keywords)
+        variables = shapes_of(model, (size, size, 3))
+        pyramid = jax.eval_shape(partial(feature_pyramid, model), variables, jnp.zeros((1, size, size, 3)))
+        stages = [features for stage, features in sorted(pyramid.items()) if stage.startswith("stage")]
+        expected_sides = [min(side, size) for side in sides]
+        assert [features.shape[1:3] for features in stages] == [(side, side) for side in expected_sides]
+        assert pyramid["pooled"].ndim == 2
+
+
+def test_regnets_stages_are_those_of_the_papers_appendix() -> None:
+    assert stages_of(25, 88, 26.31, 2.25, 48) == [(96, 2), (192, 6), (432, 15), (1008, 2)]  # X-3.2GF
+    assert stages_of(16, 48, 27.89, 2.09, 8) == [(48, 1), (104, 3), (208, 6), (440, 6)]  # Y-400MF
+
+
+def test_widths_are_multiples_and_never_a_tenth_less() -> None:
+    assert [to_multiple(channels) for channels in (3, 12, 11.9, 16, 35.2, 4.8, 20.4)] == [8, 16, 16, 16, 32, 8, 24]
+    assert to_multiple(1000, 48) == 1008
+
+
+def test_channels_are_shuffled_between_the_halves() -> None:
+    shuffled = channel_shuffle(jnp.arange(12.0).reshape(1, 2, 6))
+    np.testing.assert_array_equal(shuffled[0, 0], [0, 3, 1, 4, 2, 5])
+
+
+def test_a_convolution_of_patches_is_a_strided_one() -> None:
+    conv, images = PatchConv(5, 4), random_images(2, 9, 8, 3)
+    params = {"kernel": random_images(4, 4, 3, 5), "bias": jnp.arange(5.0)}
+    strided = jax.lax.conv_general_dilated(
+        images, params["kernel"], (4, 4), "VALID", dimension_numbers=("NHWC", "HWIO", "NHWC")
+    )
+    np.testing.assert_allclose(conv.apply({"params": params}, images), strided + params["bias"], rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("name", "stem", "size", "message"),
+    [
+        ("convnext_tiny", "imagenet", 31, "convnext needs images of at least 32x32 pixels and got 31x31.*stem=small"),
+        ("convnext_tiny", "small", 7, "at least 8x8 pixels and got 7x7"),
+        ("vit_b_16", "imagenet", 100, "patches of 16x16 pixels, which do not cover 100x100.*image_size=96"),
+        ("vit_b_32", "imagenet", 16, "at least 32x32 pixels and got 16x16"),
+        ("vit_b_32", "small", 30, "patches of 8x8 pixels, which do not cover 30x30.*image_size=24"),
+        ("mobilenet_v2", "smal", 32, "did you mean 'small'"),
+        ("vit_b_16", "smal", 32, "did you mean 'small'"),
+    ],
+)
+def test_images_that_do_not_suit_the_stem_are_the_users_error(name: str, stem: str, size: int, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        shapes_of(build(name, stem=stem), (size, size, 3))
 
 
 def test_a_model_without_blocks_has_no_rematerialisation() -> None:

@@ -11,16 +11,15 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jax.typing import DTypeLike
 
-from jaxcnn.errors import UserError
 from jaxcnn.models.features import tap
 from jaxcnn.models.layers import (
     ACTIVATIONS,
     Activation,
     PatchConv,
     StochasticDepth,
+    check_stem,
     global_average,
     layer_norm,
-    small_stem,
     symmetric_conv,
 )
 
@@ -68,26 +67,20 @@ class ConvNeXt(nn.Module):
     @nn.compact
     def __call__(self, images: jax.Array, *, train: bool) -> jax.Array:
         """Images [batch, height, width, channels] to logits [batch, num_classes]."""
-        small, (height, width) = small_stem(self.stem), images.shape[1:3]
-        smallest = (1 if small else 4) * 2 ** (len(self.stage_sizes) - 1)
-        if min(height, width) < smallest:
-            raise UserError(
-                f"convnext needs images of at least {smallest}x{smallest} pixels with the stem {self.stem!r} and got "
-                f"{height}x{width}: enlarge them with --config.data.image_size={smallest}"
-            )
+        halvings = 2 ** (len(self.stage_sizes) - 1)  # between the stages, where incomplete patches are dropped
+        check_stem("convnext", self.stem, images, smallest={"imagenet": 4 * halvings, "small": halvings})
         features = [round(self.features * self.width) * 2**stage for stage in range(len(self.stage_sizes))]
         patches = partial(PatchConv, dtype=self.dtype, kernel_init=initial)
         norm = partial(layer_norm, dtype=self.dtype)
         block = nn.remat(Block, static_argnums=(2,)) if self.remat else Block
         number, last = 0, max(1, sum(self.stage_sizes) - 1)
 
-        if small:
-            stem = symmetric_conv(
-                features[0], 3, use_bias=True, kernel_init=initial, dtype=self.dtype, name="stem_conv"
-            )
+        if self.stem == "small":
+            conv = partial(symmetric_conv, use_bias=True, dtype=self.dtype, kernel_init=initial)
+            x = conv(features[0], 3, name="stem_conv")(images)
         else:
-            stem = patches(features[0], 4, name="stem_conv")
-        x = norm(name="stem_norm")(stem(images))
+            x = patches(features[0], 4, name="stem_conv")(images)
+        x = norm(name="stem_norm")(x)
         for stage, num_blocks in enumerate(self.stage_sizes, start=1):
             if stage > 1:
                 x = norm(name=f"downsample{stage}_norm")(x)
@@ -98,7 +91,7 @@ class ConvNeXt(nn.Module):
                 x = block(self.activation, self.layer_scale, drop_rate, self.dtype, name=name)(x, train)
                 number += 1
             tap(self, f"stage{stage}", x)
-        x = layer_norm(name="head_norm")(global_average(x))
+        x = norm(name="head_norm")(global_average(x))
         tap(self, "pooled", x)
         x = nn.Dropout(self.dropout_rate, deterministic=not train, name="head_dropout")(x)
         return nn.Dense(self.num_classes, dtype=jnp.float32, kernel_init=initial, name="head")(x)

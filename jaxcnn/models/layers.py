@@ -1,6 +1,6 @@
 """What the blocks of many papers are made of, bound once in the top module: convolution, norm and activation."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import NamedTuple
 
@@ -66,6 +66,27 @@ def symmetric_conv(
     )
 
 
+def check_stem(model: str, stem: str, images: jax.Array, *, smallest: Mapping[str, int]) -> None:
+    """Says so when images [batch, height, width, channels] are too small for a model with this stem.
+
+    Args:
+      model: its name, for the message.
+      smallest: the smallest side in pixels, for every stem that it has.
+
+    Raises:
+      UserError: also for an unknown stem.
+    """
+    if stem not in smallest:
+        raise UserError(f"model.stem is {stem!r}: {nearest(stem, sorted(smallest))}")
+    height, width = images.shape[1:3]
+    if min(height, width) < smallest[stem]:
+        other = " or set --config.model.stem=small" if smallest["small"] <= min(height, width) else ""
+        raise UserError(
+            f"{model} needs images of at least {smallest[stem]}x{smallest[stem]} pixels and got {height}x{width}: "
+            f"enlarge them with --config.data.image_size={smallest[stem]}{other}"
+        )
+
+
 class ConvNorm(nn.Module):
     """A convolution without bias, a norm, an activation."""
 
@@ -103,21 +124,16 @@ class PatchConv(nn.Module):
         return jnp.einsum("brpcqi,pqio->brco", patches, kernel.astype(self.dtype)) + bias.astype(self.dtype)
 
 
-def small_stem(stem: str) -> bool:
-    """Whether a network leaves out its first two halvings: the stem for 32x32 pixels.
+def strides_for(stem: str, strides: Sequence[int]) -> list[int]:
+    """The paper's strides, from the first layer on; of the small stem, the first two that are 2 become 1.
 
     Raises:
       UserError: there is no such stem.
     """
     if stem not in ("imagenet", "small"):
         raise UserError(f"model.stem is {stem!r}: {nearest(stem, ['imagenet', 'small'])}")
-    return stem == "small"
-
-
-def strides_for(stem: str, strides: Sequence[int]) -> list[int]:
-    """The paper's strides, from the first layer on; of the small stem, the first two that are 2 become 1."""
     halvings = [index for index, stride in enumerate(strides) if stride == 2]
-    left_out = halvings[:2] if small_stem(stem) else []
+    left_out = halvings[:2] if stem == "small" else []
     return [1 if index in left_out else stride for index, stride in enumerate(strides)]
 
 

@@ -14,7 +14,7 @@ from jax.typing import DTypeLike
 
 from jaxcnn.errors import UserError
 from jaxcnn.models.features import tap
-from jaxcnn.models.layers import ACTIVATIONS, Activation, PatchConv, StochasticDepth, layer_norm, small_stem
+from jaxcnn.models.layers import ACTIVATIONS, Activation, PatchConv, StochasticDepth, check_stem, layer_norm
 
 xavier = nn.initializers.xavier_uniform()
 # three matrices side by side, each with the bounds that it would have alone
@@ -96,12 +96,14 @@ class VisionTransformer(nn.Module):
     @nn.compact
     def __call__(self, images: jax.Array, *, train: bool) -> jax.Array:
         """Images [batch, height, width, channels] to logits [batch, num_classes]."""
-        size = self.patch_size // 4 if small_stem(self.stem) else self.patch_size
+        size, small_size = self.patch_size, self.patch_size // 4
+        check_stem("vit", self.stem, images, smallest={"imagenet": size, "small": small_size})
+        size = small_size if self.stem == "small" else size
         batch, height, width = images.shape[:3]
         if height % size or width % size:
             raise UserError(
-                f"vit needs images whose sides are multiples of its patches' {size} pixels and got {height}x{width}: "
-                f"resize them with --config.data.image_size={max(1, round(min(height, width) / size)) * size}"
+                f"vit cuts images into patches of {size}x{size} pixels, which do not cover {height}x{width}: set "
+                f"--config.data.image_size={min(height, width) // size * size}"
             )
         lecun = nn.initializers.variance_scaling(1.0, "fan_in", "normal")
         x = PatchConv(self.features, size, dtype=self.dtype, kernel_init=lecun, name="patch_embedding")(images)
@@ -129,7 +131,7 @@ class VisionTransformer(nn.Module):
             )(x, train)
             if 4 * number % self.num_layers < 4:  # a stage is a quarter of the layers, as where pyramids are built
                 tap(self, f"stage{4 * number // self.num_layers}", x[:, 1:].reshape(batch, *grid, -1))
-        x = layer_norm(name="head_norm")(x[:, 0])
+        x = layer_norm(dtype=self.dtype, name="head_norm")(x[:, 0])
         tap(self, "pooled", x)
         zeros = nn.initializers.zeros_init()
         return nn.Dense(self.num_classes, dtype=jnp.float32, kernel_init=zeros, name="head")(x)
