@@ -97,7 +97,7 @@ def test_names_are_torchvisions(model, ours, theirs):
 
 
 def test_dense_layers_and_scales_become_1x1_convolutions_and_back():
-    params = {
+    params: Any = {
         "squeeze": {"kernel": np.arange(6.0).reshape(2, 3), "bias": np.arange(3.0)},
         "layer_scale": np.arange(4.0),
     }
