@@ -7,6 +7,7 @@ import ast
 import zlib
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +15,7 @@ import numpy as np
 import pytest
 
 from jaxcnn.models import MODELS
-from jaxcnn.transfer.torchvision import NAMINGS, export_state_dict, import_state_dict
+from jaxcnn.transfer.torchvision import NAMINGS, Naming, export_state_dict, import_state_dict, their_name
 
 GOLDENS = Path(__file__).parent / "goldens" / "torchvision"
 QUICK = ("resnet18",)  # the rest are slow: they take a minute together, most of it to compile
@@ -65,3 +66,48 @@ def test_logits_equal_torchvisions(name):
     logits = jax.jit(partial(model.apply, train=False))(variables, inputs)
     error = np.abs(np.asarray(logits) - golden["logits"]).max() / np.abs(golden["logits"]).max()
     assert error <= 1e-4
+
+
+# what needs a rule of its own: layers counted from 0, layers that some blocks lack, names of another kind
+NAMES = [
+    ("mobilenet_v2", "stage1_block1/project/norm/scale", "features.1.conv.2.weight"),
+    ("mobilenet_v2", "stage3_block2/expand/conv/kernel", "features.5.conv.0.0.weight"),
+    ("mobilenet_v2", "stage7_block1/project/norm/var", "features.17.conv.3.running_var"),
+    ("mobilenet_v3_large", "block1/project/conv/kernel", "features.1.block.1.0.weight"),
+    ("mobilenet_v3_large", "block15/attention/excite/bias", "features.15.block.2.fc2.bias"),
+    ("mobilenet_v3_small", "block1/project/norm/mean", "features.1.block.2.1.running_mean"),
+    ("mobilenet_v3_small", "block2/project/conv/kernel", "features.2.block.2.0.weight"),
+    ("shufflenet_v2_x1_0", "stage3_block1/shortcut_pointwise/norm/bias", "stage3.0.branch1.3.bias"),
+    ("efficientnet_b7", "stage1_block4/attention/squeeze/kernel", "features.1.3.block.1.fc1.weight"),
+    ("efficientnet_b7", "stage6_block13/depthwise/conv/kernel", "features.6.12.block.1.0.weight"),
+    ("regnet_y_400mf", "stage3_block6/conv2/kernel", "trunk_output.block3.block3-5.f.b.0.weight"),
+    ("regnet_x_32gf", "stage2_block1/shortcut_norm/scale", "trunk_output.block2.block2-0.proj.1.weight"),
+    ("convnext_tiny", "downsample3_conv/kernel", "features.4.1.weight"),
+    ("convnext_tiny", "stage4_block1/layer_scale", "features.7.0.layer_scale"),
+    ("vit_b_16", "layer12/attention/qkv/kernel", "encoder.layers.encoder_layer_11.self_attention.in_proj_weight"),
+    ("vit_b_16", "position_embedding", "encoder.pos_embedding"),
+]
+
+
+@pytest.mark.parametrize(("model", "ours", "theirs"), NAMES)
+def test_names_are_torchvisions(model, ours, theirs):
+    assert their_name(tuple(ours.split("/")), NAMINGS[model]) == theirs
+    golden = GOLDENS / f"{model}.npz"
+    assert not golden.exists() or theirs in np.load(golden)["names"]
+
+
+def test_dense_layers_and_scales_become_1x1_convolutions_and_back():
+    params: Any = {
+        "squeeze": {"kernel": np.arange(6.0).reshape(2, 3), "bias": np.arange(3.0)},
+        "layer_scale": np.arange(4.0),
+    }
+    naming = Naming((), spatial=frozenset({"squeeze", "layer_scale"}))
+    exported = export_state_dict({"params": params}, naming)
+    assert {name: tensor.shape for name, tensor in exported.items()} == {
+        "squeeze.weight": (3, 2, 1, 1),
+        "squeeze.bias": (3,),
+        "layer_scale": (4, 1, 1),
+    }
+    assert exported["squeeze.weight"][2, 1] == params["squeeze"]["kernel"][1, 2]
+    back = import_state_dict(exported, {"params": params}, naming)["params"]
+    jax.tree.map(np.testing.assert_array_equal, back, params)

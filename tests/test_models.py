@@ -15,12 +15,18 @@ from jaxcnn.config import ModelConfig
 from jaxcnn.errors import UserError
 from jaxcnn.models import MODELS
 from jaxcnn.models.conv_cpu import conv_xla
+from jaxcnn.models.efficientnet import ROWS as EFFICIENTNET
 from jaxcnn.models.features import AUXILIARY, feature_pyramid
 from jaxcnn.models.inception_v3 import InceptionA, InceptionB, InceptionD, InceptionE
-from jaxcnn.models.layers import symmetric_conv
+from jaxcnn.models.layers import PatchConv, symmetric_conv, to_multiple
+from jaxcnn.models.mobilenet_v2 import ROWS as MOBILENET_V2
+from jaxcnn.models.mobilenet_v2 import Row
+from jaxcnn.models.mobilenet_v3 import SMALL as MOBILENET_V3_SMALL
 from jaxcnn.models.norm import BatchNorm
 from jaxcnn.models.published import PUBLISHED
+from jaxcnn.models.regnet import stages_of
 from jaxcnn.models.resnet import padded_shortcut
+from jaxcnn.models.shufflenet_v2 import channel_shuffle
 from jaxcnn.parallel import make_parallel
 
 # table 1 of the paper
@@ -77,6 +83,8 @@ def densenet_bc_count(*, layers: int, growth: int) -> int:
             features //= 2
     return total + 2 * features + 10 * features + 10
 
+
+SINCE_2017 = ("mobilenet", "shufflenet", "efficientnet", "regnet", "convnext", "vit")
 
 # name, keywords, image shape, learnable parameters: for ResNets the published counts, else by hand
 COUNTS = [
@@ -140,6 +148,11 @@ COUNTS = [
             ("mixer_l16", 16, MIXER_L),
         )
     ),
+    *(
+        (name, {"num_classes": 1000}, (published.image_size, published.image_size, 3), published.num_params)
+        for name, published in PUBLISHED.items()
+        if name.startswith(SINCE_2017)
+    ),
     # counted with batch norm's scales, which are fixed: two, for airbench96 three, of each width
     ("airbench93", {"num_classes": 10}, CIFAR, 569_656 - 2 * (64 + 128 + 128)),
     ("airbench94", {"num_classes": 10}, CIFAR, 1_972_792 - 2 * (64 + 256 + 256)),
@@ -147,6 +160,14 @@ COUNTS = [
     ("airbench95", {"num_classes": 10}, CIFAR, 4_606_520 - 2 * (128 + 384 + 384)),
     ("airbench96", {"num_classes": 10}, CIFAR, 9_918_776 - 3 * (128 + 384 + 512)),
 ]
+
+# variants that repeat the rule of a sibling: all of them take half a minute to trace
+SLOW_COUNTS = (
+    *("mobilenet_v3_large", "shufflenet_v2_x0_5", "shufflenet_v2_x1_5", "shufflenet_v2_x2_0"),
+    *(f"efficientnet_b{number}" for number in range(1, 8)),
+    *(name for name in MODELS if name.startswith("regnet") and name != "regnet_y_400mf"),
+    *("convnext_small", "convnext_base", "convnext_large", "vit_s_16", "vit_b_32", "vit_l_16", "vit_l_32"),
+)
 
 # one of each kind, shallow, on small images: enough where depth changes nothing, and quick to compile
 KINDS = [
@@ -164,8 +185,16 @@ KINDS = [
     ("inception_v3", {"stem": "small", "stages": ((), (), (partial(InceptionE),))}, (8, 8, 3)),
     ("densenet_bc_100_12", {"stage_sizes": (2, 1)}, (8, 8, 3)),
     ("mixer_s16", {"stem": "small", **MIXER_TINY}, (8, 8, 3)),
+    ("mobilenet_v1", {"stage_sizes": (1,), "stem": "small", "width": 0.25}, (8, 8, 3)),
+    ("mobilenet_v2", {"rows": (Row(2, 32, 1, 1),), "width": 0.5, "stem": "small"}, (8, 8, 3)),
+    ("mobilenet_v3_small", {"rows": MOBILENET_V3_SMALL[3:4], "hidden": 16, "stem": "small"}, (8, 8, 3)),
+    ("shufflenet_v2_x0_5", {"features": (16, 16), "stage_sizes": (2,), "stem": "small"}, (8, 8, 3)),
+    ("efficientnet_b0", {"rows": EFFICIENTNET[:1], "width": 0.5}, (8, 8, 3)),
+    ("regnet_y_400mf", {"stages": ((16, 1),), "stem": "small"}, (8, 8, 3)),
+    ("convnext_tiny", {"stage_sizes": (1, 1), "features": 8, "layer_scale": 1.0}, (8, 8, 3)),
+    ("vit_b_16", {"num_layers": 1, "features": 16, "hidden": 16, "num_heads": 2, "stem": "small"}, (8, 8, 3)),
 ]
-NORMLESS = ("mlp", "lenet5", "cnn", "alexnet", "squeezenet1_1", "mixer_s16")
+NORMLESS = ("mlp", "lenet5", "cnn", "alexnet", "squeezenet1_1", "mixer_s16", "convnext_tiny", "vit_b_16")
 COMPILED = [pytest.param(*kind, marks=pytest.mark.slow if kind[0] == "inception_v3" else ()) for kind in KINDS]
 
 # one module a stage
@@ -192,6 +221,8 @@ def random_variables(model: nn.Module, image_shape: tuple[int, ...]) -> Any:
             case "kernel":
                 fan_in = math.prod(leaf.shape[:-1])
                 return jnp.asarray(rng.normal(scale=(2 / fan_in) ** 0.5, size=leaf.shape), leaf.dtype)
+            case "bias":  # not zero: behind a linear bottleneck a mean would stay zero
+                return jnp.asarray(rng.normal(scale=0.1, size=leaf.shape), leaf.dtype)
             case "scale" | "var":
                 return jnp.ones(leaf.shape, leaf.dtype)
             case _:
@@ -210,7 +241,10 @@ def quick_to_trace(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("jaxcnn.models.conv._conv", conv_xla)
 
 
-@pytest.mark.parametrize(("name", "keywords", "image_shape", "count"), COUNTS)
+@pytest.mark.parametrize(
+    ("name", "keywords", "image_shape", "count"),
+    [pytest.param(*case, marks=[pytest.mark.slow] * (case[0] in SLOW_COUNTS)) for case in COUNTS],
+)
 @pytest.mark.usefixtures("quick_to_trace")
 def test_parameter_count_is_the_published_one(
     name: str, keywords: dict[str, Any], image_shape: tuple[int, ...], count: int
@@ -233,6 +267,7 @@ def test_published_figures_are_of_the_models_that_are_here() -> None:
 
 @pytest.mark.parametrize(("name", "keywords", "image_shape"), KINDS)
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+@pytest.mark.usefixtures("quick_to_trace")
 def test_computes_in_dtype_with_float32_parameters_and_logits(
     name: str, keywords: dict[str, Any], image_shape: tuple[int, ...], dtype: Any
 ) -> None:
@@ -254,6 +289,7 @@ def test_computes_in_dtype_with_float32_parameters_and_logits(
 
 
 @pytest.mark.parametrize(("name", "keywords", "image_shape"), COMPILED)
+@pytest.mark.usefixtures("quick_to_trace")
 def test_evaluation_depends_on_the_image_alone(
     name: str, keywords: dict[str, Any], image_shape: tuple[int, ...]
 ) -> None:
@@ -261,15 +297,17 @@ def test_evaluation_depends_on_the_image_alone(
     images = random_images(4, *image_shape)
     variables = random_variables(model, image_shape)
     evaluate = jax.jit(partial(model.apply, train=False))  # neither keys nor mutable collections
-    together, alone = evaluate(variables, images), evaluate(variables, images[:1])
-    assert np.isfinite(together).all()
-    assert np.std(together) > 1e-3
-    np.testing.assert_allclose(together[:1], alone, rtol=1e-4, atol=1e-4)
+    logits, among_others = evaluate(variables, images), evaluate(variables, images.at[1:].multiply(-3))
+    assert np.isfinite(logits).all()
+    assert np.std(logits) > 1e-3
+    np.testing.assert_allclose(logits[:1], among_others[:1], rtol=1e-4, atol=1e-4)
+    assert not np.allclose(logits[1:], among_others[1:], rtol=1e-2)
 
 
 @pytest.mark.parametrize(
     ("name", "keywords", "image_shape"), [kind for kind in COMPILED if kind.values[0] not in NORMLESS]
 )
+@pytest.mark.usefixtures("quick_to_trace")
 def test_training_moves_every_running_statistic(
     name: str, keywords: dict[str, Any], image_shape: tuple[int, ...]
 ) -> None:
@@ -505,6 +543,96 @@ def test_rematerialised_modules_keep_their_parameters_and_have_a_gradient(name: 
     variables = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape), variables)
     jaxpr = jax.make_jaxpr(jax.grad(loss))(variables["params"], jnp.zeros((2, 16, 16, 3)))
     assert any(equation.primitive.name.startswith("remat") for equation in jaxpr.eqns)
+
+
+@pytest.mark.parametrize(
+    ("name", "keywords", "image_shape"), [kind for kind in KINDS if kind[0].startswith(SINCE_2017)]
+)
+@pytest.mark.usefixtures("quick_to_trace")
+def test_every_block_can_be_computed_again(name: str, keywords: dict[str, Any], image_shape: tuple[int, ...]) -> None:
+    """Dropout and stochastic depth on; traced, not compiled."""
+    model = build(name, remat=True, **keywords)
+    variables = shapes_of(build(name, **keywords), image_shape)
+
+    def loss(params: Any, variables: Any) -> Any:
+        keys = {"dropout": jax.random.key(0)}
+        inputs = jnp.zeros((2, *image_shape))
+        logits, _ = model.apply({**variables, "params": params}, inputs, train=True, rngs=keys, mutable=["batch_stats"])
+        return logits.sum()
+
+    traced = jax.make_jaxpr(jax.grad(loss))(variables["params"], variables)
+    assert "remat" in str(traced)
+    assert shapes_of(model, image_shape) == variables
+
+
+# the sides at the end of each stage, on 64x64 pixels, of shallow networks
+SIDES = [
+    ("mobilenet_v1", {"stage_sizes": (1, 1, 1, 1, 1)}, [32, 16, 8, 4, 2]),
+    ("mobilenet_v2", {"rows": [row._replace(num_blocks=1) for row in MOBILENET_V2]}, [32, 16, 8, 4, 4, 2, 2]),
+    ("mobilenet_v3_small", {}, [16, 8, 4, 2]),
+    ("shufflenet_v2_x0_5", {"stage_sizes": (1, 1, 1)}, [8, 4, 2]),
+    ("efficientnet_b0", {"depth": 0.25}, [32, 16, 8, 4, 4, 2, 2]),
+    ("regnet_x_800mf", {"stages": ((16, 1), (32, 1), (48, 1), (64, 1))}, [16, 8, 4, 2]),
+    ("convnext_tiny", {"stage_sizes": (1, 1, 1, 1)}, [16, 8, 4, 2]),
+    ("vit_ti_16", {"num_layers": 4}, [4, 4, 4, 4]),
+]
+
+
+@pytest.mark.parametrize(("name", "keywords", "sides"), SIDES)
+@pytest.mark.usefixtures("quick_to_trace")
+def test_stages_halve_the_sides_as_the_paper_says_and_two_halvings_less_on_small_images(
+    name: str, keywords: dict[str, Any], sides: list[int]
+) -> None:
+    for stem, size in (("imagenet", 64), ("small", 16)):
+        model = build(name, stem=stem, **keywords)
+        variables = shapes_of(model, (size, size, 3))
+        pyramid = jax.eval_shape(partial(feature_pyramid, model), variables, jnp.zeros((1, size, size, 3)))
+        stages = [features for stage, features in sorted(pyramid.items()) if stage.startswith("stage")]
+        expected_sides = [min(side, size) for side in sides]
+        assert [features.shape[1:3] for features in stages] == [(side, side) for side in expected_sides]
+        assert pyramid["pooled"].ndim == 2
+
+
+def test_regnets_stages_are_those_of_the_papers_appendix() -> None:
+    assert stages_of(25, 88, 26.31, 2.25, 48) == [(96, 2), (192, 6), (432, 15), (1008, 2)]  # X-3.2GF
+    assert stages_of(16, 48, 27.89, 2.09, 8) == [(48, 1), (104, 3), (208, 6), (440, 6)]  # Y-400MF
+
+
+def test_widths_are_multiples_and_never_a_tenth_less() -> None:
+    assert [to_multiple(channels) for channels in (3, 12, 11.9, 16, 35.2, 4.8, 20.4)] == [8, 16, 16, 16, 32, 8, 24]
+    assert to_multiple(1000, 48) == 1008
+
+
+def test_channels_are_shuffled_between_the_halves() -> None:
+    shuffled = channel_shuffle(jnp.arange(12.0).reshape(1, 2, 6))
+    np.testing.assert_array_equal(shuffled[0, 0], [0, 3, 1, 4, 2, 5])
+
+
+def test_a_convolution_of_patches_is_a_strided_one() -> None:
+    conv, images = PatchConv(5, 4), random_images(2, 9, 8, 3)
+    params = {"kernel": random_images(4, 4, 3, 5), "bias": jnp.arange(5.0)}
+    strided = jax.lax.conv_general_dilated(
+        images, params["kernel"], (4, 4), "VALID", dimension_numbers=("NHWC", "HWIO", "NHWC")
+    )
+    outputs = cast(jax.Array, conv.apply({"params": params}, images))
+    np.testing.assert_allclose(outputs, strided + params["bias"], rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("name", "stem", "size", "message"),
+    [
+        ("convnext_tiny", "imagenet", 31, "convnext needs images of at least 32x32 pixels and got 31x31.*stem=small"),
+        ("convnext_tiny", "small", 7, "at least 8x8 pixels and got 7x7"),
+        ("vit_b_16", "imagenet", 100, "patches of 16x16 pixels, which do not cover 100x100.*image_size=96"),
+        ("vit_b_32", "imagenet", 16, "at least 32x32 pixels and got 16x16"),
+        ("vit_b_32", "small", 30, "patches of 8x8 pixels, which do not cover 30x30.*image_size=24"),
+        ("mobilenet_v2", "smal", 32, "did you mean 'small'"),
+        ("vit_b_16", "smal", 32, "did you mean 'small'"),
+    ],
+)
+def test_images_that_do_not_suit_the_stem_are_the_users_error(name: str, stem: str, size: int, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        shapes_of(build(name, stem=stem), (size, size, 3))
 
 
 def test_a_model_without_blocks_has_no_rematerialisation() -> None:

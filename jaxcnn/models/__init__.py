@@ -15,13 +15,44 @@ from jaxcnn.models.airbench import airbench93, airbench94, airbench94_muon, airb
 from jaxcnn.models.alexnet import AlexNet
 from jaxcnn.models.cbam import cbam_resnet18, cbam_resnet50
 from jaxcnn.models.cnn import CNN
+from jaxcnn.models.convnext import convnext_base, convnext_large, convnext_small, convnext_tiny
 from jaxcnn.models.densenet import densenet121, densenet161, densenet169, densenet201, densenet_bc_100_12
+from jaxcnn.models.efficientnet import (
+    efficientnet_b0,
+    efficientnet_b1,
+    efficientnet_b2,
+    efficientnet_b3,
+    efficientnet_b4,
+    efficientnet_b5,
+    efficientnet_b6,
+    efficientnet_b7,
+)
 from jaxcnn.models.googlenet import googlenet
 from jaxcnn.models.inception_v3 import inception_v3
 from jaxcnn.models.lenet import LeNet5
 from jaxcnn.models.mixer import mixer_b16, mixer_b32, mixer_l16, mixer_s16, mixer_s32
 from jaxcnn.models.mlp import MLP
+from jaxcnn.models.mobilenet_v1 import mobilenet_v1
+from jaxcnn.models.mobilenet_v2 import mobilenet_v2
+from jaxcnn.models.mobilenet_v3 import mobilenet_v3_large, mobilenet_v3_small
 from jaxcnn.models.preact_resnet import preact_resnet18, preact_resnet34, preact_resnet164
+from jaxcnn.models.regnet import (
+    regnet_x_1_6gf,
+    regnet_x_3_2gf,
+    regnet_x_8gf,
+    regnet_x_16gf,
+    regnet_x_32gf,
+    regnet_x_400mf,
+    regnet_x_800mf,
+    regnet_y_1_6gf,
+    regnet_y_3_2gf,
+    regnet_y_8gf,
+    regnet_y_16gf,
+    regnet_y_32gf,
+    regnet_y_128gf,
+    regnet_y_400mf,
+    regnet_y_800mf,
+)
 from jaxcnn.models.resnet import (
     resnet18,
     resnet20,
@@ -35,9 +66,16 @@ from jaxcnn.models.resnet import (
     resnet152,
 )
 from jaxcnn.models.resnext import resnext50_32x4d, resnext101_32x8d, resnext101_64x4d
+from jaxcnn.models.shufflenet_v2 import (
+    shufflenet_v2_x0_5,
+    shufflenet_v2_x1_0,
+    shufflenet_v2_x1_5,
+    shufflenet_v2_x2_0,
+)
 from jaxcnn.models.squeeze_excitation import seresnet18, seresnet50
 from jaxcnn.models.squeezenet import squeezenet1_0, squeezenet1_1
 from jaxcnn.models.vgg import vgg11, vgg11_bn, vgg13, vgg13_bn, vgg16, vgg16_bn, vgg19, vgg19_bn
+from jaxcnn.models.vit import vit_b_16, vit_b_32, vit_l_16, vit_l_32, vit_s_16, vit_ti_16
 from jaxcnn.models.wide_resnet import wide_resnet50_2, wide_resnet101_2, wrn_16_4, wrn_28_10, wrn_40_2
 
 MODELS: dict[str, Callable[..., nn.Module]] = {
@@ -103,4 +141,48 @@ MODELS: dict[str, Callable[..., nn.Module]] = {
     "mixer_b32": mixer_b32,
     "mixer_b16": mixer_b16,
     "mixer_l16": mixer_l16,
+    # for phones
+    "mobilenet_v1": mobilenet_v1,
+    "mobilenet_v2": mobilenet_v2,
+    "mobilenet_v3_large": mobilenet_v3_large,
+    "mobilenet_v3_small": mobilenet_v3_small,
+    "shufflenet_v2_x0_5": shufflenet_v2_x0_5,
+    "shufflenet_v2_x1_0": shufflenet_v2_x1_0,
+    "shufflenet_v2_x1_5": shufflenet_v2_x1_5,
+    "shufflenet_v2_x2_0": shufflenet_v2_x2_0,
+    # scaled or searched by rules
+    "efficientnet_b0": efficientnet_b0,
+    "efficientnet_b1": efficientnet_b1,
+    "efficientnet_b2": efficientnet_b2,
+    "efficientnet_b3": efficientnet_b3,
+    "efficientnet_b4": efficientnet_b4,
+    "efficientnet_b5": efficientnet_b5,
+    "efficientnet_b6": efficientnet_b6,
+    "efficientnet_b7": efficientnet_b7,
+    "regnet_x_400mf": regnet_x_400mf,
+    "regnet_x_800mf": regnet_x_800mf,
+    "regnet_x_1_6gf": regnet_x_1_6gf,
+    "regnet_x_3_2gf": regnet_x_3_2gf,
+    "regnet_x_8gf": regnet_x_8gf,
+    "regnet_x_16gf": regnet_x_16gf,
+    "regnet_x_32gf": regnet_x_32gf,
+    "regnet_y_400mf": regnet_y_400mf,
+    "regnet_y_800mf": regnet_y_800mf,
+    "regnet_y_1_6gf": regnet_y_1_6gf,
+    "regnet_y_3_2gf": regnet_y_3_2gf,
+    "regnet_y_8gf": regnet_y_8gf,
+    "regnet_y_16gf": regnet_y_16gf,
+    "regnet_y_32gf": regnet_y_32gf,
+    "regnet_y_128gf": regnet_y_128gf,
+    # after and of the transformers
+    "convnext_tiny": convnext_tiny,
+    "convnext_small": convnext_small,
+    "convnext_base": convnext_base,
+    "convnext_large": convnext_large,
+    "vit_ti_16": vit_ti_16,
+    "vit_s_16": vit_s_16,
+    "vit_b_16": vit_b_16,
+    "vit_b_32": vit_b_32,
+    "vit_l_16": vit_l_16,
+    "vit_l_32": vit_l_32,
 }

@@ -1,6 +1,7 @@
 """What the blocks of many papers are made of, bound once in the top module: convolution, norm and activation."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -27,6 +28,7 @@ ACTIVATIONS: dict[str, Activation] = {
 }
 
 he_normal_out = nn.initializers.variance_scaling(2.0, "fan_out", "normal")  # He et al. 2015, by fan-out
+layer_norm = partial(nn.LayerNorm, epsilon=1e-6, use_fast_variance=False)  # of each pixel or token alone
 
 
 class Layers(NamedTuple):
@@ -99,6 +101,46 @@ class ConvNorm(nn.Module):
         """Maps [batch, h, w, c] to [batch, h / stride, w / stride, features], sides rounded up."""
         x = self.layers.conv(self.features, self.size, self.stride, groups=self.groups, name="conv")(x)
         return self.layers.activation(self.layers.norm(name="norm")(x))
+
+
+class PatchConv(nn.Module):
+    """A convolution with bias whose stride is its size: the dense layer over patches that do not overlap."""
+
+    features: int
+    size: int
+    dtype: DTypeLike = jnp.float32
+    kernel_init: nn.initializers.Initializer = nn.initializers.lecun_normal()
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Maps [batch, h, w, c] to [batch, h // size, w // size, features]; incomplete patches are dropped."""
+        batch, height, width, channels = x.shape
+        rows, columns = height // self.size, width // self.size
+        shape = (self.size, self.size, channels, self.features)
+        kernel = self.param("kernel", self.kernel_init, shape, jnp.float32)
+        bias = self.param("bias", nn.initializers.zeros_init(), (self.features,), jnp.float32)
+        x = x[:, : rows * self.size, : columns * self.size].astype(self.dtype)
+        patches = x.reshape(batch, rows, self.size, columns, self.size, channels)
+        return jnp.einsum("brpcqi,pqio->brco", patches, kernel.astype(self.dtype)) + bias.astype(self.dtype)
+
+
+def strides_for(stem: str, strides: Sequence[int]) -> list[int]:
+    """The paper's strides, from the first layer on; of the small stem, the first two that are 2 become 1.
+
+    Raises:
+      UserError: there is no such stem.
+    """
+    if stem not in ("imagenet", "small"):
+        raise UserError(f"model.stem is {stem!r}: {nearest(stem, ['imagenet', 'small'])}")
+    halvings = [index for index, stride in enumerate(strides) if stride == 2]
+    left_out = halvings[:2] if stem == "small" else []
+    return [1 if index in left_out else stride for index, stride in enumerate(strides)]
+
+
+def to_multiple(channels: float, divisor: int = 8) -> int:
+    """The nearest multiple, but at least the divisor and 0.9 of the channels: how mobile networks round a width."""
+    rounded = max(divisor, int(channels + divisor / 2) // divisor * divisor)
+    return rounded if rounded >= 0.9 * channels else rounded + divisor
 
 
 def identity(x: jax.Array) -> jax.Array:

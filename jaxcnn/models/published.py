@@ -29,6 +29,16 @@ _MIXER = "Tolstikhin et al. 2021, arXiv:2105.01601"
 _TORCHVISION = "torchvision IMAGENET1K_V1"
 _TABLE = "the paper's table 3 (trained on ImageNet-1k alone); macs counted by hand"
 _BY_HAND = "macs counted by hand"
+_MOBILENET_V1 = "Howard et al. 2017, arXiv:1704.04861"
+_MOBILENET_V2 = "Sandler et al. 2018, arXiv:1801.04381"
+_MOBILENET_V3 = "Howard et al. 2019, arXiv:1905.02244"
+_SHUFFLENET_V2 = "Ma et al. 2018, arXiv:1807.11164"
+_EFFICIENTNET = "Tan and Le 2019, arXiv:1905.11946"
+_REGNET = "Radosavovic et al. 2020, arXiv:2003.13678"
+_CONVNEXT = "Liu et al. 2022, arXiv:2201.03545"
+_VIT = "Dosovitskiy et al. 2021, arXiv:2010.11929"
+_DEIT = "Touvron et al. 2021, arXiv:2012.12877"
+_DEIT_SOURCE = "the paper, without distillation; macs as timm counts them"
 
 PUBLISHED: dict[str, Published] = {
     "alexnet": Published(_ALEXNET, 224, 61_100_840, 0.714, 56.522, _TORCHVISION),
@@ -54,4 +64,47 @@ PUBLISHED: dict[str, Published] = {
     "mixer_b32": Published(_MIXER, 224, 60_293_428, 3.238, None, _BY_HAND),
     "mixer_b16": Published(_MIXER, 224, 59_880_472, 12.602, 76.44, _TABLE),
     "mixer_l16": Published(_MIXER, 224, 208_196_168, 44.548, 71.76, _TABLE),
+    "mobilenet_v1": Published(_MOBILENET_V1, 224, 4_231_976, 0.569, 70.6, "the paper's table 4"),
+    "mobilenet_v2": Published(_MOBILENET_V2, 224, 3_504_872, 0.301, 71.878, _TORCHVISION),
+    "mobilenet_v3_large": Published(_MOBILENET_V3, 224, 5_483_032, 0.217, 74.042, _TORCHVISION),
+    "mobilenet_v3_small": Published(_MOBILENET_V3, 224, 2_542_856, 0.057, 67.668, _TORCHVISION),
+    "shufflenet_v2_x0_5": Published(_SHUFFLENET_V2, 224, 1_366_792, 0.04, 60.552, _TORCHVISION),
+    "shufflenet_v2_x1_0": Published(_SHUFFLENET_V2, 224, 2_278_604, 0.145, 69.362, _TORCHVISION),
+    "shufflenet_v2_x1_5": Published(_SHUFFLENET_V2, 224, 3_503_624, 0.296, 72.996, _TORCHVISION),
+    "shufflenet_v2_x2_0": Published(_SHUFFLENET_V2, 224, 7_393_996, 0.583, 76.23, _TORCHVISION),
+    "efficientnet_b0": Published(_EFFICIENTNET, 224, 5_288_548, 0.386, 77.692, _TORCHVISION),
+    "efficientnet_b1": Published(_EFFICIENTNET, 240, 7_794_184, 0.687, 78.642, _TORCHVISION),
+    "efficientnet_b2": Published(_EFFICIENTNET, 288, 9_109_994, 1.088, 80.608, _TORCHVISION),
+    "efficientnet_b3": Published(_EFFICIENTNET, 300, 12_233_232, 1.827, 82.008, _TORCHVISION),
+    "efficientnet_b4": Published(_EFFICIENTNET, 380, 19_341_616, 4.394, 83.384, _TORCHVISION),
+    "efficientnet_b5": Published(_EFFICIENTNET, 456, 30_389_784, 10.266, 83.444, _TORCHVISION),
+    "efficientnet_b6": Published(_EFFICIENTNET, 528, 43_040_704, 19.068, 84.008, _TORCHVISION),
+    "efficientnet_b7": Published(_EFFICIENTNET, 600, 66_347_960, 37.746, 84.122, _TORCHVISION),
+    "regnet_x_400mf": Published(_REGNET, 224, 5_495_976, 0.414, 72.834, _TORCHVISION),
+    "regnet_x_800mf": Published(_REGNET, 224, 7_259_656, 0.8, 75.212, _TORCHVISION),
+    "regnet_x_1_6gf": Published(_REGNET, 224, 9_190_136, 1.603, 77.04, _TORCHVISION),
+    "regnet_x_3_2gf": Published(_REGNET, 224, 15_296_552, 3.177, 78.364, _TORCHVISION),
+    "regnet_x_8gf": Published(_REGNET, 224, 39_572_648, 7.995, 79.344, _TORCHVISION),
+    "regnet_x_16gf": Published(_REGNET, 224, 54_278_536, 15.941, 80.058, _TORCHVISION),
+    "regnet_x_32gf": Published(_REGNET, 224, 107_811_560, 31.736, 80.622, _TORCHVISION),
+    "regnet_y_400mf": Published(_REGNET, 224, 4_344_144, 0.402, 74.046, _TORCHVISION),
+    "regnet_y_800mf": Published(_REGNET, 224, 6_432_512, 0.834, 76.42, _TORCHVISION),
+    "regnet_y_1_6gf": Published(_REGNET, 224, 11_202_430, 1.612, 77.95, _TORCHVISION),
+    "regnet_y_3_2gf": Published(_REGNET, 224, 19_436_338, 3.176, 78.948, _TORCHVISION),
+    "regnet_y_8gf": Published(_REGNET, 224, 39_381_472, 8.473, 80.032, _TORCHVISION),
+    "regnet_y_16gf": Published(_REGNET, 224, 83_590_140, 15.912, 80.424, _TORCHVISION),
+    "regnet_y_32gf": Published(_REGNET, 224, 145_046_770, 32.28, 80.878, _TORCHVISION),
+    "regnet_y_128gf": Published(
+        _REGNET, 224, 644_812_894, 127.518, 86.068, "torchvision IMAGENET1K_SWAG_LINEAR_V1 (pretrained on other images)"
+    ),
+    "convnext_tiny": Published(_CONVNEXT, 224, 28_589_128, 4.456, 82.52, _TORCHVISION),
+    "convnext_small": Published(_CONVNEXT, 224, 50_223_688, 8.684, 83.616, _TORCHVISION),
+    "convnext_base": Published(_CONVNEXT, 224, 88_591_464, 15.355, 84.062, _TORCHVISION),
+    "convnext_large": Published(_CONVNEXT, 224, 197_767_336, 34.361, 84.414, _TORCHVISION),
+    "vit_ti_16": Published(_DEIT, 224, 5_717_416, 1.3, 72.2, _DEIT_SOURCE),
+    "vit_s_16": Published(_DEIT, 224, 22_050_664, 4.6, 79.8, _DEIT_SOURCE),
+    "vit_b_16": Published(_VIT, 224, 86_567_656, 17.564, 81.072, _TORCHVISION),
+    "vit_b_32": Published(_VIT, 224, 88_224_232, 4.409, 75.912, _TORCHVISION),
+    "vit_l_16": Published(_VIT, 224, 304_326_632, 61.555, 79.662, _TORCHVISION),
+    "vit_l_32": Published(_VIT, 224, 306_535_400, 15.378, 76.972, _TORCHVISION),
 }

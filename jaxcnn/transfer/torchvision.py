@@ -4,7 +4,7 @@ Import and export both follow from that. A family's rules rewrite the path of a 
 """
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -24,6 +24,8 @@ class Naming:
     rules: tuple[Rule, ...]  # applied one after another to `module.module.leaf`
     # dense layers behind a flattened map: its channels, height and width, which torchvision flattens in that order
     flattened: Mapping[str, tuple[int, int, int]] = field(default_factory=dict)
+    # dense layers that it has as 1x1 convolutions, and scales of channels: two more axes, of size 1, at the end
+    spatial: frozenset[str] = frozenset()
 
 
 def _less_one(text: str) -> Callable[[re.Match[str]], str]:
@@ -121,6 +123,142 @@ DENSENET = Naming(
     )
 )
 
+CONV_NORM = ((r"\bconv\.(\w+)$", r"0.\1"), (r"\bnorm\.(\w+)$", r"1.\1"))
+SQUEEZE = ((r"\bsqueeze\b", "fc1"), (r"\bexcite\b", "fc2"))
+SQUEEZED = frozenset({"squeeze", "excite"})
+
+
+def _numbered(unexpanded: str, squeezed: str) -> Callable[[re.Match[str]], str]:
+    """For the layers of inverted residuals, group 2 of a match: their numbers in blocks whose names, group 1, match."""
+
+    def replace(match: re.Match[str]) -> str:
+        layers = [] if re.fullmatch(unexpanded, match[1]) else ["expand"]
+        layers += ["depthwise", "attention"] if re.fullmatch(squeezed, match[1]) else ["depthwise"]
+        return f"{match[1]}.block.{[*layers, 'project'].index(match[2])}"
+
+    return replace
+
+
+def _counted(stage_sizes: Sequence[int]) -> Callable[[re.Match[str]], str]:
+    """For stage and block, groups 1 and 2 of a match: the number of the block in the whole network, from 1."""
+    return lambda match: f"features.{sum(stage_sizes[: int(match[1]) - 1]) + int(match[2])}"
+
+
+MOBILENET_V2 = Naming(
+    (
+        *CONV_NORM,
+        (r"^stem\b", "features.0"),
+        (r"^last\b", "features.18"),
+        (r"^stage1_block1\.depthwise\b", "features.1.conv.0"),
+        (r"^stage1_block1\.project\.0\b", "features.1.conv.1"),
+        (r"^stage1_block1\.project\.1\b", "features.1.conv.2"),
+        (r"^stage(\d)_block(\d)", _counted((1, 2, 3, 4, 3, 3, 1))),
+        (r"\bexpand\b", "conv.0"),
+        (r"\bdepthwise\b", "conv.1"),
+        (r"\bproject\.0\b", "conv.2"),
+        (r"\bproject\.1\b", "conv.3"),
+        (r"^head\b", "classifier.1"),
+    )
+)
+
+
+def _mobilenet_v3(num_blocks: int, squeezed: str) -> Naming:
+    return Naming(
+        (
+            *CONV_NORM,
+            *SQUEEZE,
+            (r"^stem\b", "features.0"),
+            (r"^last\b", f"features.{num_blocks + 1}"),
+            (r"^block(\d+)", r"features.\1"),
+            (r"^(features\.\d+)\.(expand|depthwise|attention|project)\b", _numbered(r"features\.1", squeezed)),
+            (r"^hidden\b", "classifier.0"),
+            (r"^head\b", "classifier.3"),
+        ),
+        spatial=SQUEEZED,
+    )
+
+
+EFFICIENTNET = Naming(
+    (
+        *CONV_NORM,
+        *SQUEEZE,
+        (r"^stem\b", "features.0"),
+        (r"^last\b", "features.8"),
+        (r"^stage(\d)_block(\d+)", _less_one("features.{}.{-}")),
+        (r"^(features\.\d\.\d+)\.(expand|depthwise|attention|project)\b", _numbered(r"features\.1\..*", ".*")),
+        (r"^head\b", "classifier.1"),
+    ),
+    spatial=SQUEEZED,
+)
+
+SHUFFLENET_V2 = Naming(
+    (
+        *CONV_NORM,
+        (r"^stem\b", "conv1"),
+        (r"^(stage\d)_block(\d+)", _less_one("{}.{-}")),
+        (r"\bshortcut_depthwise\.([01])", r"branch1.\1"),
+        (r"\bshortcut_pointwise\.0", "branch1.2"),
+        (r"\bshortcut_pointwise\.1", "branch1.3"),
+        (r"\bpointwise1\.([01])", r"branch2.\1"),
+        (r"\bdepthwise\.0", "branch2.3"),
+        (r"\bdepthwise\.1", "branch2.4"),
+        (r"\bpointwise2\.0", "branch2.5"),
+        (r"\bpointwise2\.1", "branch2.6"),
+        (r"^head\b", "fc"),
+    )
+)
+
+REGNET = Naming(
+    (
+        *CONV_NORM,
+        *SQUEEZE,
+        *(
+            (rf"\b{layer}{number}\b", f"f.{letter}.{index}")
+            for number, letter in enumerate("abc", start=1)
+            for index, layer in enumerate(("conv", "norm"))
+        ),
+        (r"\battention\b", "f.se"),
+        (r"\bshortcut_conv\b", "proj.0"),
+        (r"\bshortcut_norm\b", "proj.1"),
+        (r"^stage(\d)_block(\d+)", lambda match: f"trunk_output.block{match[1]}.block{match[1]}-{int(match[2]) - 1}"),
+        (r"^head\b", "fc"),
+    ),
+    spatial=SQUEEZED,
+)
+
+CONVNEXT = Naming(
+    (
+        (r"^stem_conv\b", "features.0.0"),
+        (r"^stem_norm\b", "features.0.1"),
+        (r"^downsample(\d)_norm\b", lambda match: f"features.{2 * int(match[1]) - 2}.0"),
+        (r"^downsample(\d)_conv\b", lambda match: f"features.{2 * int(match[1]) - 2}.1"),
+        (r"^stage(\d)_block(\d+)", lambda match: f"features.{2 * int(match[1]) - 1}.{int(match[2]) - 1}"),
+        (r"\bdepthwise\b", "block.0"),
+        (r"\bnorm\b", "block.2"),
+        (r"\bexpand\b", "block.3"),
+        (r"\bproject\b", "block.5"),
+        (r"^head_norm\b", "classifier.0"),
+        (r"^head\b", "classifier.2"),
+    ),
+    spatial=frozenset({"layer_scale"}),
+)
+
+VIT = Naming(
+    (
+        (r"^patch_embedding\b", "conv_proj"),
+        (r"^position_embedding\b", "encoder.pos_embedding"),
+        (r"^layer(\d+)", _less_one("encoder.layers.encoder_layer_{-}")),
+        (r"\bnorm([12])\b", r"ln_\1"),
+        (r"\battention\.qkv\.", "self_attention.in_proj_"),
+        (r"\battention\.out\b", "self_attention.out_proj"),
+        (r"\bmlp\.hidden\b", "mlp.0"),
+        (r"\bmlp\.out\b", "mlp.3"),
+        (r"^head_norm\b", "encoder.ln"),
+        (r"^head\b", "heads.head"),
+    )
+)
+
+REGNET_SIZES = ("400mf", "800mf", "1_6gf", "3_2gf", "8gf", "16gf", "32gf")
 NAMINGS: dict[str, Naming] = {  # by our model's name
     **dict.fromkeys(("resnet18", "resnet34", "resnet50", "resnet101", "resnet152"), RESNET),
     **dict.fromkeys(("resnext50_32x4d", "resnext101_32x8d", "resnext101_64x4d"), RESNET),
@@ -139,6 +277,15 @@ NAMINGS: dict[str, Naming] = {  # by our model's name
     "googlenet": GOOGLENET,
     "inception_v3": INCEPTION_V3,
     **dict.fromkeys(("densenet121", "densenet161", "densenet169", "densenet201"), DENSENET),
+    "mobilenet_v2": MOBILENET_V2,
+    "mobilenet_v3_large": _mobilenet_v3(15, r"features\.(4|5|6|11|12|13|14|15)"),
+    "mobilenet_v3_small": _mobilenet_v3(11, r"features\.(1|4|5|6|7|8|9|10|11)"),
+    **dict.fromkeys((f"shufflenet_v2_x{width}" for width in ("0_5", "1_0", "1_5", "2_0")), SHUFFLENET_V2),
+    **dict.fromkeys((f"efficientnet_b{number}" for number in range(8)), EFFICIENTNET),
+    **dict.fromkeys((f"regnet_x_{size}" for size in REGNET_SIZES), REGNET),
+    **dict.fromkeys((f"regnet_y_{size}" for size in (*REGNET_SIZES, "128gf")), REGNET),
+    **dict.fromkeys((f"convnext_{size}" for size in ("tiny", "small", "base", "large")), CONVNEXT),
+    **dict.fromkeys((f"vit_{size}" for size in ("ti_16", "s_16", "b_16", "b_32", "l_16", "l_32")), VIT),
 }
 
 _LEAVES = {"kernel": "weight", "scale": "weight", "bias": "bias", "mean": "running_mean", "var": "running_var"}
@@ -191,8 +338,14 @@ def _flat(tree: Any) -> dict[tuple[str, ...], Any]:
     return flat
 
 
+def _has_more_axes(path: tuple[str, ...], naming: Naming) -> bool:
+    return path[-1] in naming.spatial or (path[-1] == "kernel" and path[-2] in naming.spatial)
+
+
 def _to_theirs(path: tuple[str, ...], leaf: np.ndarray, naming: Naming) -> np.ndarray:
     """A convolution's kernel [h, w, in, out] to [out, in, h, w], a dense one [in, out] to [out, in]."""
+    if _has_more_axes(path, naming):
+        return np.ascontiguousarray(leaf.T)[..., None, None]
     if path[-1] != "kernel":
         return leaf
     if leaf.ndim == 4:
@@ -206,7 +359,9 @@ def _to_theirs(path: tuple[str, ...], leaf: np.ndarray, naming: Naming) -> np.nd
 def _to_ours(
     path: tuple[str, ...], tensor: np.ndarray, naming: Naming, *, shape: tuple[int, ...], name: str
 ) -> np.ndarray:
-    if path[-1] == "kernel" and tensor.ndim == 4:
+    if _has_more_axes(path, naming) and tensor.shape[-2:] == (1, 1):
+        tensor = tensor[..., 0, 0].T
+    elif path[-1] == "kernel" and tensor.ndim == 4:
         tensor = tensor.transpose(2, 3, 1, 0)
     elif path[-1] == "kernel" and tensor.ndim == 2:
         tensor = tensor.T
