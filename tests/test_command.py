@@ -260,7 +260,7 @@ HOSTILE = {
     "stray word": ([DIGITS, "adam"], "unexpected argument 'adam'"),
     "unknown model": ([DIGITS, "--config.model.name=resnet-20"], "did you mean 'resnet20'"),
     "unknown optimizer": ([DIGITS, "--config.optimizer.name=adamw2"], "did you mean 'adamw'"),
-    "option of another model": ([DIGITS, "--config.model.stem=imagenet"], "set model.stem=small"),
+    "option of another model": ([DIGITS, "--config.model.stem=imagenet"], "set model.stem=None"),
     "unknown data": ([DIGITS, "--config.data.name=mnits"], "is no known data set"),
     "data not prepared": ([DIGITS, "--config.data.name=tfds:food101", "--config.data.dir={tmp}"], "is not prepared"),
     "data as TFRecord": ([DIGITS, "--config.data.name=tfds:old", "--config.data.dir={tmp}/tfds"], "convert"),
