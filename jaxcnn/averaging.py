@@ -32,7 +32,8 @@ def exponential(decay: float) -> Average:
     def average(ema: Any, now: Any, step: jax.Array) -> tuple[Any, Any]:
         t = step.astype(jnp.float32)
         keep = jnp.minimum(decay, (1 + t) / (10 + t))
-        return jax.tree.map(lambda old, new: keep * old + (1 - keep) * new, ema, now), now
+        # in this form what does not change stays bit for bit: frozen layers
+        return jax.tree.map(lambda old, new: old + (1 - keep) * (new - old), ema, now), now
 
     return average
 

@@ -22,7 +22,7 @@ import optax
 from jaxcnn import data as data_lib
 from jaxcnn.augment import Augment, check_augment, make_augment, make_normalise
 from jaxcnn.averaging import Average, make_average
-from jaxcnn.config import Config, ModelConfig
+from jaxcnn.config import Config, FinetuneConfig, ModelConfig
 from jaxcnn.data import Source
 from jaxcnn.errors import UserError, nearest
 from jaxcnn.feed import Feed, Progress, ResidentFeed, StreamingFeed
@@ -35,6 +35,7 @@ from jaxcnn.models.norm import BatchNorm, GroupNorm, NoNorm
 from jaxcnn.optim import make_optimizer, make_schedule
 from jaxcnn.parallel import Parallel, make_parallel
 from jaxcnn.step import TrainState, eval_step, init_state, train_step, train_steps
+from jaxcnn.transfer.finetune import EVERYTHING, Finetuning, make_finetuning
 
 RESIDENT_BYTES = 2 * 2**30  # a decoded set up to this size lives on the device
 IMAGENET_STEM_PIXELS = 64  # from this size on a stem that shrinks the image pays
@@ -64,6 +65,7 @@ class Run:
     loss: Loss  # in training
     augment: Augment
     average: Average | None  # of the weights
+    finetuning: Finetuning  # what trains, from when, how fast
     examples: Callable[[int], np.ndarray]  # count -> the first images of train, uint8
     step: Callable  # (state, batch, key) -> (state, metrics)
     eval_step: Callable  # (variables, batch) -> metrics
@@ -183,7 +185,11 @@ def build(
     schedule = make_schedule(
         config.schedule, peak=peak_rate(config), total_steps=total_steps, steps_per_epoch=steps_per_epoch
     )
-    optimizer = make_optimizer(config.optimizer, schedule)
+    finetuning = EVERYTHING
+    if config.finetune != FinetuneConfig():
+        params = params_in_order(model, source.image_shape)
+        finetuning = make_finetuning(config.finetune, params, steps_per_epoch=steps_per_epoch)
+    optimizer = make_optimizer(config.optimizer, schedule, finetuning)
     average = make_average(config.optimizer, total_steps=total_steps)
     augment = make_augment(
         config.augment,
@@ -202,6 +208,7 @@ def build(
         metrics=metrics,
         accumulate=config.optimizer.accumulate,
         average=average,
+        finetuning=finetuning,
         axis_name=parallel.axis_name,
     )
     evaluate_batch = partial(
@@ -238,6 +245,7 @@ def build(
         loss=loss,
         augment=augment,
         average=average,
+        finetuning=finetuning,
         examples=feed.examples,
         step=step,
         eval_step=evaluate_batch,
@@ -407,6 +415,20 @@ def _check_traces(model: nn.Module, source: Source) -> None:
     """Traces the model abstractly, so that images too small for it are said before anything is compiled."""
     images = jax.ShapeDtypeStruct((2, *source.image_shape), jnp.float32)
     jax.eval_shape(partial(model.init, train=False), jax.random.key(0), images)
+
+
+def params_in_order(model: nn.Module, image_shape: tuple[int, int, int]) -> dict[str, Any]:
+    """Shapes of a model's parameters, on top in the order in which images meet them; computes nothing."""
+    names: list[str] = []
+
+    def init(key: jax.Array) -> Any:
+        images = jnp.zeros((1, *image_shape), jnp.float32)
+        params = model.init({"params": key, "dropout": key}, images, train=True)["params"]
+        names.extend(params)  # flax keeps the order; what comes out of eval_shape is sorted
+        return params
+
+    params = jax.eval_shape(init, jax.random.key(0))
+    return {name: params[name] for name in names}
 
 
 def _resident(config: Config, source: Source) -> bool:

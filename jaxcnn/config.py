@@ -12,6 +12,7 @@ import re
 import types
 import typing
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any
 
 from jaxcnn.errors import UserError, nearest
@@ -39,6 +40,8 @@ class DataConfig:
     stratify: bool = True  # what is held out has each class in proportion; false: whatever comes
     split_seed: int = field(default=0, metadata=_range(0, 2**32 - 1))  # which are held out; not varied with `seed`
     exclude: str | None = None  # text file of record identifiers to leave out, one a line, before all else
+    classes: tuple[int | str, ...] = ()  # only these, names or numbers, numbered anew in this order; empty: all
+    examples_per_class: int | None = field(default=None, metadata=_range(1))  # so many of train, drawn by split_seed
     sampling: str = field(default="uniform", metadata=_among("uniform", "balanced"))  # balanced: classes equally often
     image_size: int | None = field(default=None, metadata=_range(1))  # pixels; none: as stored
     channels: int | None = field(default=None, metadata=_range(1, 3))  # 1: grey, 3: RGB; none: as stored
@@ -182,6 +185,20 @@ class ScheduleConfig:
 
 
 @dataclass(slots=True)
+class FinetuneConfig:
+    """Which layers train, from when, and how fast, beginning from weights that are already good: transfer/finetune.py.
+
+    A layer is what the model's top module names (stage1_block2, head; a norm with its convolution), a stage what its
+    name begins with (stage1). Depth counts layers from the head, which has 0.
+    """
+
+    frozen: tuple[str, ...] = ()  # patterns of parameters that stay as they are, e.g. 'stage1_*'; '!head': but not it
+    unfreeze_epochs: tuple[float, ...] = field(default=(), metadata=_range(above=0))  # a stage each, from the head down
+    layer_decay: float = field(default=1.0, metadata=_range(above=0, high=1))  # a layer's rate: times this ** depth
+    head_rate: float = field(default=1.0, metadata=_range(above=0))  # the head's rate is multiplied by this
+
+
+@dataclass(slots=True)
 class CheckpointConfig:
     """What is saved, when, and which weights are the result."""
 
@@ -211,6 +228,7 @@ class Config:
     loss: LossConfig = field(default_factory=LossConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
+    finetune: FinetuneConfig = field(default_factory=FinetuneConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     parallel: str = field(default="jit", metadata=_among("jit", "pmap"))  # over a mesh, or pmap
     platform: str | None = field(default=None, metadata=_among("cpu", "gpu", "tpu"))  # none: the best there is
@@ -359,6 +377,14 @@ def validate(config: Config) -> None:
             "optimizer.reference_batch_size=none",
         ),
         (
+            optimizer.name.startswith("airbench_") and config.finetune != FinetuneConfig(),
+            f"optimizer.name={optimizer.name} has groups of its own; for finetune.* choose another, e.g. nesterov",
+        ),
+        (
+            any(later <= earlier for earlier, later in pairwise(config.finetune.unfreeze_epochs)),
+            f"finetune.unfreeze_epochs={config.finetune.unfreeze_epochs} must increase, e.g. '(1, 2, 3)'",
+        ),
+        (
             not optimizer.name.startswith("airbench_") and optimizer.groups != GroupsConfig(),
             "optimizer.groups is for optimizer.name=airbench_sgd and airbench_muon only; leave it as it is",
         ),
@@ -423,7 +449,10 @@ def type_name(hint: Any) -> str:
     if isinstance(hint, types.UnionType):
         return " or ".join(type_name(option) for option in typing.get_args(hint))
     if typing.get_origin(hint) is tuple:
-        return f"a tuple of {typing.get_args(hint)[0].__name__}s, e.g. '(0.5, 0.5)'"
+        item = typing.get_args(hint)[0]
+        if item is float:
+            return "a tuple of floats, e.g. '(0.5, 0.5)'"
+        return "a tuple of " + ("names" if item is str else "names or numbers") + ", e.g. \"('first', 'second')\""
     if dataclasses.is_dataclass(hint):
         return str(getattr(hint, "__name__", hint))
     return {int: "an integer", float: "a number", bool: "true or false", str: "a string", type(None): "none"}[hint]

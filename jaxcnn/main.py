@@ -89,6 +89,8 @@ def _train(run: Any, feed: Any, experiment: str, workdir: Any, log: RunLog, star
     workdir_lib.write_config(workdir, experiment, config, run.data_facts(), versions())
     workdir_lib.write_splits(workdir, run.source.record_numbers)
     log.say(describe(run, experiment, num_params))
+    if run.finetuning.layers:
+        log.console.print(run.finetuning.table(run.steps_per_epoch))
     checkpoints = Checkpoints(
         workdir / "checkpoints",
         keep_last=config.checkpoint.keep_last,

@@ -15,6 +15,7 @@ from optax import contrib
 
 from jaxcnn.config import OptimizerConfig, ScheduleConfig
 from jaxcnn.errors import UserError, nearest
+from jaxcnn.transfer.finetune import EVERYTHING, Finetuning
 
 SCHEDULES = ("cosine", "step", "one_cycle", "triangle", "linear", "constant")
 OPTIMIZERS = ("sgd", "momentum", "nesterov", "adagrad", "rmsprop", "adam", "adamw", "lamb", "lion", "muon")
@@ -58,7 +59,9 @@ def make_schedule(schedule: ScheduleConfig, *, peak: float, total_steps: int, st
     return optax.join_schedules([optax.linear_schedule(0.0, peak, warmup_steps), decay], [warmup_steps])
 
 
-def make_optimizer(optimizer: OptimizerConfig, learning_rate: optax.Schedule) -> optax.GradientTransformation:
+def make_optimizer(
+    optimizer: OptimizerConfig, learning_rate: optax.Schedule, finetuning: Finetuning = EVERYTHING
+) -> optax.GradientTransformation:
     """The links in the order in which a gradient passes them on its way to the weights."""
     if optimizer.name in GROUPED:
         return _grouped(optimizer, learning_rate)
@@ -68,11 +71,7 @@ def make_optimizer(optimizer: OptimizerConfig, learning_rate: optax.Schedule) ->
     l2 = optimizer.weight_decay if mode == "l2" else 0.0
     decoupled = optimizer.weight_decay if mode == "decoupled" else 0.0
     none = optax.identity()
-    return optax.chain(
-        # clip each entry of the gradient
-        none if optimizer.clip_value is None else optax.clip(optimizer.clip_value),
-        # clip the gradient's norm over all parameters together
-        none if optimizer.clip_norm is None else optax.clip_by_global_norm(optimizer.clip_norm),
+    to_step = (
         # the gradient of l2 / 2 * sum w^2, which the optimizer then scales like the loss's
         optax.add_decayed_weights(l2, mask=kernel_mask) if _present(l2) else none,
         # the gradient of l1 * sum |w|
@@ -83,9 +82,32 @@ def make_optimizer(optimizer: OptimizerConfig, learning_rate: optax.Schedule) ->
         optax.add_decayed_weights(decoupled, mask=kernel_mask) if _present(decoupled) else none,
         # LAMB's layerwise rate, of the step with its decay (You et al. 2020, algorithm 2)
         optax.scale_by_trust_ratio() if optimizer.name == "lamb" else none,
+    )
+    return optax.chain(
+        # clip each entry of the gradient
+        none if optimizer.clip_value is None else optax.clip(optimizer.clip_value),
+        # clip the gradient's norm over all parameters together
+        none if optimizer.clip_norm is None else optax.clip_by_global_norm(optimizer.clip_norm),
+        *(to_step if finetuning is EVERYTHING else [_by_start(optax.chain(*to_step), finetuning)]),
         # downhill, by the schedule
         optax.scale_by_learning_rate(learning_rate),
+        # times what the rate of each layer is multiplied by
+        *([] if finetuning is EVERYTHING else [optax.stateless(lambda updates, _: finetuning.scale(updates))]),
     )
+
+
+def _by_start(to_step: optax.GradientTransformation, finetuning: Finetuning) -> optax.GradientTransformation:
+    """`to_step` for the parameters that train, apart for each step from which some do; none for frozen ones.
+
+    Until then it does not move and keeps its state, momenta and counts, as it begins: neither does weight decay act.
+    """
+
+    def from_step(start: int) -> optax.GradientTransformation:
+        return optax.transforms.conditionally_mask(to_step, lambda step: step >= start) if start else to_step
+
+    starts = {start for start in finetuning.starts.values() if start is not None}
+    by_label = {f"from_{start}": from_step(start) for start in starts} | {"frozen": optax.set_to_zero()}
+    return optax.partition(by_label, finetuning.labels)
 
 
 def _present(strength: Any) -> bool:

@@ -39,6 +39,8 @@ def preview(run: Run, console: Console, *, experiment: str, workdir: epath.Path)
     say("learning rate by step:")
     for step in sorted({round(share * (run.total_steps - 1)) for share in (0, 0.05, 0.1, 0.25, 0.5, 0.75, 1)}):
         say(f"  {step:>9,}  epoch {step / run.steps_per_epoch:7.2f}  {float(run.schedule(step)):.6g}")
+    if run.finetuning.layers:
+        console.print(run.finetuning.table(run.steps_per_epoch))
     say("\ncompiling the train step …")
     cost, memory = step_cost(run)
     per_image = cost / run.config.batch_size

@@ -19,6 +19,7 @@ from jaxcnn.losses import Loss
 from jaxcnn.metrics import Metrics, collect, example_values
 from jaxcnn.models.features import AUXILIARY
 from jaxcnn.models.initializers import draw_kernels
+from jaxcnn.transfer.finetune import EVERYTHING, Finetuning
 
 # What is random in a run comes from its one key, folded with one of these, so that each can be held still while
 # another varies. The order of the data and its augmentation at decode have theirs in data/order.py.
@@ -86,6 +87,7 @@ def train_step(
     metrics: type[Metrics],
     accumulate: int = 1,
     average: Average | None = None,
+    finetuning: Finetuning = EVERYTHING,
     axis_name: str | None = None,
 ) -> tuple[TrainState, Metrics]:
     """One update from one batch, and the sums of its metrics.
@@ -96,6 +98,7 @@ def train_step(
       key: the run's constant key.
       accumulate: micro-batches whose gradients are averaged; must divide the device's part.
       average: of params and batch statistics, after the update; None when the state holds none.
+      finetuning: which parameters train, and from which step on; no gradient is computed of those that never do.
       axis_name: mapped axis over the devices that share the global batch; None on one device.
     """
     size = batch["label"].shape[0]
@@ -104,14 +107,15 @@ def train_step(
     images, labels = augment(keys, batch["image"], batch["label"], mirrored(key, batch))
     dropout_key = jax.random.fold_in(jax.random.fold_in(jax.random.fold_in(key, DROPOUT_STREAM), state.step), device)
 
-    def mean_loss(params, batch_stats, images, labels, dropout_key):
-        logits, updated = model.apply(
-            {"params": params, "batch_stats": batch_stats},
-            images,
-            train=True,
-            mutable=["batch_stats", AUXILIARY],
-            rngs={"dropout": dropout_key},
-        )
+    def mean_loss(trained, batch_stats, images, labels, dropout_key):
+        with finetuning.norms_held(state.step):
+            logits, updated = model.apply(
+                {"params": finetuning.whole(trained, state.params), "batch_stats": batch_stats},
+                images,
+                train=True,
+                mutable=["batch_stats", AUXILIARY],
+                rngs={"dropout": dropout_key},
+            )
         losses = loss(logits, labels)
         total = losses.mean()
         for auxiliary_logits in jax.tree.leaves(updated.get(AUXILIARY, {})):
@@ -120,7 +124,7 @@ def train_step(
 
     def micro_step(carry, micro_batch):
         batch_stats, total = carry
-        grads, (batch_stats, values) = jax.grad(mean_loss, has_aux=True)(state.params, batch_stats, *micro_batch)
+        grads, (batch_stats, values) = jax.grad(mean_loss, has_aux=True)(trained, batch_stats, *micro_batch)
         return (batch_stats, jax.tree.map(jnp.add, total, grads)), values
 
     # Every accumulate-th example: micro-batch i holds the same examples of the global batch on any number of devices.
@@ -128,11 +132,13 @@ def train_step(
         *(x.reshape(-1, accumulate, *x.shape[1:]).swapaxes(0, 1) for x in (images, labels)),
         jax.random.split(dropout_key, accumulate),
     )
-    zeros = jax.tree.map(jnp.zeros_like, state.params)
+    trained = finetuning.trained(state.params)
+    zeros = jax.tree.map(jnp.zeros_like, trained)
     (batch_stats, grads), values = scan(micro_step, (state.batch_stats, zeros), micro_batches)
     grads = jax.tree.map(lambda g: g / accumulate, grads)
     if axis_name is not None:
         grads = jax.lax.pmean(grads, axis_name)
+    grads = finetuning.gradients(grads, state.params, state.step)
 
     updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)

@@ -179,7 +179,7 @@ def _steps_with(hyperparameters: Hyperparameters, *, run: Run) -> tuple[Callable
         config = dataclasses.replace(config, weight_decay=weight_decay)
     if factor is not None or weight_decay is not None:
         schedule = run.schedule if factor is None else lambda step: factor * run.schedule(step)
-        optimizer = make_optimizer(config, schedule)
+        optimizer = make_optimizer(config, schedule, run.finetuning)
     if hyperparameters.label_smoothing is not None:
         smoothed = dataclasses.replace(run.config.loss, label_smoothing=hyperparameters.label_smoothing)
         step = partial(step, loss=make_loss(smoothed, run.class_weights))

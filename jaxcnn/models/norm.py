@@ -49,8 +49,11 @@ class BatchNorm(nn.Module):
     unbiased: bool = False  # the running variance is divided by n - 1; what normalises a batch never is
 
     @nn.compact
-    def __call__(self, inputs: jax.Array) -> jax.Array:
-        """Same shape, in `dtype`; in training it also moves the running statistics."""
+    def __call__(self, inputs: jax.Array, held: bool | jax.Array = False) -> jax.Array:
+        """Same shape, in `dtype`; in training it also moves the running statistics.
+
+        While `held`, which may be traced, it is in training as in evaluation: see transfer/finetune.py.
+        """
         channels = inputs.shape[-1:]
         scale = self.param("scale", self.scale_init, channels, jnp.float32) if self.use_scale else 1.0
         bias = self.param("bias", nn.initializers.zeros_init(), channels, jnp.float32)
@@ -58,7 +61,7 @@ class BatchNorm(nn.Module):
         running_var = self.variable("batch_stats", "var", jnp.ones, channels, jnp.float32)
 
         x = inputs.astype(jnp.float32)
-        if self.use_running_average:
+        if self.use_running_average or held is True:
             centred, var = x - running_mean.value, running_var.value
         else:
             centred, mean, var = _centre(x, self._over_devices if self.synchronise else _on_this_device)
@@ -66,8 +69,14 @@ class BatchNorm(nn.Module):
             if self.unbiased:
                 batch_var = batch_var * self._bessel(x.size // x.shape[-1])
             if not self.is_initializing():
-                running_mean.value = self.momentum * running_mean.value + (1 - self.momentum) * batch_mean
-                running_var.value = self.momentum * running_var.value + (1 - self.momentum) * batch_var
+                moved_mean = self.momentum * running_mean.value + (1 - self.momentum) * batch_mean
+                moved_var = self.momentum * running_var.value + (1 - self.momentum) * batch_var
+                if isinstance(held, jax.Array):
+                    centred = jnp.where(held, x - running_mean.value, centred)
+                    var = jnp.where(held, running_var.value, var)
+                    moved_mean = jnp.where(held, running_mean.value, moved_mean)
+                    moved_var = jnp.where(held, running_var.value, moved_var)
+                running_mean.value, running_var.value = moved_mean, moved_var
         outputs = centred * (jax.lax.rsqrt(var + self.epsilon) * scale) + bias
         return outputs.astype(self.dtype)
 
