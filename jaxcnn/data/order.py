@@ -17,6 +17,7 @@ SHUFFLE_STREAM = 1
 AUGMENT_STREAM = 2
 HOLDOUT_STREAM = 3
 BALANCE_STREAM = 4
+LIMIT_STREAM = 5
 
 
 def permutation(seed: Any, epoch: Any, num_examples: int, *, xp: Any = np) -> Any:

@@ -213,6 +213,49 @@ class JoinedRecords:
         return (next(readers[index]) for index in place)
 
 
+@dataclass(frozen=True)
+class ChosenClasses:
+    """Records whose labels are numbered anew, for splits that have only some of the classes."""
+
+    whole: Records
+    numbers: tuple[int, ...]  # of the classes, in their new order
+
+    @property
+    def name(self) -> str:
+        """Of the whole."""
+        return self.whole.name
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """Of the whole."""
+        return self.whole.files
+
+    def __len__(self) -> int:
+        return len(self.whole)
+
+    def __getitem__(self, record: int) -> Example:
+        return next(self.read([record]))
+
+    def renumbered(self, labels: np.ndarray) -> np.ndarray:
+        """int32 [N] of the whole's labels; -1 where it is another class, or not known."""
+        table = np.full(max(self.numbers) + 2, -1, np.int32)  # the last is for all others
+        table[list(self.numbers)] = np.arange(len(self.numbers))
+        return table[np.where((labels < 0) | (labels > max(self.numbers)), -1, labels)]
+
+    def labels(self, progress: Progress | None = None) -> np.ndarray:
+        """int32 [N], -1 where a record is of another class."""
+        return self.renumbered(self.whole.labels(progress))
+
+    def identifier(self, record: int) -> str:
+        """As the whole calls it."""
+        return self.whole.identifier(record)
+
+    def read(self, records: Sequence[int] | np.ndarray) -> Iterator[Example]:
+        """The examples in the order asked."""
+        for example in self.whole.read(records):
+            yield {**example, "label": int(self.renumbered(np.array(example["label"])))}
+
+
 def label_shape(records: Records) -> tuple[int, ...]:
     """() where a label is a class, (K,) where it is a distribution; records of classes need not say so."""
     return getattr(records, "label_shape", ())

@@ -20,6 +20,7 @@ import numpy as np
 
 from jaxcnn.data.decoding import fit_image
 from jaxcnn.data.records import (
+    ChosenClasses,
     DamagedRecordError,
     ImageShape,
     Progress,
@@ -59,6 +60,16 @@ def load_arrays(
     of the split. Either way each record is decoded once. A damaged one is an error or, with `skip_damaged`, a black
     image with the label -1.
     """
+    if isinstance(split.records, ChosenClasses):  # the cache is of the whole set
+        images, labels = load_arrays(
+            Split(split.records.whole, split.indices),
+            fingerprint=fingerprint,
+            image_shape=image_shape,
+            cache=cache,
+            progress=progress,
+            skip_damaged=skip_damaged,
+        )
+        return images, split.records.renumbered(labels)
     folder = _cache_folder(split.records, fingerprint, image_shape) if cache and split.records.files else None
     if folder is None:
         return _decode(split.records, split.indices, image_shape, progress, skip_damaged)

@@ -14,8 +14,16 @@ from jaxcnn.data.decoding import with_channels
 from jaxcnn.data.digits import open_digits
 from jaxcnn.data.exclusion import read_exclusion, without
 from jaxcnn.data.folder import find_path, open_csv, open_folder
-from jaxcnn.data.records import ImageShape, ImagesInMemory, Source, Split, StoredSet
-from jaxcnn.data.splits import Progress, assign_splits, named_split, record_numbers, restore_splits
+from jaxcnn.data.records import ChosenClasses, ImageShape, ImagesInMemory, Source, Split, StoredSet
+from jaxcnn.data.splits import (
+    Progress,
+    assign_splits,
+    class_numbers,
+    named_split,
+    only_classes,
+    record_numbers,
+    restore_splits,
+)
 from jaxcnn.data.tfds import TfdsRecords, open_tfds, prepared_sets, tfds_directory
 from jaxcnn.errors import UserError, nearest
 
@@ -34,7 +42,7 @@ def open_source(
     `validation` is `fold`'s, else `validation_split`, else the source's own where it has both, else a part held out of
     train, else (validation_fraction=0) absent. Where a set has neither, as some have only train, test (a tenth) is held
     out of train too, the same whatever validation is. Splits whose first label is negative count as absent: ImageNet's
-    `test` is published without labels. What `exclude` names is left out before all else.
+    `test` is published without labels. What `exclude` names, and all but `classes`, is left out before all else.
 
     Args:
       data: validated.
@@ -45,6 +53,10 @@ def open_source(
     tolerant = damaged or data.damaged == "skip" or data.exclude is not None  # which may name the damaged ones
     stored = open_stored(data, progress=progress, damaged=tolerant)
     image_shape = _run_shape(data, stored)
+    numbers = class_numbers(data, stored.class_names)
+    if numbers:
+        chosen = only_classes(stored.splits, numbers, data.name, progress)
+        stored = replace(stored, splits=chosen, class_names=tuple(stored.class_names[number] for number in numbers))
     _check_expected(data, stored)
     exclusion = None if data.exclude is None else read_exclusion(data.exclude)
     available, num_excluded = stored.splits, 0
@@ -54,6 +66,9 @@ def open_source(
         splits = assign_splits(data, available, progress)
     else:
         splits = restore_splits(kept, stored.splits, stored.fingerprint)
+    numbered_by_record = record_numbers(splits, stored.splits, stored.fingerprint)
+    if numbers:
+        splits = {name: Split(ChosenClasses(each.records, numbers), each.indices) for name, each in splits.items()}
     return Source(
         name=data.name,
         class_names=stored.class_names,
@@ -62,7 +77,7 @@ def open_source(
         fingerprint=stored.fingerprint,
         class_counts=None if data.name.startswith("tfds:") else _class_counts(stored.class_names, splits),
         stored_sizes=stored.stored_sizes,
-        record_numbers=record_numbers(splits, stored.splits, stored.fingerprint),
+        record_numbers=numbered_by_record,
         num_excluded=num_excluded,
         exclusion_digest=None if exclusion is None else exclusion.digest,
     )
@@ -147,12 +162,18 @@ def stand_in_source(data: DataConfig) -> Source | None:
     named = None if data.validation_split is None else "validation"
     sizes = {"train": data.expected_examples, "test": 0} | ({} if named is None else {named: 0})
     stored = {name: Split(nothing, np.arange(size)) for name, size in sizes.items()}
-    plain = replace(data, train_split="train", validation_split=None, test_split=None, stratify=False)
+    plain = replace(
+        data, train_split="train", validation_split=None, test_split=None, stratify=False, examples_per_class=None
+    )
+    splits = assign_splits(plain, stored)
+    if data.examples_per_class is not None:
+        count = min(len(splits["train"]), data.examples_per_class * data.expected_classes)
+        splits["train"] = Split(nothing, splits["train"].indices[:count])
     return Source(
         name=data.name,
         class_names=tuple(str(number) for number in range(data.expected_classes)),
         image_shape=(data.image_size, data.image_size, len(data.mean)),
-        splits=assign_splits(plain, stored),
+        splits=splits,
         fingerprint="",
     )
 

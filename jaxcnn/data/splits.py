@@ -11,8 +11,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from jaxcnn.config import DataConfig, parse_fold
-from jaxcnn.data.order import HOLDOUT_STREAM
-from jaxcnn.data.records import JoinedRecords, Records, Split, classes_of, one_line
+from jaxcnn.data.order import HOLDOUT_STREAM, LIMIT_STREAM
+from jaxcnn.data.records import ChosenClasses, JoinedRecords, Records, Split, classes_of, label_shape, one_line
 from jaxcnn.errors import UserError, nearest
 
 Progress = Callable[[str, int, int], None]  # what, done, total
@@ -70,6 +70,8 @@ def assign_splits(data: DataConfig, stored: dict[str, Split], progress: Progress
             validation = taken(order[num_test : num_test + num_validation]) if holds_out else validation
         train = taken(rest)
     assert test is not None
+    if data.examples_per_class is not None:
+        train = _limited(train, data, progress)
     return {"train": train, **({} if validation is None else {"validation": validation}), "test": test}
 
 
@@ -139,6 +141,8 @@ def join(parts: Sequence[Part]) -> Split:
 
 def parts_of(split: Split) -> list[Part]:
     """The inverse of join."""
+    if isinstance(split.records, ChosenClasses):
+        return parts_of(Split(split.records.whole, split.indices))
     if not isinstance(split.records, JoinedRecords):
         return [(split.records, split.indices)]
     part, numbers = split.records.place(split.indices)
@@ -155,6 +159,60 @@ def num_shared(one: Split, other: Split) -> int:
         for other_records, others in parts_of(other)
         if records is other_records
     )
+
+
+# ---- some classes, some examples
+
+
+def class_numbers(data: DataConfig, class_names: Sequence[str]) -> tuple[int, ...]:
+    """Which classes data.classes names, in its order; a name counts before a number. Raises UserError."""
+    numbers = []
+    for each in data.classes:
+        text = str(each)
+        if text in class_names:
+            numbers.append(list(class_names).index(text))
+        elif text.isdecimal() and int(text) < len(class_names):
+            numbers.append(int(text))
+        else:
+            raise UserError(f"data.classes: {data.name} has no class {text!r}; {nearest(text, class_names)}")
+    if len(set(numbers)) < len(numbers):
+        raise UserError(f"data.classes={data.classes} names a class twice")
+    if len(numbers) == 1:
+        raise UserError(f"data.classes={data.classes} is only one class: there is nothing to tell apart")
+    return tuple(numbers)
+
+
+def only_classes(
+    stored: dict[str, Split], numbers: Sequence[int], set_name: str, progress: Progress | None = None
+) -> dict[str, Split]:
+    """The splits without the examples of other classes; those whose label cannot be read stay, to be told of."""
+    kept = {}
+    for name, split in stored.items():
+        if label_shape(split.records):
+            raise UserError(
+                f"data.classes: the labels of {set_name} are soft, no example is of one class; set it to ()"
+            )
+        labels = labels_of(split, progress)
+        kept[name] = Split(split.records, split.indices[np.isin(labels, numbers) | (labels < 0)])
+        if not len(kept[name]):
+            raise UserError(f"data.classes: split {name!r} of {set_name} has no example of these classes")
+    return kept
+
+
+def _limited(train: Split, data: DataConfig, progress: Progress | None) -> Split:
+    """The same number of each class, in train's order, without those that cannot be read; fewer are among more."""
+    count = data.examples_per_class
+    classes = classes_of(labels_of(train, progress))
+    order = np.random.default_rng([LIMIT_STREAM, data.split_seed]).permutation(len(train))
+    taken = []
+    for number in np.unique(classes[classes >= 0]):
+        of_class = order[classes[order] == number]
+        if len(of_class) < count:
+            raise UserError(
+                f"data.examples_per_class={count:,}: train has only {len(of_class):,} of class {number}; ask for fewer"
+            )
+        taken.append(of_class[:count])
+    return Split(train.records, train.indices[np.sort(np.concatenate(taken))])
 
 
 # ---- held out
