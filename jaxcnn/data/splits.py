@@ -71,7 +71,7 @@ def assign_splits(data: DataConfig, stored: dict[str, Split], progress: Progress
         train = taken(rest)
     assert test is not None
     if data.examples_per_class is not None:
-        train = _limited(train, data, progress)
+        train = _limited(train, data.examples_per_class, data.split_seed, progress)
     return {"train": train, **({} if validation is None else {"validation": validation}), "test": test}
 
 
@@ -185,25 +185,27 @@ def class_numbers(data: DataConfig, class_names: Sequence[str]) -> tuple[int, ..
 def only_classes(
     stored: dict[str, Split], numbers: Sequence[int], set_name: str, progress: Progress | None = None
 ) -> dict[str, Split]:
-    """The splits without the examples of other classes; those whose label cannot be read stay, to be told of."""
+    """The splits without the examples of other classes; those whose label cannot be read stay, to be told of.
+
+    A split with none of the classes counts as absent.
+    """
     kept = {}
     for name, split in stored.items():
         if label_shape(split.records):
-            raise UserError(
-                f"data.classes: the labels of {set_name} are soft, no example is of one class; set it to ()"
-            )
+            raise UserError(f"data.classes: the labels of {set_name} are soft, none is one class; set it to '()'")
         labels = labels_of(split, progress)
-        kept[name] = Split(split.records, split.indices[np.isin(labels, numbers) | (labels < 0)])
-        if not len(kept[name]):
-            raise UserError(f"data.classes: split {name!r} of {set_name} has no example of these classes")
+        chosen = np.isin(labels, numbers)
+        if chosen.any():
+            kept[name] = Split(split.records, split.indices[chosen | (labels < 0)])
+    if not kept:
+        raise UserError(f"data.classes: {set_name} has no examples of these classes")
     return kept
 
 
-def _limited(train: Split, data: DataConfig, progress: Progress | None) -> Split:
+def _limited(train: Split, count: int, seed: int, progress: Progress | None) -> Split:
     """The same number of each class, in train's order, without those that cannot be read; fewer are among more."""
-    count = data.examples_per_class
     classes = classes_of(labels_of(train, progress))
-    order = np.random.default_rng([LIMIT_STREAM, data.split_seed]).permutation(len(train))
+    order = np.random.default_rng([LIMIT_STREAM, seed]).permutation(len(train))
     taken = []
     for number in np.unique(classes[classes >= 0]):
         of_class = order[classes[order] == number]
