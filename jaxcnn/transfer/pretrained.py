@@ -168,7 +168,9 @@ def fit(
     }
     arrays = tensors.arrays
     if known is None:
-        arrays = {published_name(name.removeprefix("module.").removeprefix("_orig_mod.")): a for name, a in arrays.items()}
+        arrays = {
+            published_name(name.removeprefix("module.").removeprefix("_orig_mod.")): a for name, a in arrays.items()
+        }
         arrays = {name: a for name, a in arrays.items() if not name.endswith("num_batches_tracked")}
     naming = known or _naming(model, leaves, arrays, tensors.source)
     allowed = lambda *names: any(fnmatch.fnmatchcase(name, pattern) for name in names for pattern in allow)
@@ -209,9 +211,7 @@ def fit(
     left = [name for name in skipped if not allowed(name)]
     if done.wrong or left:
         raise UserError(_misfit(tensors, arrays, model, len(leaves), done, left))
-    bad = [
-        "/".join(path) for (_, path), array in done.loaded.items() if not np.isfinite(array).all()
-    ]
+    bad = ["/".join(path) for (_, path), array in done.loaded.items() if not np.isfinite(array).all()]
     if bad:
         raise RunError(f"{tensors.source}: {bad[0]} has values that are not finite; the weights are damaged")
     if not done.loaded:
@@ -299,3 +299,7 @@ def _looks_like(arrays: Mapping[str, Any], model: str) -> str:
     )
     same = [name for name, each in PUBLISHED.items() if each.num_params == learnable and name != model]
     return f"; {learnable:,} parameters are what {' and '.join(same)} has: set model.name={same[0]}" if same else ""
+
+
+def _sizes(shape: tuple[int, ...]) -> str:
+    return "x".join(map(str, shape)) or "a number"

@@ -1,11 +1,11 @@
-"""timm's names for the parameters of our models, where they differ from torchvision's and the computation is the same.
+"""timm's names for the parameters of our models, where the computation is the same.
 
 Left out: MobileNetV3, whose batch norms have another epsilon there, and MLP-Mixer, whose GELU is another.
 """
 
 import re
 
-from jaxcnn.transfer.torchvision import REGNET_SIZES, Naming
+from jaxcnn.transfer.torchvision import DENSENET, REGNET_SIZES, RESNET, Naming
 
 SERESNET = Naming(
     (
@@ -91,8 +91,12 @@ VIT = Naming(
     )
 )
 
-NAMINGS: dict[str, Naming] = {  # by our model's name; those of the other families are torchvision's
-    **dict.fromkeys(("seresnet18", "seresnet50"), SERESNET),
+NAMINGS: dict[str, Naming] = {  # by our model's name; residual networks and DenseNets are named as torchvision's
+    **dict.fromkeys(("resnet18", "resnet34", "resnet50", "resnet101", "resnet152"), RESNET),
+    **dict.fromkeys(("resnext50_32x4d", "resnext101_32x8d", "resnext101_64x4d"), RESNET),
+    **dict.fromkeys(("wide_resnet50_2", "wide_resnet101_2"), RESNET),
+    **dict.fromkeys(("densenet121", "densenet161", "densenet169", "densenet201"), DENSENET),
+    "seresnet50": SERESNET,  # seresnet18 squeezes less there
     "mobilenet_v2": EFFICIENTNET,
     **dict.fromkeys((f"efficientnet_b{number}" for number in range(5)), EFFICIENTNET),  # beyond: another epsilon
     **dict.fromkeys((f"regnet_x_{size}" for size in REGNET_SIZES), REGNET),

@@ -34,7 +34,7 @@ _LEGACY_MAGIC = 0x1950A86A20F9469CFC6C  # torch.save before 1.6 began with it
 _LEGACY_VERSION = 1001
 
 
-class _Refused(UserError):
+class _RefusedError(UserError):
     """Something in the file is not of the kind that is read here; the message says what."""
 
 
@@ -104,7 +104,7 @@ class _Unpickler(pickle.Unpickler):
             return known[module, name]
         if module in ("torch", "torch.storage") and name.endswith("Storage"):
             return name  # a string cannot be called
-        raise _Refused(f"it holds more than tensors: a {module}.{name}"[:160])
+        raise _RefusedError(f"it holds more than tensors: a {module}.{name}"[:160])
 
     def persistent_load(self, pid: Any) -> _Storage:
         """The storage that ("storage", type, key, location, size, ...) names, to be filled later."""
@@ -112,7 +112,7 @@ class _Unpickler(pickle.Unpickler):
         if kind != "storage":
             raise ValueError("it refers to something that is no storage")
         if name not in _STORAGES:
-            raise _Refused(f"it holds tensors of a kind that is not read here: {name}"[:160])
+            raise _RefusedError(f"it holds tensors of a kind that is not read here: {name}"[:160])
         if not (isinstance(key, str) and type(size) is int and 0 <= size < 2**62):
             raise ValueError("a storage has no size")
         whole = self._storages.setdefault(key, _Storage(np.dtype(_STORAGES[name]), size))
@@ -148,7 +148,7 @@ def read_torch_file(content: bytes, name: str) -> dict[str, np.ndarray]:
         else:
             found = _read_legacy(content)
         return {key: tensor.array() for key, tensor in _tensors(found)}
-    except _Refused as error:
+    except _RefusedError as error:
         raise UserError(
             f"{name} is not read: {error}; in PyTorch save only the tensors, torch.save(model.state_dict(), FILE)"
         ) from None
@@ -164,10 +164,10 @@ def _read_zip(content: bytes) -> Any:
         members = {info.filename: info for info in archive.infolist()}
         pickled = next((member for member in members if member.endswith("data.pkl")), None)
         if pickled is None:
-            raise _Refused("it is a zip file without a data.pkl, which is none of torch.save's")
+            raise _RefusedError("it is a zip file without a data.pkl, which is none of torch.save's")
         folder = pickled.removesuffix("data.pkl")
         if f"{folder}constants.pkl" in members:
-            raise _Refused("it is a TorchScript program")
+            raise _RefusedError("it is a TorchScript program")
         order = archive.read(f"{folder}byteorder").decode() if f"{folder}byteorder" in members else "little"
         _check_stored(members[pickled])
         found = _Unpickler(io.BytesIO(archive.read(pickled)), storages).load()
@@ -215,11 +215,11 @@ _WRAPPERS = ("state_dict", "model", "model_state_dict", "module", "net", "weight
 def _tensors(found: Any) -> Iterator[tuple[str, _Tensor]]:
     """The tensors of a state dict, or of the one that a training script's checkpoint wraps."""
     if not isinstance(found, dict):
-        raise _Refused(f"it holds no state dict but a {type(found).__name__.lstrip('_').lower()}")
+        raise _RefusedError(f"it holds no state dict but a {type(found).__name__.lstrip('_').lower()}")
     if not any(isinstance(value, _Tensor) for value in found.values()):
         wrapped = next((found[key] for key in _WRAPPERS if isinstance(found.get(key), dict)), None)
         if wrapped is None:
-            raise _Refused("there are no tensors in it")
+            raise _RefusedError("there are no tensors in it")
         found = wrapped
     for name, value in found.items():
         if isinstance(value, _Tensor):
