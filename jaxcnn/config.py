@@ -186,7 +186,7 @@ class ScheduleConfig:
 
 @dataclass(slots=True)
 class FinetuneConfig:
-    """Which layers train, from when, and how fast, beginning from weights that are already good: transfer/finetune.py.
+    """Which layers train, from when, and how fast, beginning from weights that are already good: finetune.py.
 
     A layer is what the model's top module names (stage1_block2, head; a norm with its convolution), a stage what its
     name begins with (stage1). Depth counts layers from the head, which has 0.
@@ -230,6 +230,12 @@ class Config:
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
     finetune: FinetuneConfig = field(default_factory=FinetuneConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    init_from: str | None = None  # weights to begin with: FILE, a run's folder, torchvision:NAME, hf:ORGANISATION/NAME
+    init_head: str = field(default="keep", metadata=_among("keep", "new"))  # new: of init_from all but the heads
+    init_adapt: bool = (
+        False  # of init_from: the first convolution to other channels, position embeddings to other sizes
+    )
+    init_allow: tuple[str, ...] = ()  # patterns of arrays that may be missing in init_from, left over, of another shape
     parallel: str = field(default="jit", metadata=_among("jit", "pmap"))  # over a mesh, or pmap
     platform: str | None = field(default=None, metadata=_among("cpu", "gpu", "tpu"))  # none: the best there is
     num_devices: int | None = field(default=None, metadata=_range(1))  # none: all
@@ -307,6 +313,11 @@ def validate(config: Config) -> None:
         raise UserError("schedule.name=step needs schedule.step_epochs, e.g. --config.schedule.step_epochs='(30,60)'")
     if config.data.fold is not None:
         parse_fold(config.data.fold)
+    for name, default in (("init_head", "keep"), ("init_adapt", False), ("init_allow", ())):
+        if config.init_from is None and getattr(config, name) != default:
+            raise UserError(f"{name}={getattr(config, name)} is for init_from, which is not given")
+    if config.init_from is not None and config.model.initializer is not None:
+        raise UserError(f"model.initializer={config.model.initializer} draws what init_from loads; set one of them")
     for ignored, reason in (
         (
             config.data.fold is not None and config.data.validation_split is not None,

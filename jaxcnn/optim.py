@@ -15,7 +15,7 @@ from optax import contrib
 
 from jaxcnn.config import OptimizerConfig, ScheduleConfig
 from jaxcnn.errors import UserError, nearest
-from jaxcnn.transfer.finetune import EVERYTHING, Finetuning
+from jaxcnn.finetune import EVERYTHING, Finetuning
 
 SCHEDULES = ("cosine", "step", "one_cycle", "triangle", "linear", "constant")
 OPTIMIZERS = ("sgd", "momentum", "nesterov", "adagrad", "rmsprop", "adam", "adamw", "lamb", "lion", "muon")

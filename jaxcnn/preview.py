@@ -35,6 +35,9 @@ def preview(run: Run, console: Console, *, experiment: str, workdir: epath.Path)
     if state.batch_stats:
         say(f"and {sum(leaf.size for leaf in jax.tree.leaves(state.batch_stats)):,} running batch statistics")
 
+    if run.pretrained is not None:
+        console.print(run.pretrained.table())
+
     say(f"\n{run.total_steps:,} steps of {run.config.batch_size} images, {run.steps_per_epoch:,.2f} an epoch")
     say("learning rate by step:")
     for step in sorted({round(share * (run.total_steps - 1)) for share in (0, 0.05, 0.1, 0.25, 0.5, 0.75, 1)}):

@@ -15,11 +15,11 @@ import optax
 
 from jaxcnn.augment import Augment, alternating_mirror, average_views
 from jaxcnn.averaging import Average
+from jaxcnn.finetune import EVERYTHING, Finetuning
 from jaxcnn.losses import Loss
 from jaxcnn.metrics import Metrics, collect, example_values
 from jaxcnn.models.features import AUXILIARY
 from jaxcnn.models.initializers import draw_kernels
-from jaxcnn.transfer.finetune import EVERYTHING, Finetuning
 
 # What is random in a run comes from its one key, folded with one of these, so that each can be held still while
 # another varies. The order of the data and its augmentation at decode have theirs in data/order.py.

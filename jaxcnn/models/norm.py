@@ -52,7 +52,7 @@ class BatchNorm(nn.Module):
     def __call__(self, inputs: jax.Array, held: bool | jax.Array = False) -> jax.Array:
         """Same shape, in `dtype`; in training it also moves the running statistics.
 
-        While `held`, which may be traced, it is in training as in evaluation: see transfer/finetune.py.
+        While `held`, which may be traced, it is in training as in evaluation: see finetune.py.
         """
         channels = inputs.shape[-1:]
         scale = self.param("scale", self.scale_init, channels, jnp.float32) if self.use_scale else 1.0
