@@ -1,4 +1,4 @@
-"""Weights of others: PyTorch's files without PyTorch, what fits a model, runs that begin with them; the models' list."""
+"""Weights of others: PyTorch's files without PyTorch, what fits a model, runs that begin with them; the list of all."""
 
 import contextlib
 import hashlib
@@ -24,7 +24,7 @@ from flax import traverse_util
 from jaxcnn import workdir as workdir_lib
 from jaxcnn.build import build, versions
 from jaxcnn.checkpoint import Checkpoints
-from jaxcnn.config import Config, validate
+from jaxcnn.config import Config, ModelConfig, validate
 from jaxcnn.errors import RunError, UserError
 from jaxcnn.models import MODELS
 from jaxcnn.models.__main__ import main as list_models
@@ -609,6 +609,7 @@ def test_names_that_are_not_known_are_not_exported(first_run, tmp_path):
         ({"init_adapt": True}, "is for init_from"),
         ({"init_allow": ("*",)}, "is for init_from"),
         ({"init_from": "a.pth", "init_head": "drop"}, "init_head='drop' is not known"),
+        ({"init_from": "a.pth", "model": ModelConfig(initializer="he_normal")}, "draws what init_from loads"),
     ],
 )
 def test_options_without_weights_are_refused(changes, said):
