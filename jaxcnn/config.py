@@ -434,7 +434,8 @@ def type_name(hint: Any) -> str:
     if isinstance(hint, types.UnionType):
         return " or ".join(type_name(option) for option in typing.get_args(hint))
     if typing.get_origin(hint) is tuple:
-        return f"a tuple of {typing.get_args(hint)[0].__name__}s, e.g. '(0.5, 0.5)'"
+        item = typing.get_args(hint)[0]
+        return f"a tuple of {item.__name__}s, e.g. " + ('\'("a", "b")\'' if item is str else "'(0.5, 0.5)'")
     if dataclasses.is_dataclass(hint):
         return str(getattr(hint, "__name__", hint))
     return {int: "an integer", float: "a number", bool: "true or false", str: "a string", type(None): "none"}[hint]
