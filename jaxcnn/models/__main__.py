@@ -38,12 +38,19 @@ def main(argv: list[str], start: float) -> int:
         raise UserError(f"--filter={values.filter}: no model is named so; {nearest(values.filter.strip('*'), MODELS)}")
     figures = {name: PUBLISHED.get(name) or _counted(name) for name in names}
     console = PatientConsole(highlight=False)
+    if not console.is_terminal:  # a pipe has no width
+        console.width = 140
     if values.json:
         rows = [{"name": name, **dataclasses.asdict(each)} for name, each in figures.items()]
         console.print(json.dumps(rows, indent=2), markup=False, soft_wrap=True)
     else:
         console.print(_table(figures))
-        console.print("macs and accuracy: published, but those with a ~, which were counted here")
+        console.print(
+            "parameters for 1000 classes (at 28 and 32 pixels: 10); macs: multiplications with addition, those with "
+            "a ~ counted here; top 1: ImageNet's validation, as published",
+            markup=False,
+            soft_wrap=True,
+        )
     return 0
 
 
@@ -65,8 +72,8 @@ def _table(figures: dict[str, Published]) -> Table:
         ("--config.model.name", "left"),
         ("parameters", "right"),
         ("pixels", "right"),
-        ("macs, 10^9", "right"),
-        ("ImageNet top 1, %", "right"),
+        ("10^9 macs", "right"),
+        ("top 1, %", "right"),
         ("paper", "left"),
     ):
         table.add_column(column, justify=justify, no_wrap=column != "paper")  # type: ignore[arg-type]

@@ -50,7 +50,7 @@ _AIRBENCH = "Jordan 2024, arXiv:2404.00498"
 _COUNTED = "macs counted in the model's trace"
 
 PUBLISHED: dict[str, Published] = {
-    "mlp": Published("", 28, 669_706, 0.0007, None, _COUNTED),
+    "mlp": Published("none", 28, 669_706, 0.0007, None, _COUNTED),
     "lenet5": Published("LeCun et al. 1998", 28, 61_706, 0.0004, None, _COUNTED),
     "cnn": Published("none", 28, 824_458, 0.0046, None, _COUNTED),
     "resnet20": Published(_RESNET, 32, 269_722, 0.0406, None, _COUNTED),

@@ -119,6 +119,7 @@ def run_arrays(workdir: epath.Path) -> tuple[Tensors, dict[str, Any]]:
     return Tensors(chosen, f"{workdir}, step {step}", digest(chosen)), config
 
 
+OTHERWISE = "init_allow='(\"PATTERN\",)' for what may be missing, left over or of another shape"
 OURS = Naming(())  # of a run's own arrays: paths as they are
 
 
@@ -130,6 +131,7 @@ class _Fitting:
     adapted: list[str] = field(default_factory=list)
     initialised: list[str] = field(default_factory=list)
     wrong: list[str] = field(default_factory=list)  # one message each, the first of which is shown
+    advice: dict[str, None] = field(default_factory=dict)  # what to set, each once
     used: set[str] = field(default_factory=set)
     fitting: int = 0
 
@@ -178,7 +180,7 @@ def fit(
     for (collection, path), leaf in leaves.items():
         ours, theirs, shape = "/".join(path), _name(collection, path, naming), tuple(leaf.shape)
         done.used.add(theirs)
-        array = arrays.get(theirs)
+        array, advice = arrays.get(theirs), OTHERWISE
         if head == "new" and "head" in path:
             done.initialised.append(ours)
             continue
@@ -198,15 +200,16 @@ def fit(
                 continue
             problem = f"{theirs!r} is {_sizes(converted.shape)} where {ours} is {_sizes(shape)}"
             if "head" in path:
-                problem += ": another number of classes; set init_head=new for a new head"
+                advice = "init_head=new for another number of classes"
             elif resize is not None:
-                problem += "; set init_adapt=true to adapt it"
+                advice = "init_adapt=true for images of other channels or another size"
             elif path[0].startswith(("stem", "patch_embedding")):
-                problem += "; the stem is another: model.stem=imagenet is that of published weights"
+                advice = "model.stem=imagenet, that of published weights"
         if allowed(ours, theirs):
             done.initialised.append(ours)
         else:
             done.wrong.append(problem)
+            done.advice[advice] = None
     skipped = sorted(arrays.keys() - done.used)
     left = [name for name in skipped if not allowed(name)]
     if done.wrong or left:
@@ -282,14 +285,14 @@ def resize_positions(positions: np.ndarray, tokens: int) -> np.ndarray:
 def _misfit(
     tensors: Tensors, arrays: Mapping[str, Any], model: str, count: int, done: _Fitting, left: Sequence[str]
 ) -> str:
-    """One line: what is wrong first, how much there is of it, and what else it may be."""
+    """One line: whose they may be instead; or what is wrong first, how much of it there is, and what to set."""
+    fits = f"{done.fitting:,} of {count:,} arrays of {model} fit"
+    if instead := _looks_like(arrays, model):
+        return f"{tensors.source} is of another model: {fits}{instead}"
     problems = [*done.wrong, *(f"{name!r} is not {model}'s" for name in left)]
     more = f" (and {len(problems) - 1:,} more like it)" if len(problems) > 1 else ""
-    fits = f"{done.fitting:,} of {count:,} arrays of {model} fit" if done.fitting < count else "all else fits"
-    allowing = ""
-    if done.fitting > count / 2:
-        allowing = "; init_allow='(\"PATTERN\",)' accepts what is missing, left over or of another shape"
-    return f"{tensors.source}: {problems[0]}{more}; {fits}{_looks_like(arrays, model)}{allowing}"
+    advice = {**done.advice, **({OTHERWISE: None} if left else {})}
+    return f"{tensors.source}: {problems[0]}{more}; {fits}; set {', '.join(sorted(advice, key=OTHERWISE.__eq__))}"
 
 
 def _looks_like(arrays: Mapping[str, Any], model: str) -> str:
