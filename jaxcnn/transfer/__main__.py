@@ -2,23 +2,34 @@
 
 The weights are those that evaluating takes: the best on validation, averaged where an average is kept.
 FORMAT is torchvision or timm, their names and layouts, or jaxcnn, for config.init_from of any model.
+
+Or measures what a linear classifier makes of features: python -m jaxcnn.transfer probe --config FILE
+--config.init_from=WEIGHTS --config.init_head=new [--layer pooled] [--classifier logistic|svm] [--json FILE]
 """
 
+import contextlib
+import json
 from typing import Any
 
 from absl import flags
 from etils import epath
+from rich.table import Table
 
 from jaxcnn import workdir as workdir_lib
+from jaxcnn.command_line import load_config
 from jaxcnn.errors import UserError, nearest
+from jaxcnn.logs import PatientConsole, write_atomically
 from jaxcnn.main import flags_help, run_command, show_help
 
 _HELP = {"--help", "-help", "-h", "--helpfull"}
 FORMATS = ("torchvision", "timm", "jaxcnn")
+CLASSIFIERS = ("logistic", "svm")
 
 
 def main(argv: list[str], start: float) -> int:
     """Runs the subcommand that argv[1] names; returns the exit code."""
+    if argv[1:2] == ["probe"]:
+        return probe([argv[0], *argv[2:]], start)
     del start
     values = flags.FlagValues()
     flags.DEFINE_string("workdir", None, "the run's folder", flag_values=values)
@@ -30,7 +41,9 @@ def main(argv: list[str], start: float) -> int:
     name = argv[1] if len(argv) > 1 else ""
     if name not in COMMANDS:
         given = f"{name!r} is no command" if name else "no command given"
-        raise UserError(f"{given}: {nearest(name, COMMANDS)}, e.g. python -m jaxcnn.transfer export --workdir DIR FILE")
+        raise UserError(
+            f"{given}: {nearest(name, [*COMMANDS, 'probe'])}, e.g. python -m jaxcnn.transfer export --workdir DIR FILE"
+        )
     try:
         rest = values(["jaxcnn.transfer", *argv[2:]])[1:]
     except flags.Error as error:
@@ -76,6 +89,43 @@ def _write(file: epath.Path, workdir: epath.Path, model: str, to: str, namings: 
     write_safetensors(file, arrays, {"format": "pt", "model": model, "source": tensors.source})
     size = sum(array.nbytes for array in arrays.values()) / 2**20
     show_help(f"{file}: {len(arrays):,} arrays, {size:,.1f} MiB, of {tensors.source}, named as {to} does")
+
+
+def probe(argv: list[str], start: float) -> int:
+    """Prints how well a linear classifier does on the features of the weights that a config begins with."""
+    values = flags.FlagValues()
+    flags.DEFINE_string("layer", "pooled", "a stage, or pooled: what stands before the head", flag_values=values)
+    flags.DEFINE_string("classifier", "logistic", f"of {', '.join(CLASSIFIERS)}", flag_values=values)
+    flags.DEFINE_string("json", None, "a file for the result", flag_values=values)
+    if _HELP & set(argv):
+        show_help(f"{__doc__}\n{flags_help(values)}")
+        return 0
+    config, experiment = load_config(argv, flag_values=values)
+    if values.classifier not in CLASSIFIERS:
+        raise UserError(f"--classifier={values.classifier} is not known; {nearest(values.classifier, CLASSIFIERS)}")
+    if config.init_from is None:
+        raise UserError("no weights given; pass --config.init_from, e.g. --config.init_from=runs/cifar10")
+
+    from jaxcnn.build import build
+    from jaxcnn.parallel import set_up
+    from jaxcnn.probe import linear_probe
+
+    set_up(config.platform, compilation_cache=config.compilation_cache)
+    console = PatientConsole(highlight=False, soft_wrap=True)
+    run, feed = build(config)
+    with contextlib.closing(feed):
+        result = linear_probe(run, feed, layer=values.layer, classifier=values.classifier)
+    table = Table(title=f"{experiment}, {result['classifier']} on {values.layer}, C={result['C']:g}")
+    for column in ("split", "accuracy", "examples"):
+        table.add_column(column, justify="left" if column == "split" else "right")
+    for split, found in result["splits"].items():
+        table.add_row(split, f"{100 * found['accuracy']:.2f} %", f"{found['num_examples']:,}")
+    console.print(table)
+    line = json.dumps({"experiment": experiment, "init_from": config.init_from, **result})
+    if values.json:
+        write_atomically(workdir_lib.resolve(values.json), line + "\n")
+    console.print(line, markup=False)
+    return 0
 
 
 COMMANDS = {"export": export}
