@@ -18,8 +18,8 @@ from jaxcnn.loop import result_variables
 from jaxcnn.models.features import feature_pyramid
 from jaxcnn.models.layers import global_average
 
-STRENGTHS = tuple(10.0**power for power in range(-4, 3))  # C, the inverse of regularisation, tried on validation
-MAX_ITERATIONS = 2000
+STRENGTHS = tuple(10.0**power for power in range(-4, 2))  # C, the inverse of regularisation, tried on validation
+MAX_ITERATIONS = 1000
 
 
 def linear_probe(

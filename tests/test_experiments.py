@@ -23,6 +23,8 @@ VARIANTS = [
     "cifar10.py:resnet110", "cifar10_speedrun.py:93",
     "cifar10_speedrun.py:94", "cifar10_speedrun.py", "cifar10_speedrun.py:95", "cifar10_speedrun.py:96",
     "imagenet_resnet50.py", "imagenet_resnet50.py:resnet18", "folder.py", "folder.py:small",
+    "transfer_cifar10.py:pretrain", "transfer_cifar10.py:scratch", "transfer_cifar10.py", "transfer_cifar10.py:gradual",
+    "transfer_vgg16.py", "transfer_mobilenet.py",
 ]  # fmt: skip
 SHAPES = {"tfds:mnist": (28, 28, 1), "tfds:cifar10": (32, 32, 3)}
 
@@ -43,8 +45,11 @@ def test_it_builds_and_traces(variant, tmp_path):
     assert (config.batch_size, config.seed) == (16, 3)
     if config.data.name in SHAPES:
         name = config.data.name.removeprefix("tfds:")
-        fake_tfds.write_set(tmp_path, name, splits={"train": 40, "test": 10}, image_shape=SHAPES[config.data.name])
+        shape = SHAPES[config.data.name]
+        fake_tfds.write_set(tmp_path, name, splits={"train": 60, "test": 10}, image_shape=shape, num_classes=10)
         config.data.dir = str(tmp_path)
+        if config.data.examples_per_class is not None:
+            config.data.examples_per_class = 1
     if config.data.name == "folder:":  # which it is must be said
         with pytest.raises(UserError, match=r"names no folder; pass --config\.data\.name=folder:PATH"):
             build(config)

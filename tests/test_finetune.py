@@ -2,6 +2,7 @@
 
 import io
 import itertools
+import json
 import math
 from functools import partial
 
@@ -12,15 +13,20 @@ import optax
 import pytest
 from rich.console import Console
 
+from jaxcnn.augment import make_normalise
 from jaxcnn.build import build, params_in_order
 from jaxcnn.config import FinetuneConfig, OptimizerConfig, validate
 from jaxcnn.errors import Preempted, UserError
+from jaxcnn.feed import ResidentFeed
 from jaxcnn.finetune import Layer, layers_of, make_finetuning
+from jaxcnn.loop import result_variables
 from jaxcnn.models import MODELS
+from jaxcnn.models.features import feature_pyramid
 from jaxcnn.models.norm import BatchNorm
 from jaxcnn.models.resnet import CifarResNet
 from jaxcnn.optim import OPTIMIZERS, make_optimizer
 from jaxcnn.preview import step_cost
+from jaxcnn.probe import features_of, linear_probe
 from tests.runs import arrays, assert_same_arrays, rows, small_config, train
 from tests.test_loop import stop_at  # noqa: F401
 
@@ -351,3 +357,79 @@ def test_a_held_batch_norm_follows_a_traced_flag():
         for left, right in zip(*map(jax.tree.leaves, (apply(flag), expected)), strict=True):
             np.testing.assert_allclose(left, right, rtol=1e-5, atol=1e-6)
     assert not np.allclose(plain[0], apply(True)[0])
+
+
+# ---- transfer: classes, few images, weights of another run, a probe
+
+
+@pytest.fixture(scope="module")
+def pretrained(tmp_path_factory):
+    """A run on five of the digits."""
+    folder = tmp_path_factory.mktemp("pretrained")
+    train(small_config(data__classes=(0, 1, 2, 3, 4), num_steps=16, checkpoint__every_steps=8), folder)
+    return folder
+
+
+def test_frozen_layers_begin_and_end_as_the_weights_they_came_with(pretrained, tmp_path):
+    config = small_config(
+        data__classes=("9", "8", "7", "6", "5"), data__examples_per_class=20, init_from=str(pretrained),
+        init_head="new", finetune__frozen=LOWER,
+    )  # fmt: skip
+    train(config, tmp_path)
+    run, _ = build(config)
+    start, end = run.init(), arrays(tmp_path, config)
+    frozen = [
+        (jax.tree_util.keystr(path, simple=True, separator="/"), np.asarray(leaf))
+        for path, leaf in jax.tree_util.tree_flatten_with_path(start.params)[0]
+    ]
+    for name, leaf in frozen:
+        same = [end[f"state/{kind}params/{name}"].tobytes() == leaf.tobytes() for kind in ("", "ema/")]
+        assert same == [not name.startswith("head")] * 2, name
+
+
+@pytest.mark.parametrize("num_devices", [1, 8])
+def test_a_probe_is_of_the_models_own_features(num_devices):
+    config = small_config(
+        data__classes=(5, 6, 7, 8, 9), data__examples_per_class=40, model__name="cnn", num_devices=num_devices
+    )
+    run, feed = build(config)
+    variables = result_variables(run, run.init())
+    assert isinstance(feed, ResidentFeed)
+    images, labels = feed.arrays("validation")
+    features, found = features_of(run, feed, "validation", variables)
+    np.testing.assert_array_equal(found, labels)
+    normalised = make_normalise(run.mean, run.std)(jnp.asarray(images))
+    expected = feature_pyramid(run.model, variables, normalised)["pooled"]
+    np.testing.assert_allclose(features, expected, rtol=1e-4, atol=1e-5)
+    if num_devices > 1:
+        return
+    for classifier in ("logistic", "svm"):
+        result = linear_probe(run, feed, classifier=classifier)
+        assert result["splits"]["test"]["accuracy"] > 0.9  # even of a network that has learned nothing
+        sizes = {split: each["num_examples"] for split, each in result["splits"].items()}
+        assert sizes == {split: len(each) for split, each in run.source.splits.items()}
+    with pytest.raises(UserError, match=r"--layer=pooling: cnn has no such features; did you mean 'pooled'"):
+        linear_probe(run, feed, layer="pooling")
+    feed.close()
+
+
+def test_the_probes_command(tmp_path, capsys):
+    from jaxcnn.transfer.__main__ import main
+
+    config = ["probe", "--config=experiments/digits.py", "--config.data.examples_per_class=20"]
+    for argv, says in (
+        ([], "no weights given; pass --config.init_from"),
+        (["--classifier=logistics"], "did you mean 'logistic'"),
+        (["--config.init_from=nowhere"], "init_from=nowhere: there is no such file"),
+    ):
+        with pytest.raises(UserError, match=says):
+            main(["transfer", *config, *argv], 0.0)
+    weights = tmp_path / "weights"
+    changes = {"model__name": "cnn", "model__dropout_rate": 0.3, "num_steps": 2, "batch_size": 48}
+    train(small_config(**changes), weights)
+    file = tmp_path / "probe.json"
+    code = main(["transfer", *config, f"--config.init_from={weights}", "--config.num_devices=1", f"--json={file}"], 0.0)
+    assert code == 0
+    result = json.loads(file.read_text())
+    assert json.loads(capsys.readouterr().out.splitlines()[-1]) == result
+    assert result["splits"]["test"]["accuracy"] > 0.8

@@ -27,7 +27,16 @@ from jaxcnn.data import splits as splits_module
 from jaxcnn.data.exclusion import read_exclusion, write_exclusion
 from jaxcnn.data.order import Classes
 from jaxcnn.data.records import ImagesInMemory, JoinedRecords, Split, StoredSet, fingerprint_of
-from jaxcnn.data.splits import assign_splits, holdout_order, num_shared, parts_of, record_numbers, restore_splits
+from jaxcnn.data.splits import (
+    assign_splits,
+    holdout_order,
+    labels_of,
+    num_shared,
+    only_classes,
+    parts_of,
+    record_numbers,
+    restore_splits,
+)
 from jaxcnn.data.tfds import TfdsRecords
 from jaxcnn.errors import Preempted, UserError
 from jaxcnn.feed import ResidentFeed
@@ -628,3 +637,88 @@ def test_soft_labels_on_their_way(tmp_path: Path, monkeypatch: Any) -> None:
     found = np.concatenate([batch["label"][batch["mask"]] for batch in batches])
     np.testing.assert_array_equal(found, labels[source.splits["test"].indices].astype(np.float32))
     feed.close()
+
+
+# ---- some classes, a few examples of each
+
+
+def test_only_some_classes_in_a_new_order(tmp_path: Path) -> None:
+    """As TFDS stores them, by name or number; slices, hold-outs and the record numbers kept are of what is left."""
+    write_set(tmp_path, splits={"train": 60, "test": 20}, image_shape=(6, 6, 3), num_classes=5)
+    every = open_source(DataConfig(name="tfds:shapes", dir=str(tmp_path)))
+    data = DataConfig(name="tfds:shapes", dir=str(tmp_path), classes=("class3", 1))
+    source = open_source(data)
+    assert source.class_names == ("class3", "class1")
+    for name in ("train", "validation", "test"):
+        load = partial(load_arrays, fingerprint=source.fingerprint, image_shape=(6, 6, 3))
+        images, labels = load(source.splits[name], cache=False)
+        for _ in range(2):  # made, then read; it serves the whole set, so its labels are the set's own
+            np.testing.assert_array_equal(load(source.splits[name], cache=True)[1], labels)
+        whole = source.splits[name].records.whole.labels()[source.splits[name].indices]  # type: ignore[attr-defined]
+        np.testing.assert_array_equal(labels, np.where(whole == 3, 0, 1))
+        np.testing.assert_array_equal(np.isin(whole, [1, 3]), True)
+        np.testing.assert_array_equal(source.splits[name].records.labels()[source.splits[name].indices], labels)
+        for index in (0, len(labels) - 1):
+            example = source.splits[name][index]
+            assert example["label"] == labels[index]
+            np.testing.assert_array_equal(example["image"], images[index])
+    in_all = sum(int(np.isin(labels_of(each), [1, 3]).sum()) for each in every.splits.values())
+    assert sum(map(len, source.splits.values())) == in_all
+    restored = open_source(data, kept=source.record_numbers)
+    assert {k: v.indices.tolist() for k, v in restored.splits.items()} == {
+        k: v.indices.tolist() for k, v in source.splits.items()
+    }
+    assert restored.splits["train"].records.labels().tolist() == source.splits["train"].records.labels().tolist()
+    cached = load_arrays(every.splits["test"], fingerprint=every.fingerprint, image_shape=(6, 6, 3), cache=True)[1]
+    np.testing.assert_array_equal(cached, every.splits["test"].records.labels())
+
+
+def test_a_few_examples_of_each_class() -> None:
+    """Drawn by split_seed, fewer among more, from train alone, whose other examples are in no split."""
+    stored = in_memory(LAYOUTS["train and test"])
+    rest = DataConfig(classes=(0, 1, 2))
+    chosen = only_classes(stored, (0, 1, 2), "it")
+    whole = assign_splits(rest, chosen)
+
+    def few(count: int, seed: int = 0) -> set[tuple[str, int]]:
+        splits = assign_splits(dataclasses.replace(rest, examples_per_class=count, split_seed=seed), chosen)
+        assert Counter(classes_in(splits["train"]).tolist()) == dict.fromkeys(range(3), count)
+        if seed == 0:
+            assert members(splits["validation"]) == members(whole["validation"])
+        assert members(splits["train"]) == sorted(members(splits["train"]))
+        return set(members(splits["train"]))
+
+    assert few(3) < few(10) < set(members(whole["train"]))
+    assert few(10, seed=1) != few(10)
+    with pytest.raises(UserError, match=r"examples_per_class=100: train has only \d+ of class 1; ask for fewer"):
+        few(100)
+
+
+@pytest.mark.parametrize(
+    ("classes", "says"),
+    [
+        (("7", "sevn"), "digits has no class 'sevn'"),
+        ((3, 10), "digits has no class '10'"),
+        ((3, "3"), "names a class twice"),
+        ((3,), "only one class"),
+    ],
+)
+def test_classes_that_cannot_be(classes: tuple[int | str, ...], says: str) -> None:
+    with pytest.raises(UserError, match=says):
+        open_source(DataConfig(classes=classes))
+
+
+def test_a_run_on_some_classes_streams_what_it_has_resident(tmp_path: Path) -> None:
+    write_set(tmp_path, splits={"train": 60, "test": 20}, image_shape=(6, 6, 3), num_classes=5)
+    config = small_config(**CHEAP, batch_size=8, data__name="tfds:shapes", data__dir=str(tmp_path), data__num_workers=0)
+    config.data.classes, config.data.examples_per_class = (4, 0, 2), 5
+    batches = []
+    for resident in (True, False):
+        config.data.resident = resident
+        run, feed = build(config)
+        assert len(run.source.splits["train"]) == 15
+        batches.append(feed.batch(1))
+        feed.close()
+    for name in ("image", "label"):
+        np.testing.assert_array_equal(batches[0][name], batches[1][name])
+    assert set(batches[0]["label"]) <= {0, 1, 2}
