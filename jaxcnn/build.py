@@ -9,7 +9,7 @@ import math
 import platform
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from importlib import metadata
 from typing import Any
 
@@ -35,6 +35,8 @@ from jaxcnn.models.norm import BatchNorm, GroupNorm, NoNorm
 from jaxcnn.optim import make_optimizer, make_schedule
 from jaxcnn.parallel import Parallel, make_parallel
 from jaxcnn.step import TrainState, eval_step, init_state, train_step, train_steps
+from jaxcnn.transfer.finding import find
+from jaxcnn.transfer.pretrained import Pretrained, fit, read
 
 RESIDENT_BYTES = 2 * 2**30  # a decoded set up to this size lives on the device
 IMAGENET_STEM_PIXELS = 64  # from this size on a stem that shrinks the image pays
@@ -71,10 +73,36 @@ class Run:
     eval_call: Callable  # compiled: (variables, totals, data, inputs) -> totals
 
     def init(self) -> TrainState:
-        """The state before the first step, on the default device."""
+        """The state before the first step, on the default device: drawn, then what `pretrained` has in its place."""
         from_data = hasattr(self.model, "from_data")
         examples = self.examples(FIRST_EXAMPLES) if from_data else None
-        return jax.jit(self.init_from)(jax.random.key(self.config.seed), examples)
+        state = jax.jit(self.init_from)(jax.random.key(self.config.seed), examples)
+        if self.pretrained is None:
+            return state
+        variables = self.pretrained.over({"params": state.params, "batch_stats": state.batch_stats})
+        # what the optimizer begins with may depend on the weights; two donated arguments may not share a buffer
+        return state.replace(
+            **variables,
+            opt_state=jax.jit(self.optimizer.init)(variables["params"]),
+            ema=jax.tree.map(jnp.copy, variables) if state.ema is not None else None,
+        )
+
+    @cached_property
+    def pretrained(self) -> Pretrained | None:
+        """The weights that config.init_from names, read when they are first asked for. Raises UserError, RunError."""
+        config = self.config
+        if config.init_from is None:
+            return None
+        state = self.abstract_state()
+        return fit(
+            *read(find(config.init_from)),
+            {"params": state.params, "batch_stats": state.batch_stats},
+            model=config.model.name,
+            channels=self.source.image_shape[-1],
+            head=config.init_head,
+            adapt=config.init_adapt,
+            allow=config.init_allow,
+        )
 
     def abstract_state(self) -> TrainState:
         """Shapes and dtypes of the state; computes nothing."""

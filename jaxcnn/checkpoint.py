@@ -168,6 +168,14 @@ class Checkpoints:
           DamagedError: it cannot be read, or a checksum differs.
           RunError: it holds other arrays than `like`.
         """
+        flat, extra = self.read(step)
+        try:
+            return unflatten(flat, like), extra
+        except ValueError as error:
+            raise RunError(f"checkpoint {self._folder / str(step)} is of another model or version: {error}") from None
+
+    def read(self, step: int) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+        """(arrays as `flatten` names them, extra) of one checkpoint, whatever it holds. Raises DamagedError."""
         try:
             restored = self._manager.restore(
                 step, args=ocp.args.Composite(json=ocp.args.JsonRestore(), arrays=ocp.args.StandardRestore())
@@ -180,13 +188,10 @@ class Checkpoints:
             ]
             if wrong:
                 raise ValueError(f"checksum of {min(wrong)} differs from the saved one")
+            return flat, restored["json"]["extra"]
         except Exception as error:  # whatever a damaged file makes Orbax or TensorStore raise
             reason = " ".join(str(error).split())[:160]
             raise DamagedError(f"checkpoint {self._folder / str(step)} is damaged ({reason})") from error
-        try:
-            return unflatten(flat, like), restored["json"]["extra"]
-        except ValueError as error:
-            raise RunError(f"checkpoint {self._folder / str(step)} is of another model or version: {error}") from None
 
     def best_step(self) -> int | None:
         """The step with the best metric, the later of equals; None when none was saved with metrics."""

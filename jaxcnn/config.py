@@ -212,6 +212,10 @@ class Config:
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    init_from: str | None = None  # weights to begin with: FILE, a run's folder, torchvision:NAME, hf:ORGANISATION/NAME
+    init_head: str = field(default="keep", metadata=_among("keep", "new"))  # new: of init_from all but the heads
+    init_adapt: bool = False  # the first convolution to other channels, position embeddings to other sizes
+    init_allow: tuple[str, ...] = ()  # patterns of arrays that may be missing in init_from, left over, of another shape
     parallel: str = field(default="jit", metadata=_among("jit", "pmap"))  # over a mesh, or pmap
     platform: str | None = field(default=None, metadata=_among("cpu", "gpu", "tpu"))  # none: the best there is
     num_devices: int | None = field(default=None, metadata=_range(1))  # none: all
@@ -289,6 +293,11 @@ def validate(config: Config) -> None:
         raise UserError("schedule.name=step needs schedule.step_epochs, e.g. --config.schedule.step_epochs='(30,60)'")
     if config.data.fold is not None:
         parse_fold(config.data.fold)
+    for name, default in (("init_head", "keep"), ("init_adapt", False), ("init_allow", ())):
+        if config.init_from is None and getattr(config, name) != default:
+            raise UserError(f"{name}={getattr(config, name)} is for init_from, which is not given")
+    if config.init_from is not None and config.model.initializer is not None:
+        raise UserError(f"model.initializer={config.model.initializer} draws what init_from loads; set one of them")
     for ignored, reason in (
         (
             config.data.fold is not None and config.data.validation_split is not None,
@@ -423,7 +432,8 @@ def type_name(hint: Any) -> str:
     if isinstance(hint, types.UnionType):
         return " or ".join(type_name(option) for option in typing.get_args(hint))
     if typing.get_origin(hint) is tuple:
-        return f"a tuple of {typing.get_args(hint)[0].__name__}s, e.g. '(0.5, 0.5)'"
+        item = typing.get_args(hint)[0]
+        return f"a tuple of {item.__name__}s, e.g. " + ('\'("a", "b")\'' if item is str else "'(0.5, 0.5)'")
     if dataclasses.is_dataclass(hint):
         return str(getattr(hint, "__name__", hint))
     return {int: "an integer", float: "a number", bool: "true or false", str: "a string", type(None): "none"}[hint]

@@ -46,6 +46,10 @@ def main(argv: list[str], start: float) -> int:
         closing_table(log.console, summary)
         return 0
 
+    if config.init_from is not None and not workdir_lib.has_checkpoints(workdir):
+        from jaxcnn.transfer.finding import find
+
+        find(config.init_from)
     from jaxcnn.build import build  # imports JAX; whatever is wrong above was said in a tenth of the time
     from jaxcnn.parallel import set_up
 
@@ -86,9 +90,19 @@ def _train(run: Any, feed: Any, experiment: str, workdir: Any, log: RunLog, star
 
     config: Config = run.config
     num_params = sum(leaf.size for leaf in jax.tree.leaves(run.abstract_state().params))
-    workdir_lib.write_config(workdir, experiment, config, run.data_facts(), versions())
+    pretrained = None if workdir_lib.has_checkpoints(workdir) else run.pretrained
+    workdir_lib.write_config(
+        workdir,
+        experiment,
+        config,
+        run.data_facts(),
+        versions(),
+        pretrained=None if pretrained is None else pretrained.facts(),
+    )
     workdir_lib.write_splits(workdir, run.source.record_numbers)
     log.say(describe(run, experiment, num_params))
+    if pretrained is not None:
+        log.console.print(pretrained.table())
     checkpoints = Checkpoints(
         workdir / "checkpoints",
         keep_last=config.checkpoint.keep_last,

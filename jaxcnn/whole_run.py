@@ -56,6 +56,8 @@ def pieces_of(run: Run, *, eval_every_steps: int | None = None) -> Pieces:
     config = run.config
     if not run.resident:
         raise UserError("a whole run in one program needs data that live on the device: set data.resident=true")
+    if config.init_from is not None:
+        raise UserError(f"init_from={config.init_from} is not for a whole run in one program; use jaxcnn.main")
     if config.data.sampling != "uniform":
         raise UserError(
             f"data.sampling={config.data.sampling} is not for a whole run in one program; set it to uniform"

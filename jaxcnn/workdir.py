@@ -118,14 +118,37 @@ def check_excluded(workdir: epath.Path, file: str | None, digest: str | None) ->
         )
 
 
-def write_config(workdir: epath.Path, experiment: str, config: Config, data: dict[str, Any], versions: Any) -> None:
+def has_checkpoints(workdir: epath.Path) -> bool:
+    """Whether a run in the folder goes on from a checkpoint rather than begins."""
+    folder = workdir / "checkpoints"
+    return folder.exists() and any(each.name.isdigit() for each in folder.iterdir())
+
+
+def write_config(
+    workdir: epath.Path,
+    experiment: str,
+    config: Config,
+    data: dict[str, Any],
+    versions: Any,
+    *,
+    pretrained: dict[str, Any] | None = None,
+) -> None:
     """Makes the folder this run's.
 
+    Args:
+      pretrained: facts of the weights that the run begins with now, if it does.
+
     Raises:
-      UserError: it cannot be written, or the data are not those that the run in it was trained on.
+      UserError: it cannot be written, or the data or weights are not those that the run in it was trained on.
     """
     if (workdir / "config.json").exists():
-        saved = read_config(workdir)["data"]
+        saved_config = read_config(workdir)
+        saved = saved_config["data"]
+        if pretrained is not None and saved_config.get("pretrained", pretrained)["sha256"] != pretrained["sha256"]:
+            raise UserError(
+                f"init_from={config.init_from} does not hold what it held when the run in {workdir} began; pass "
+                "another --workdir"
+            )
         check_data(workdir, saved, data)
         check_excluded(workdir, config.data.exclude, data["excluded"]["digest"])
         return
@@ -133,6 +156,7 @@ def write_config(workdir: epath.Path, experiment: str, config: Config, data: dic
         "experiment": experiment,
         "config": to_dict(config),
         "data": data,
+        **({} if pretrained is None else {"pretrained": pretrained}),
         "command": sys.argv,
         "versions": versions,
     }

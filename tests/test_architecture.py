@@ -15,8 +15,8 @@ PACKAGE = ROOT / "jaxcnn"
 FLOORS = {
     "errors": 0,
     "config": 1, "models": 1, "metrics": 1, "checkpoint": 1, "logs": 1, "stopping": 1,
-    "command_line": 2, "losses": 2, "optim": 2, "averaging": 2, "transfer": 2, "data": 2, "augment": 2, "workdir": 2,
-    "step": 3,
+    "command_line": 2, "losses": 2, "optim": 2, "averaging": 2, "data": 2, "augment": 2, "workdir": 2,
+    "step": 3, "transfer": 3,
     "parallel": 4, "diagnosis": 4,
     "feed": 5, "evaluation": 5,
     "build": 6,
@@ -154,7 +154,7 @@ def test_modules_say_what_they_hold():
         assert len(doc.splitlines()) <= 8, f"{path}: the docstring is longer than a newcomer reads"
 
 
-@pytest.mark.parametrize("name", ["main", "evaluate", "data.__main__"])
+@pytest.mark.parametrize("name", ["main", "evaluate", "data.__main__", "transfer.__main__"])
 def test_importing_a_command_imports_no_jax(name):
     """So that --help and a typo are answered at once."""
     import subprocess

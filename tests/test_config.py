@@ -39,6 +39,8 @@ def another(value, metadata, hint):
         return other, repr(other)
     if hint in (str, str | None):
         return "somewhere", "somewhere"
+    if hint == tuple[str, ...]:
+        return ("stage1_*", "head/*"), "('stage1_*','head/*')"
     return (0.25, 0.5), "(0.25,0.5)"
 
 

@@ -40,7 +40,49 @@ _VIT = "Dosovitskiy et al. 2021, arXiv:2010.11929"
 _DEIT = "Touvron et al. 2021, arXiv:2012.12877"
 _DEIT_SOURCE = "the paper, without distillation; macs as timm counts them"
 
+_RESNET = "He et al. 2016, arXiv:1512.03385"
+_RESNEXT = "Xie et al. 2017, arXiv:1611.05431"
+_WIDE = "Zagoruyko and Komodakis 2016, arXiv:1605.07146"
+_SE = "Hu et al. 2018, arXiv:1709.01507"
+_CBAM = "Woo et al. 2018, arXiv:1807.06521"
+_PREACT = "He et al. 2016, arXiv:1603.05027"
+_AIRBENCH = "Jordan 2024, arXiv:2404.00498"
+_COUNTED = "macs counted in the model's trace"
+
 PUBLISHED: dict[str, Published] = {
+    "mlp": Published("none", 28, 669_706, 0.0007, None, _COUNTED),
+    "lenet5": Published("LeCun et al. 1998", 28, 61_706, 0.0004, None, _COUNTED),
+    "cnn": Published("none", 28, 824_458, 0.0046, None, _COUNTED),
+    "resnet20": Published(_RESNET, 32, 269_722, 0.0406, None, _COUNTED),
+    "resnet32": Published(_RESNET, 32, 464_154, 0.0689, None, _COUNTED),
+    "resnet44": Published(_RESNET, 32, 658_586, 0.0972, None, _COUNTED),
+    "resnet56": Published(_RESNET, 32, 853_018, 0.1255, None, _COUNTED),
+    "resnet110": Published(_RESNET, 32, 1_727_962, 0.2529, None, _COUNTED),
+    "airbench93": Published(_AIRBENCH, 32, 569_016, 0.0542, None, _COUNTED),
+    "airbench94": Published(_AIRBENCH, 32, 1_971_640, 0.1181, None, _COUNTED),
+    "airbench94_muon": Published(_AIRBENCH, 32, 1_971_640, 0.1181, None, _COUNTED),
+    "airbench95": Published(_AIRBENCH, 32, 4_604_728, 0.3016, None, _COUNTED),
+    "airbench96": Published(_AIRBENCH, 32, 9_915_704, 0.452, None, _COUNTED),
+    "resnet18": Published(_RESNET, 224, 11_689_512, 1.814, 69.758, _TORCHVISION),
+    "resnet34": Published(_RESNET, 224, 21_797_672, 3.664, 73.314, _TORCHVISION),
+    "resnet50": Published(_RESNET, 224, 25_557_032, 4.089, 76.13, _TORCHVISION),
+    "resnet101": Published(_RESNET, 224, 44_549_160, 7.801, 77.374, _TORCHVISION),
+    "resnet152": Published(_RESNET, 224, 60_192_808, 11.514, 78.312, _TORCHVISION),
+    "resnext50_32x4d": Published(_RESNEXT, 224, 25_028_904, 4.23, 77.618, _TORCHVISION),
+    "resnext101_32x8d": Published(_RESNEXT, 224, 88_791_336, 16.414, 79.312, _TORCHVISION),
+    "resnext101_64x4d": Published(_RESNEXT, 224, 83_455_272, 15.46, 83.246, _TORCHVISION),
+    "wide_resnet50_2": Published(_WIDE, 224, 68_883_240, 11.398, 78.468, _TORCHVISION),
+    "wide_resnet101_2": Published(_WIDE, 224, 126_886_696, 22.753, 78.848, _TORCHVISION),
+    "seresnet18": Published(_SE, 224, 11_778_592, 1.8142, None, _COUNTED),
+    "seresnet50": Published(_SE, 224, 28_088_024, 4.0917, None, _COUNTED),
+    "cbam_resnet18": Published(_CBAM, 224, 11_779_376, 1.8151, None, _COUNTED),
+    "cbam_resnet50": Published(_CBAM, 224, 28_089_592, 4.0956, None, _COUNTED),
+    "preact_resnet18": Published(_PREACT, 32, 11_172_170, 0.5554, None, _COUNTED),
+    "preact_resnet34": Published(_PREACT, 32, 21_280_330, 1.1594, None, _COUNTED),
+    "preact_resnet164": Published(_PREACT, 32, 1_703_258, 0.2476, None, _COUNTED),
+    "wrn_16_4": Published(_WIDE, 32, 2_748_890, 0.3926, None, _COUNTED),
+    "wrn_28_10": Published(_WIDE, 32, 36_479_194, 5.2433, None, _COUNTED),
+    "wrn_40_2": Published(_WIDE, 32, 2_243_546, 0.3276, None, _COUNTED),
     "alexnet": Published(_ALEXNET, 224, 61_100_840, 0.714, 56.522, _TORCHVISION),
     "vgg11": Published(_VGG, 224, 132_863_336, 7.609, 69.020, _TORCHVISION),
     "vgg13": Published(_VGG, 224, 133_047_848, 11.308, 69.928, _TORCHVISION),

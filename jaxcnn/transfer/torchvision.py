@@ -317,7 +317,12 @@ def import_state_dict(state_dict: Mapping[str, np.ndarray], variables: Any, nami
             name = their_name(path, naming)
             if name not in state_dict:
                 raise UserError(f"the weights have no tensor {name!r}, for {'/'.join(path)}")
-            leaves[path] = _to_ours(path, np.asarray(state_dict[name]), naming, shape=tuple(leaf.shape), name=name)
+            tensor = to_ours(path, np.asarray(state_dict[name]), naming)
+            if tensor.shape != tuple(leaf.shape):
+                raise UserError(
+                    f"{name!r} is {list(tensor.shape)} in our layout where the model has {list(leaf.shape)}"
+                )
+            leaves[path] = np.ascontiguousarray(tensor)
             left.discard(name)
         filled[collection] = flax.traverse_util.unflatten_dict(leaves)
     if left:
@@ -356,9 +361,14 @@ def _to_theirs(path: tuple[str, ...], leaf: np.ndarray, naming: Naming) -> np.nd
     return np.ascontiguousarray(leaf.T)
 
 
-def _to_ours(
-    path: tuple[str, ...], tensor: np.ndarray, naming: Naming, *, shape: tuple[int, ...], name: str
-) -> np.ndarray:
+def published_name(name: str) -> str:
+    """A tensor's name today, where published files have one of earlier versions: in DenseNets and transformers."""
+    name = re.sub(r"(denselayer\d+\.(?:norm|conv))\.([12])\.", r"\1\2.", name)
+    return re.sub(r"(encoder_layer_\d+\.mlp)\.linear_([12])\.", lambda m: f"{m[1]}.{3 * int(m[2]) - 3}.", name)
+
+
+def to_ours(path: tuple[str, ...], tensor: np.ndarray, naming: Naming) -> np.ndarray:
+    """A tensor in our layout; a view of it, of whatever shape that gives."""
     if _has_more_axes(path, naming) and tensor.shape[-2:] == (1, 1):
         tensor = tensor[..., 0, 0].T
     elif path[-1] == "kernel" and tensor.ndim == 4:
@@ -369,6 +379,4 @@ def _to_ours(
             channels, height, width = naming.flattened[path[-2]]
             if tensor.shape[0] == channels * height * width:
                 tensor = tensor.reshape(channels, height, width, -1).transpose(1, 2, 0, 3).reshape(tensor.shape)
-    if tensor.shape != shape:
-        raise UserError(f"{name!r} is {list(tensor.shape)} in our layout where the model has {list(shape)}")
-    return np.ascontiguousarray(tensor)
+    return tensor

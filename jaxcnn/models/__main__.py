@@ -1,0 +1,88 @@
+"""Lists the models: python -m jaxcnn.models [--filter PATTERN] [--json]
+
+Figures are as published (jaxcnn/models/published.py says where); a model without any has its parameters counted.
+"""
+
+import dataclasses
+import fnmatch
+import json
+from typing import Any
+
+from absl import flags
+from rich.table import Table
+
+from jaxcnn.errors import UserError, nearest
+from jaxcnn.logs import PatientConsole
+from jaxcnn.main import flags_help, run_command, show_help
+from jaxcnn.models import MODELS
+from jaxcnn.models.published import PUBLISHED, Published
+
+
+def main(argv: list[str], start: float) -> int:
+    """Prints a row a model; returns the exit code."""
+    del start
+    values = flags.FlagValues()
+    flags.DEFINE_string("filter", "*", "of names, as of files: 'resnet*', '*50*'", flag_values=values)
+    flags.DEFINE_bool("json", False, "print JSON instead of a table", flag_values=values)
+    if {"--help", "-help", "-h", "--helpfull"} & set(argv):
+        show_help(f"{__doc__}\n{flags_help(values)}")
+        return 0
+    try:
+        rest = values(argv)
+    except flags.Error as error:
+        raise UserError(" ".join(str(error).split())) from None
+    if len(rest) > 1:
+        raise UserError(f"unexpected argument {rest[1]!r}; options are written --name=value")
+    names = [name for name in MODELS if fnmatch.fnmatchcase(name, values.filter)]
+    if not names:
+        raise UserError(f"--filter={values.filter}: no model is named so; {nearest(values.filter.strip('*'), MODELS)}")
+    figures = {name: PUBLISHED.get(name) or _counted(name) for name in names}
+    console = PatientConsole(highlight=False)
+    if not console.is_terminal:  # a pipe has no width
+        console.width = 140
+    if values.json:
+        rows = [{"name": name, **dataclasses.asdict(each)} for name, each in figures.items()]
+        console.print(json.dumps(rows, indent=2), markup=False, soft_wrap=True)
+    else:
+        console.print(_table(figures))
+        console.print(
+            "parameters for 1000 classes (at 28 and 32 pixels: 10); macs: multiplications with addition, those with "
+            "a ~ counted here; top 1: ImageNet's validation, as published",
+            markup=False,
+            soft_wrap=True,
+        )
+    return 0
+
+
+def _counted(name: str) -> Published:
+    """Of a model that nothing is published of: its parameters, by an abstract trace."""
+    import jax
+
+    size = 224
+    images = jax.ShapeDtypeStruct((1, size, size, 3), "float32")
+    model = MODELS[name](num_classes=1000)
+    variables: Any = jax.eval_shape(lambda x: model.init(jax.random.key(0), x, train=False), images)
+    num_params = sum(leaf.size for leaf in jax.tree.leaves(variables["params"]))
+    return Published("", size, num_params, None, None, "parameters counted by a trace")
+
+
+def _table(figures: dict[str, Published]) -> Table:
+    table = Table(title=f"{len(figures)} models", title_justify="left")
+    for column, justify in (
+        ("--config.model.name", "left"),
+        ("parameters", "right"),
+        ("pixels", "right"),
+        ("10^9 macs", "right"),
+        ("top 1, %", "right"),
+        ("paper", "left"),
+    ):
+        table.add_column(column, justify=justify, no_wrap=column != "paper")  # type: ignore[arg-type]
+    for name, each in figures.items():
+        macs = "" if each.macs is None else f"{'~' if 'counted' in each.source else ''}{each.macs:.3f}"
+        accuracy = "" if each.accuracy is None else f"{each.accuracy:.2f}"
+        table.add_row(name, f"{each.num_params:,}", str(each.image_size), macs, accuracy, each.paper)
+    return table
+
+
+if __name__ == "__main__":
+    run_command(main)

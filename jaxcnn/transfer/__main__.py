@@ -1,0 +1,85 @@
+"""Writes a run's weights for others: python -m jaxcnn.transfer export --workdir DIR [--to FORMAT] FILE.safetensors
+
+The weights are those that evaluating takes: the best on validation, averaged where an average is kept.
+FORMAT is torchvision or timm, their names and layouts, or jaxcnn, for config.init_from of any model.
+"""
+
+from typing import Any
+
+from absl import flags
+from etils import epath
+
+from jaxcnn import workdir as workdir_lib
+from jaxcnn.errors import UserError, nearest
+from jaxcnn.main import flags_help, run_command, show_help
+
+_HELP = {"--help", "-help", "-h", "--helpfull"}
+FORMATS = ("torchvision", "timm", "jaxcnn")
+
+
+def main(argv: list[str], start: float) -> int:
+    """Runs the subcommand that argv[1] names; returns the exit code."""
+    del start
+    values = flags.FlagValues()
+    flags.DEFINE_string("workdir", None, "the run's folder", flag_values=values)
+    flags.DEFINE_string("to", "torchvision", f"whose names: {', '.join(FORMATS)}", flag_values=values)
+    flags.DEFINE_bool("force", False, "overwrite the file", flag_values=values)
+    if _HELP & set(argv):
+        show_help(f"{__doc__}\n{flags_help(values)}")
+        return 0
+    name = argv[1] if len(argv) > 1 else ""
+    if name not in COMMANDS:
+        given = f"{name!r} is no command" if name else "no command given"
+        raise UserError(f"{given}: {nearest(name, COMMANDS)}, e.g. python -m jaxcnn.transfer export --workdir DIR FILE")
+    try:
+        rest = values(["jaxcnn.transfer", *argv[2:]])[1:]
+    except flags.Error as error:
+        raise UserError(" ".join(str(error).split())) from None
+    return COMMANDS[name](values, rest)
+
+
+def export(values: flags.FlagValues, rest: list[str]) -> int:
+    """Writes a run's weights to a safetensors file."""
+    if not values.workdir:
+        raise UserError("no run given; pass --workdir, e.g. --workdir runs/digits")
+    if values.to not in FORMATS:
+        raise UserError(f"--to={values.to} is not known; {nearest(values.to, FORMATS)}")
+    if len(rest) != 1 or not rest[0].endswith(".safetensors"):
+        raise UserError(f"export writes one file, FILE.safetensors; got {' '.join(rest) or 'none'}")
+    file = workdir_lib.resolve(rest[0])
+    if file.exists() and not values.force:
+        raise UserError(f"{file} exists; choose another name, or --force to overwrite it")
+    workdir = workdir_lib.resolve(values.workdir)
+    model = workdir_lib.read_config(workdir)["config"]["model"]["name"]
+
+    from jaxcnn.transfer import timm, torchvision  # imports JAX
+
+    namings = {"torchvision": torchvision.NAMINGS, "timm": timm.NAMINGS, "jaxcnn": {model}}
+    if model not in namings[values.to]:
+        raise UserError(f"--to={values.to}: its names for {model} are not known; use --to jaxcnn")
+    _write(file, workdir, model, values.to, namings[values.to])
+    return 0
+
+
+def _write(file: epath.Path, workdir: epath.Path, model: str, to: str, namings: Any) -> None:
+    from flax import traverse_util
+
+    from jaxcnn.transfer.pretrained import run_arrays
+    from jaxcnn.transfer.state_dicts import write_safetensors
+    from jaxcnn.transfer.torchvision import export_state_dict
+
+    tensors, _ = run_arrays(workdir)
+    arrays = tensors.arrays
+    if to != "jaxcnn":
+        arrays = export_state_dict(traverse_util.unflatten_dict(arrays, sep="/"), namings[model])
+    # PyTorch's libraries look for the format
+    write_safetensors(file, arrays, {"format": "pt", "model": model, "source": tensors.source})
+    size = sum(array.nbytes for array in arrays.values()) / 2**20
+    show_help(f"{file}: {len(arrays):,} arrays, {size:,.1f} MiB, of {tensors.source}, named as {to} does")
+
+
+COMMANDS = {"export": export}
+
+
+if __name__ == "__main__":
+    run_command(main)
