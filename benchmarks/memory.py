@@ -59,7 +59,7 @@ def measure_here(argv: list[str], *, donate: bool) -> dict[str, float]:
         steps(3)
         taken = _status("VmHWM") - before
     feed.close()
-    return {"predicted": predicted["peak, about"] / 2**20, "taken": taken / 2**20}
+    return {"predicted": predicted.peak / 2**20, "taken": taken / 2**20}
 
 
 def _status(name: str) -> int:

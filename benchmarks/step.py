@@ -80,7 +80,9 @@ class OurStep:
         )  # fp16 is PyTorch's alone
         if "stem" not in {each.name for each in dataclasses.fields(_class_of(MODELS[case.model]))}:
             config.stem = ModelConfig().stem
-        model = make_model(config, MODELS[case.model], num_classes=case.num_classes, image_size=case.image_size)
+        model = make_model(
+            config, MODELS[case.model], num_classes=case.num_classes, image_size=min(case.image_shape[:2])
+        )
         optimizer = make_optimizer(
             OptimizerConfig(name="nesterov", learning_rate=1e-3, weight_decay=5e-4), optax.constant_schedule(1e-3)
         )

@@ -373,6 +373,10 @@ def _model_class(config: ModelConfig) -> Callable[..., nn.Module]:
     return MODELS[config.name]
 
 
+# What may be asked of a model that has no such option.
+_CHANGES_NOTHING = {"dropout_rate": 0.0, "stochastic_depth": 0.0, "width": 1.0, "depth": 1.0}
+
+
 def make_model(
     config: ModelConfig,
     model_class: Callable[..., nn.Module],
@@ -413,7 +417,7 @@ def make_model(
     }
     _named("initializer", config.initializer, INITIALIZERS)
     for option, value in options.items():
-        if value is not None and option not in takes:
+        if value is not None and option not in takes and value != _CHANGES_NOTHING.get(option):
             raise UserError(
                 f"model.{option}={getattr(config, option)}: {config.name} has no such option; "
                 f"set model.{option}={getattr(ModelConfig(), option)}"
@@ -429,7 +433,7 @@ def make_model(
             )
     if "stem" in takes and config.stem is None:
         options["stem"] = "imagenet" if image_size >= IMAGENET_STEM_PIXELS else "small"
-    options = {name: value for name, value in options.items() if value is not None}
+    options = {name: value for name, value in options.items() if value is not None and name in takes}
     return model_class(num_classes=num_classes, dtype=jnp.dtype(config.dtype), **options)
 
 

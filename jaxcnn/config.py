@@ -232,9 +232,7 @@ class Config:
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     init_from: str | None = None  # weights to begin with: FILE, a run's folder, torchvision:NAME, hf:ORGANISATION/NAME
     init_head: str = field(default="keep", metadata=_among("keep", "new"))  # new: of init_from all but the heads
-    init_adapt: bool = (
-        False  # of init_from: the first convolution to other channels, position embeddings to other sizes
-    )
+    init_adapt: bool = False  # the first convolution to other channels, position embeddings to other sizes
     init_allow: tuple[str, ...] = ()  # patterns of arrays that may be missing in init_from, left over, of another shape
     parallel: str = field(default="jit", metadata=_among("jit", "pmap"))  # over a mesh, or pmap
     platform: str | None = field(default=None, metadata=_among("cpu", "gpu", "tpu"))  # none: the best there is

@@ -21,6 +21,7 @@ from jaxcnn.data.decoding import fit_image
 from jaxcnn.data.records import Split
 from jaxcnn.feed import Feed
 from jaxcnn.step import augment_keys, mirrored
+from jaxcnn.workdir import has_checkpoints
 
 
 def preview(run: Run, console: Console, *, experiment: str, workdir: epath.Path) -> None:
@@ -35,7 +36,7 @@ def preview(run: Run, console: Console, *, experiment: str, workdir: epath.Path)
     if state.batch_stats:
         say(f"and {sum(leaf.size for leaf in jax.tree.leaves(state.batch_stats)):,} running batch statistics")
 
-    if run.pretrained is not None:
+    if not has_checkpoints(workdir) and run.pretrained is not None:
         console.print(run.pretrained.table())
 
     say(f"\n{run.total_steps:,} steps of {run.config.batch_size} images, {run.steps_per_epoch:,.2f} an epoch")

@@ -481,8 +481,8 @@ def test_two_at_once_leave_one_good_cache(
     decode = resident_module._decode
     started: list[bool] = []
 
-    def decode_while_another_saves(*arguments: Any) -> Any:
-        arrays = decode(*arguments)
+    def decode_while_another_saves(*arguments: Any, **keywords: Any) -> Any:
+        arrays = decode(*arguments, **keywords)
         if not started:
             started.append(True)
             assert cached()[0] == 40

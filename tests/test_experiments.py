@@ -80,6 +80,7 @@ def test_it_says_what_it_reaches(path):
     assert f"--config experiments/{path.name}" in doc
 
 
+@pytest.mark.slow
 def test_imagenet_trains_two_steps_on_a_set_of_its_shape(tmp_path):
     """JPEGs of many sizes, 1,000 classes, streamed by processes; a smaller model and image, the same path."""
     fake_tfds.write_set(

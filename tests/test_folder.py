@@ -405,6 +405,22 @@ def test_damaged_files_are_named(tmp_path: Path) -> None:
     assert tolerant.image_shape == (12, 12, 3)
 
 
+def test_damaged_files_that_are_excluded_are_no_concern(tmp_path: Path) -> None:
+    """Neither one whose header is broken nor one that only decoding shows, by way of the cache that holds all files."""
+    root = tmp_path / "images"
+    write_classes(root, {"cat": 10, "dog": 10})
+    encoded = encode(Image.fromarray(photo(12, 12)), "JPEG")
+    (root / "cat" / "cut.jpg").write_bytes(encoded[:-40])
+    (root / "cat" / "empty.jpg").write_bytes(b"")
+    (tmp_path / "list.txt").write_text("cat/cut.jpg\ncat/empty.jpg\n")
+    source = opened("folder", root, image_size=8, exclude=str(tmp_path / "list.txt"))
+    assert source.num_excluded == 2
+    for split in source.splits.values():
+        images, labels = load_arrays(split, fingerprint=source.fingerprint, image_shape=source.image_shape, cache=True)
+        assert len(images) == len(split)
+        assert labels.min() >= 0
+
+
 def test_a_file_that_changes_its_size_is_noticed(tmp_path: Path) -> None:
     write_classes(tmp_path, {"cat": 10, "dog": 10})
     records = opened("folder", tmp_path).splits["train"].records

@@ -18,7 +18,8 @@ from jaxcnn.models import MODELS
 from jaxcnn.transfer.torchvision import NAMINGS, Naming, export_state_dict, import_state_dict, their_name
 
 GOLDENS = Path(__file__).parent / "goldens" / "torchvision"
-QUICK = ("resnet18",)  # the rest are slow: they take a minute together, most of it to compile
+# the rest are slow: they take a minute together, most of it to compile
+QUICK = ("efficientnet_b0", "mobilenet_v2", "resnet18", "shufflenet_v2_x1_0", "squeezenet1_0", "vit_b_16")
 
 
 def fill(seed: int, name: str, shape: tuple[int, ...]) -> np.ndarray:

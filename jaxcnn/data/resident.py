@@ -77,10 +77,11 @@ def load_arrays(
     if arrays is None:
         if not _can_write(folder.parent):
             return _decode(split.records, split.indices, image_shape, progress, skip_damaged)
-        arrays = _decode(split.records, np.arange(len(split.records)), image_shape, progress, skip_damaged)
+        # Damaged records that this split has not are not its concern: those that an exclusion list names, for instance.
+        arrays = _decode(split.records, np.arange(len(split.records)), image_shape, progress, skip_damaged=True)
         _save_cached(folder, *arrays)
     images, labels = arrays[0][split.indices], arrays[1][split.indices]
-    if not skip_damaged:  # but it was, when the cache was made
+    if not skip_damaged:
         for record in split.indices[labels.reshape(len(labels), -1)[:, 0] < 0]:
             split.records[int(record)]  # raises
     return images, labels

@@ -298,7 +298,9 @@ def _misfit(
 def _looks_like(arrays: Mapping[str, Any], model: str) -> str:
     """Of which model the arrays may be: the one of as many learnable parameters, as published for 1000 classes."""
     learnable = sum(
-        math.prod(array.shape) for name, array in arrays.items() if not name.endswith(("running_mean", "running_var"))
+        math.prod(array.shape)
+        for name, array in arrays.items()
+        if not name.endswith(("running_mean", "running_var")) and not name.startswith("batch_stats/")
     )
     same = [name for name, each in PUBLISHED.items() if each.num_params == learnable and name != model]
     return f"; {learnable:,} parameters are what {' and '.join(same)} has: set model.name={same[0]}" if same else ""
