@@ -101,7 +101,7 @@ class Finetuning:
                 ", ".join(layer.modules),
                 f"{layer.num_params:,}",
                 "all" if layer.num_trained == layer.num_params else f"{layer.num_trained:,}" if trains else "frozen",
-                f"{layer.start / steps_per_epoch:g}" if layer.start is not None else "",
+                f"{layer.start / steps_per_epoch:.4g}" if layer.start is not None else "",
                 f"{layer.rate:.4g}" if trains else "",
                 style=None if trains else "dim",
             )
