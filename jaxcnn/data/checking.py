@@ -6,7 +6,7 @@ Reads only; what it finds is the person's to decide upon.
 import csv
 import io
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -15,8 +15,7 @@ import numpy as np
 from jaxcnn.data.duplicates import groups_of_equals, near_pairs
 from jaxcnn.data.facts import UNKNOWN_LABEL, Facts, gather
 from jaxcnn.data.records import Split, StoredSet
-
-Progress = Callable[[str, int, int], None]  # what, done, total
+from jaxcnn.data.splits import Progress
 
 HELD_OUT = ("validation", "valid", "val", "test")  # published splits; what a run is measured on, the most trusted last
 

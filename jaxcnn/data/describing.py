@@ -1,6 +1,5 @@
 """What is in a set: counts, sizes, statistics of its pixels, as data and as tables. Reads every record once."""
 
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -12,9 +11,8 @@ from jaxcnn.data.decoding import fit_image
 from jaxcnn.data.facts import in_chunks, label_of
 from jaxcnn.data.records import Records, Split, StoredSet, read_or_error
 from jaxcnn.data.resident import channel_counts, statistics_of_counts
+from jaxcnn.data.splits import Progress
 from jaxcnn.errors import RunError
-
-Progress = Callable[[str, int, int], None]  # what, done, total
 
 _MOST_CLASSES = 40  # in a table; of more, the largest and the smallest
 _BAR = 24  # characters

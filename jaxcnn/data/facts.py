@@ -13,10 +13,8 @@ from typing import Any
 import numpy as np
 
 from jaxcnn.data.encoded import inspect
-from jaxcnn.data.records import DamagedRecordError, Example, Records, Split, read_or_error
+from jaxcnn.data.records import DamagedRecordError, Example, Progress, Records, Split, read_or_error
 from jaxcnn.errors import RunError
-
-Progress = Callable[[int, int], None]  # called with (done, total) records
 
 UNKNOWN_LABEL = np.iinfo(np.int32).min
 THUMBNAIL = 16  # side in pixels; kept of every record, in grey
