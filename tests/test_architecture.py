@@ -20,7 +20,7 @@ FLOORS = {
     "parallel": 4, "diagnosis": 4,
     "feed": 5, "evaluation": 5,
     "build": 6,
-    "preview": 7, "loop": 7, "whole_run": 7,
+    "preview": 7, "loop": 7, "whole_run": 7, "trained": 7,
     "main": 8, "probe": 8,
     "evaluate": 9,
 }  # fmt: skip

@@ -85,13 +85,14 @@ def read(path: epath.Path) -> tuple[Tensors, Naming | None]:
     return tensors, OURS if ours else None
 
 
-def run_arrays(workdir: epath.Path) -> tuple[Tensors, dict[str, Any]]:
+def run_arrays(workdir: epath.Path, step: str = "best") -> tuple[Tensors, dict[str, Any]]:
     """The result of a run, as evaluated: `params/…` and `batch_stats/…`, in our layout; and its config, as JSON.
 
-    The best checkpoint's, or the last one's where no best is kept; the average's, where one is.
+    Args:
+      step: `best`, which is the last where no best is kept; `last`; or a number. The average's, where one is kept.
 
     Raises:
-      UserError: there is no run, or no checkpoint of it.
+      UserError: there is no run, or no such checkpoint of it.
       DamagedError: the checkpoint is damaged.
     """
     config: dict[str, Any] = workdir_lib.read_config(workdir)["config"]
@@ -106,8 +107,12 @@ def run_arrays(workdir: epath.Path) -> tuple[Tensors, dict[str, Any]]:
         steps = checkpoints.steps()
         if not steps:
             raise UserError(f"{workdir} has no checkpoint yet")
-        step = checkpoints.best_step() or steps[-1]
-        arrays, _ = checkpoints.read(step)
+        named = {"best": checkpoints.best_step() or steps[-1], "last": steps[-1]} | {str(each): each for each in steps}
+        if step not in named:
+            known = ", ".join(map(str, steps))
+            raise UserError(f"--step={step}: there are checkpoints of steps {known}; or best, last")
+        number = named[step]
+        arrays, _ = checkpoints.read(number)
     finally:
         checkpoints.close()
     prefix = "state/ema/" if averaged else "state/"
@@ -116,7 +121,7 @@ def run_arrays(workdir: epath.Path) -> tuple[Tensors, dict[str, Any]]:
         for name, array in arrays.items()
         if name.startswith((f"{prefix}params/", f"{prefix}batch_stats/"))
     }
-    return Tensors(chosen, f"{workdir}, step {step}", digest(chosen)), config
+    return Tensors(chosen, f"{workdir}, step {number}", digest(chosen)), config
 
 
 OTHERWISE = "init_allow='(\"PATTERN\",)' for what may be missing, left over or of another shape"
