@@ -15,10 +15,8 @@ from flax import traverse_util
 
 from jaxcnn import workdir as workdir_lib
 from jaxcnn.augment import average_views, make_normalise
-from jaxcnn.build import make_model
 from jaxcnn.config import Config, from_dict
-from jaxcnn.errors import UserError, nearest
-from jaxcnn.models import MODELS
+from jaxcnn.model import make_model
 from jaxcnn.transfer.pretrained import run_arrays
 
 
@@ -67,13 +65,10 @@ def load(workdir: str, step: str = "best") -> TrainedModel:
     saved = workdir_lib.read_config(path)
     config, data = from_dict(saved["config"]), saved["data"]
     tensors, _ = run_arrays(path, str(step))
-    if config.model.name not in MODELS:
-        raise UserError(f"{path}: model.name={config.model.name!r} is not known; {nearest(config.model.name, MODELS)}")
     variables = traverse_util.unflatten_dict(tensors.arrays, sep="/")
     return TrainedModel(
         module=make_model(
             config.model,
-            MODELS[config.model.name],
             num_classes=len(data["class_names"]),
             image_size=min(data["image_shape"][:2]),
         ),

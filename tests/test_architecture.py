@@ -15,7 +15,7 @@ PACKAGE = ROOT / "jaxcnn"
 FLOORS = {
     "errors": 0,
     "config": 1, "models": 1, "metrics": 1, "checkpoint": 1, "logs": 1, "stopping": 1,
-    "command_line": 2, "losses": 2, "averaging": 2, "finetune": 2, "data": 2, "augment": 2, "workdir": 2,
+    "command_line": 2, "losses": 2, "averaging": 2, "finetune": 2, "data": 2, "augment": 2, "workdir": 2, "model": 2,
     "step": 3, "optim": 3, "transfer": 3,
     "parallel": 4, "diagnosis": 4,
     "feed": 5, "evaluation": 5,
@@ -81,7 +81,7 @@ def test_no_loops_within_a_folder():
 READERS = {
     "data": (("data", "config.data", "_config.data"), ("data", "build", "feed")),
     "augment": (("augment", "config.augment"), ("augment", "data", "build", "feed")),
-    "model": (("config", "config.model"), ("build",)),
+    "model": (("config", "config.model"), ("build", "model")),
     "loss": (("config", "config.loss"), ("losses",)),
     "optimizer": (("optimizer", "config.optimizer"), ("optim", "averaging", "build")),
     "groups": (("groups",), ("optim",)),
