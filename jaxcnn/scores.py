@@ -42,13 +42,10 @@ def all_scores(logits: jax.Array, labels: jax.Array, mask: jax.Array) -> dict[st
     from_counts, of_class, counts = scores_of_counts(matrix)
     curves = ranking(jax.nn.softmax(logits), labels, mask)
     support = of_class["support"]
-    bins = reliability(values["confidence"], values["correct"], mask)
     scores = {
         **from_counts,
         "top5_accuracy": _ratio((values["in_top5"] & mask).sum(), mask.sum()),
-        "nll": masked_mean(values["nll"], mask),
-        "brier": masked_mean(values["brier"], mask),
-        "ece": expected_calibration_error(bins),
+        **probability_scores(logits, labels, mask),
     }
     for name, curve in curves.items():
         defined = ~jnp.isnan(curve)
@@ -62,15 +59,25 @@ def all_scores(logits: jax.Array, labels: jax.Array, mask: jax.Array) -> dict[st
         "counts": counts,
         "classes": {**of_class, **curves},
         "confusion_matrix": matrix,
-        "reliability": bins,
+        "reliability": reliability(values["confidence"], values["correct"], mask),
+    }
+
+
+def probability_scores(logits: jax.Array, labels: jax.Array, mask: jax.Array) -> dict[str, jax.Array]:
+    """`nll`, `brier` and `ece`: those that a temperature changes."""
+    values = example_values(logits, labels)
+    return {
+        "nll": masked_mean(values["nll"], mask),
+        "brier": masked_mean(values["brier"], mask),
+        "ece": expected_calibration_error(reliability(values["confidence"], values["correct"], mask)),
     }
 
 
 def example_values(logits: jax.Array, labels: jax.Array) -> dict[str, jax.Array]:
     """Of each example, [n]: `prediction`, `correct`, `in_top5`, `confidence`, `nll`, `brier`.
 
-    Of equal logits the first counts as higher, as argmax has it. Brier's score is the sum over the classes of the squared
-    difference to the one-hot label, 0 to 2 (Brier 1950).
+    Of equal logits the first counts as higher, as argmax has it. Brier's score is the sum over the classes of the
+    squared difference to the one-hot label, 0 to 2 (Brier 1950).
     """
     log_p = jax.nn.log_softmax(logits.astype(jnp.float32))
     p = jnp.exp(log_p)
@@ -140,9 +147,9 @@ def scores_of_counts(matrix: jax.Array) -> tuple[dict[str, Any], dict[str, Any],
 def ranking(scores: jax.Array, labels: jax.Array, mask: jax.Array) -> dict[str, jax.Array]:
     """`roc_auc` and `average_precision` of each class against the rest, float32 [K]; examples that tie count as one step.
 
-    NaN where a class has no examples; the ROC's area also where it has all of them. The area under the ROC curve is the
-    chance that an example of the class is scored above one of the rest, ties counting half (Hanley & McNeil 1982); the
-    average precision is the sum of precisions, weighted by the steps of recall, not interpolated.
+    NaN where a class has no examples; the ROC's area also where it has all of them. The area under the ROC curve is
+    the chance that an example of the class is scored above one of the rest, ties counting half (Hanley & McNeil 1982);
+    the average precision is the sum of precisions, weighted by the steps of recall, not interpolated.
     """
     place = jnp.arange(len(labels))
 

@@ -56,6 +56,7 @@ def average_views(predict: Predict, images: jax.Array, *, views: str) -> jax.Arr
             height, width = images.shape[1:3]
             padded = jnp.pad(images, ((0, 0), (1, 1), (1, 1), (0, 0)), mode="reflect")
             offsets = (1, 1), (0, 1), (2, 1), (1, 0), (1, 2)
-            return sum(predict(padded[:, top : top + height, left : left + width]) for top, left in offsets) / 5
+            shown = [predict(padded[:, top : top + height, left : left + width]) for top, left in offsets]
+            return jnp.mean(jnp.stack(shown), axis=0)
         case _:
             raise UserError(f"eval_tta is {views!r}: {nearest(views, VIEWS)}")
