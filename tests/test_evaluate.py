@@ -4,6 +4,7 @@ import csv
 import json
 
 import cv2
+import jax
 import numpy as np
 import pytest
 from etils import epath
@@ -11,6 +12,7 @@ from sklearn import metrics
 
 from jaxcnn import confidence, evaluate, workdir
 from jaxcnn.build import build
+from jaxcnn.checkpoint import Checkpoints
 from jaxcnn.errors import RunError, UserError
 from jaxcnn.feed import ResidentFeed
 from jaxcnn.measure import evaluate_run
@@ -21,18 +23,23 @@ QUICK = {"resamples": 0, "calibrate": False}
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
-    """Folders of a run of the digits; of another model's; of others that make no ensemble with it."""
+    """Folders: a run of the digits, one of another model, not trained, and some that make no ensemble with it."""
     folder = tmp_path_factory.mktemp("runs")
-    options = {"num_steps": 4, "checkpoint__every_steps": 2, "eval_every_epochs": 0.05, "compilation_cache": True}
-    plain = {"optimizer__ema_decay": None}
-    train(small_config(**options), folder / "first")
-    train(small_config(**options, **plain, model__name="mlp", eval_tta="flip"), folder / "mlp")
-    for name, changes in {"first": {}, "mlp": {}, "other_split": {"data__split_seed": 1}}.items():
-        source = build(small_config(**changes))[0].source
-        if name == "other_split":
-            claim = {"splits": source.splits_digest}
-            copy_of(folder / "first", folder / name, data=claim)
-        workdir.write_splits(epath.Path(folder / name), source.record_numbers)
+    options = {"num_steps": 4, "checkpoint__every_steps": 2, "eval_every_epochs": 0.1, "compilation_cache": True}
+    config = small_config(**options, model__name="mlp", optimizer__ema_decay=None)
+    train(config, folder / "first")
+    other = small_config(**options, eval_tta="flip")
+    run, _ = build(other)
+    (folder / "tiny").mkdir()
+    workdir.write_config(epath.Path(folder / "tiny"), "test", other, run.data_facts(), {})
+    checkpoints = Checkpoints(folder / "tiny" / "checkpoints")
+    tree = {"state": jax.device_get(run.init()), "totals": jax.device_get(run.metrics.empty())}
+    checkpoints.save(2, tree, {})
+    checkpoints.close()
+    source = build(small_config(data__split_seed=1))[0].source
+    copy_of(folder / "first", folder / "other_split", data={"splits": source.splits_digest})
+    for name, numbers in (("first", run.source.record_numbers), ("other_split", source.record_numbers)):
+        workdir.write_splits(epath.Path(folder / name), numbers)
     copy_of(folder / "first", folder / "other_classes", data={"class_names": ["3", "1", "4"]})
     copy_of(folder / "first", folder / "other_data", data={"fingerprint": "another"})
     return folder
@@ -101,22 +108,19 @@ def test_a_temperature_is_fitted_on_validation_alone(runs, alone):
 
 
 def test_an_ensemble_is_the_mean_of_probabilities(runs, alone):
-    members = [runs / "first", runs / "mlp", runs / "first"]
-    together = evaluate_run(members, steps=("2", "best", "last"), num_devices=1, resamples=0)
-    steps = [(member.model, member.step, member.tta) for member in together.members]
+    """Of two models, each with its own views; checkpoints that are named twice count once."""
+    folders = [runs / "first", runs / "tiny", runs / "other_split" / ".." / "first"]
+    together = evaluate_run(folders, steps=("2", "best"), num_devices=1, resamples=0)
     best = alone.members[0].step
-    of_mlp = {step for model, step, _ in steps if model == "mlp"}
-    assert {each for each in steps if each[0] == "tiny"} == {("tiny", step, "none") for step in {2, best, 4}}
-    assert {tta for model, _, tta in steps if model == "mlp"} == {"flip"}
-    assert len(steps) == len(set(steps)) == len({2, best, 4}) + len(of_mlp)
-    assert len([note for note in together.notes if "counted once" in note]) == 9 - len(steps)
+    found = [(member.model, member.step, member.tta) for member in together.members]
+    assert found == [("mlp", 2, "none"), ("mlp", best, "none"), ("tiny", 2, "flip")]
+    assert [note.partition(" of ")[0] for note in together.notes] == ["step 2", "step 2", f"step {best}"]
+    of_two, of_tiny = (evaluate_run([runs / name], steps=("2",), num_devices=1, **QUICK) for name in ("first", "tiny"))
     probabilities = 0
-    for model, step, _ in steps:
-        own = evaluate_run([runs / ("mlp" if model == "mlp" else "first")], steps=(str(step),), num_devices=1, **QUICK)
-        probabilities = probabilities + own.probabilities / len(steps)
-        (listed,) = (each for each in together.members if (each.model, each.step) == (model, step))
-        assert listed.scores["accuracy"] == own.scores["accuracy"]
-        assert listed.scores["loss"] == pytest.approx(own.scores["loss"], rel=1e-5)
+    for member, own in zip(together.members, (of_two, alone, of_tiny), strict=True):
+        probabilities = probabilities + own.probabilities / 3
+        for name, value in own.scores.items():
+            assert member.scores[name] == pytest.approx(value, rel=1e-5), name
     close(together.probabilities, probabilities)
     assert together.scores["nll"] == pytest.approx(metrics.log_loss(alone.labels, probabilities), rel=1e-4)
     assert "temperature" in together.calibration
@@ -226,15 +230,15 @@ def test_what_is_written_and_printed(runs, alone, tmp_path, capsys):
     assert all(float(each["confidence"]) == float(each[f"p_{each['prediction']}"]) for each in lines)
 
     kept = (runs / "first" / "evaluation.json").read_bytes()
-    options = ("--split=validation", "--step=2,4", "--tta=shifts", "--resamples=0", f"--workdir={runs / 'mlp'}")
+    options = ("--split=validation", "--step=2", "--tta=shifts", "--resamples=0", f"--workdir={runs / 'tiny'}")
     assert command(f"--workdir={runs / 'first'}", *options, f"--output={tmp_path / 'new'}") == 0
     assert (runs / "first" / "evaluation.json").read_bytes() == kept
     files = sorted(path.name for path in (tmp_path / "new").iterdir())
     assert [name.partition("-with-")[0] for name in files] == [
-        f"{kind}-validation-step-2-4-tta-shifts" for kind in ("evaluation", "predictions")
+        f"{kind}-validation-step-2-tta-shifts" for kind in ("evaluation", "predictions")
     ]
     other = json.loads((tmp_path / "new" / files[0]).read_text())
-    assert (other["split"], other["tta"], other["step"]) == ("validation", "shifts", [2, 4, 2, 4])
+    assert (other["split"], other["tta"], other["step"]) == ("validation", "shifts", [2, 2])
     assert (other["intervals"], other["num_examples"]) == ({}, 144)
     assert "members, each alone" in capsys.readouterr().out
 
