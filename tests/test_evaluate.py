@@ -2,6 +2,7 @@
 
 import csv
 import json
+from typing import Any
 
 import cv2
 import jax
@@ -18,14 +19,14 @@ from jaxcnn.feed import ResidentFeed
 from jaxcnn.measure import evaluate_run
 from tests.runs import small_config, train
 
-QUICK = {"resamples": 0, "calibrate": False}
+QUICK: dict[str, Any] = {"resamples": 0, "calibrate": False}
 
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
     """Folders: a run of the digits, one of another model, not trained, and some that make no ensemble with it."""
     folder = tmp_path_factory.mktemp("runs")
-    options = {"num_steps": 4, "checkpoint__every_steps": 2, "eval_every_epochs": 0.1, "compilation_cache": True}
+    options: dict[str, Any] = {"num_steps": 4, "checkpoint__every_steps": 2, "eval_every_epochs": 0.1, "compilation_cache": True}
     config = small_config(**options, model__name="mlp", optimizer__ema_decay=None)
     train(config, folder / "first")
     other = small_config(**options, eval_tta="flip")
@@ -177,15 +178,15 @@ def test_other_data_are_matched_by_the_names_of_their_classes(runs, alone, image
 def test_damaged_records_are_left_out_and_said(runs, alone, images, tmp_path, resident):
     folder, place = images
     copied = tmp_path / "images"
-    options = {"resident": resident, "cache": False, "num_workers": 0}
     for damaged in ("skip", "error"):
-        copy_of(runs / "first", tmp_path / damaged, config={**options, "damaged": damaged})
+        changes = {"resident": resident, "cache": False, "num_workers": 0, "damaged": damaged}
+        copy_of(runs / "first", tmp_path / damaged, config=changes)
     names = sorted(place)
     for number, name in enumerate(names):
         (copied / name).parent.mkdir(parents=True, exist_ok=True)
         content = (folder / name).read_bytes()
         (copied / name).write_bytes(content[:45] if number in (3, 17) else content)  # its header is whole
-    options = {"data": f"folder:{copied}", "split": "train", "eval_batch_size": 8, "num_devices": 2}
+    options: dict[str, Any] = {"data": f"folder:{copied}", "split": "train", "eval_batch_size": 8, "num_devices": 2}
     found = evaluate_run([tmp_path / "skip"], **options, **QUICK)
     trained = [name for name in names if name.startswith("train")]
     whole = [name for name in trained if name not in (names[3], names[17])]
