@@ -293,6 +293,7 @@ def _other_source(data: str, split: str, data_dir: str | None, model: TrainedMod
         ),
         progress=tell,
         damaged=own.damaged == "skip",
+        partial=True,
     )
     if split == WHOLE_SET:
         chosen = join([(each.records, each.indices) for each in stored.splits.values()])
