@@ -10,6 +10,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import ArrayLike
 
 from jaxcnn.errors import UserError, nearest
 from jaxcnn.models.features import FEATURES, PERTURBATIONS, feature_pyramid
@@ -36,7 +37,7 @@ def choose_layer(model: nn.Module, variables: Any, image_shape: tuple[int, int, 
 
 
 def grad_cam(
-    model: nn.Module, variables: Any, images: jax.Array, *, layer: str, target: jax.Array | None = None
+    model: nn.Module, variables: Any, images: jax.Array, *, layer: str, target: ArrayLike | None = None
 ) -> tuple[jax.Array, jax.Array]:
     """(heat maps float32 [batch, height, width] of the images' size, logits [batch, classes]).
 
@@ -46,7 +47,7 @@ def grad_cam(
     Args:
       images: normalised, [batch, height, width, channels].
       layer: a stage, from choose_layer.
-      target: the class to explain, int; none: of each image the predicted one.
+      target: the class to explain, int, or of each image one, [batch]; none: the predicted ones.
     """
 
     def apply(perturbation: jax.Array) -> tuple[jax.Array, jax.Array]:

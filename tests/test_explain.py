@@ -135,7 +135,9 @@ def test_of_a_vision_transformer_the_tokens_are_laid_out_as_the_patches():
     direction = random_images(1, 3, 2, 12)
 
     def first_logit(perturbation):
-        return model.apply({**variables, PERTURBATIONS: {"stage3": perturbation}}, images, train=False)[0, 0]
+        logits = model.apply({**variables, PERTURBATIONS: {"stage3": perturbation}}, images, train=False)
+        assert isinstance(logits, jax.Array)
+        return logits[0, 0]
 
     @jax.jit
     def everything():

@@ -183,7 +183,7 @@ def test_explanations_lie_as_the_images_do(command, trained, load, images, tmp_p
 
 def test_a_run_of_many_is_neither_listed_nor_held(command, images, monkeypatch):
     """Rows come while images are still being taken."""
-    taken, told = 0, []
+    taken, told = 0, list[int]()
     plain = images / "plain.png"
 
     def lines():
@@ -192,8 +192,12 @@ def test_a_run_of_many_is_neither_listed_nor_held(command, images, monkeypatch):
             taken += 1
             yield str(plain), str(plain)
 
+    def dumps(row):
+        told.append(taken)
+        return "{}"
+
     monkeypatch.setattr(predict, "_images", lambda arguments: lines())
-    monkeypatch.setattr(predict, "json", SimpleNamespace(dumps=lambda row: told.append(taken) or "{}"))
+    monkeypatch.setattr(predict, "json", SimpleNamespace(dumps=dumps))
     command("x", "--json=-")
     assert len(told) == 100
     assert told[0] <= 1 + 3 * 4 + 1

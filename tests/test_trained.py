@@ -92,10 +92,10 @@ def test_files_are_prepared_bit_for_bit_as_in_the_runs_evaluation(of_files, resi
     assert len(records) > 60
     found = model.prepare(records.files)
     labels = records.labels()
-    if resident:
+    assert isinstance(feed, ResidentFeed if resident else StreamingFeed)
+    if isinstance(feed, ResidentFeed):
         expected = feed.arrays("test")[0]
     else:
-        assert isinstance(feed, StreamingFeed)
         batches = [inputs for _, inputs in feed.evaluation("test", 16)]
         expected = np.concatenate([np.asarray(each["image"])[np.asarray(each["mask"])] for each in batches])
     np.testing.assert_array_equal(found, expected)
@@ -141,6 +141,8 @@ def test_images_that_pillow_has_opened_are_as_their_files():
         except OSError:
             continue
         ((_, of_file), (_, of_pillow)) = prepared([("", nasty.encoded), ("", image)], image_shape=shape, ahead=1)
+        assert isinstance(of_file, np.ndarray)
+        assert isinstance(of_pillow, np.ndarray)
         tolerance = 1 if "16 bits RGB" in kind else 0  # of which Pillow keeps the upper half
         assert np.abs(of_file.astype(int) - of_pillow).max() <= tolerance, kind
 
@@ -257,6 +259,7 @@ def test_what_is_damaged_keeps_its_place(tmp_path):
 def test_of_other_channels_than_files_have_only_arrays_serve():
     given = [("array", np.zeros((9, 9, 2), np.uint8)), ("grey", np.zeros((9, 9), np.uint8)), ("file", b"")]
     (_, image), *others = prepared(given, image_shape=(9, 9, 2), ahead=9)
+    assert isinstance(image, np.ndarray)
     assert image.shape == (9, 9, 2)
     for name, fault in others:
         assert isinstance(fault, ValueError), name
