@@ -13,6 +13,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from absl import logging
 from flax import traverse_util
 
 from jaxcnn import workdir as workdir_lib
@@ -227,7 +228,12 @@ def load(workdir: str, step: str = "best") -> TrainedModel:
     path = workdir_lib.resolve(str(workdir))
     saved = workdir_lib.read_config(path)
     config, data = from_dict(saved["config"]), saved["data"]
-    tensors, _ = run_arrays(path, str(step))
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity(logging.ERROR)  # Orbax warns that what is opened to be read cannot be written
+    try:
+        tensors, _ = run_arrays(path, str(step))
+    finally:
+        logging.set_verbosity(verbosity)
     if config.model.name not in MODELS:
         raise UserError(f"{path}: model.name={config.model.name!r} is not known; {nearest(config.model.name, MODELS)}")
     variables = traverse_util.unflatten_dict(tensors.arrays, sep="/")
