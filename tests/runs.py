@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 import numpy as np
 from etils import epath
@@ -90,6 +91,18 @@ def train(config: Config, folder: Path, *, report: Any = None) -> dict[str, Any]
     )
     with contextlib.closing(feed), contextlib.closing(checkpoints), contextlib.closing(log):
         return loop.train(run, feed, log, checkpoints)
+
+
+def begin(config: Config, folder: Path) -> None:
+    """A run's folder with a checkpoint of the weights it begins with, for tests that need no better ones."""
+    path = epath.Path(folder)
+    run, feed = build(config)
+    path.mkdir(parents=True)
+    workdir.write_config(path, "test", config, run.data_facts(), versions())
+    checkpoints = Checkpoints(path / "checkpoints", best_metric=loop.best_metric(run), asynchronous=False)
+    checkpoints.save(1, jax.device_get({"state": run.init(), "totals": run.metrics.empty()}), {})
+    checkpoints.close()
+    feed.close()
 
 
 def rows(folder: Path, split: str = "train") -> list[dict[str, Any]]:
