@@ -78,7 +78,7 @@ def test_the_numbers_are_those_of_the_data(runs, alone):
     np.testing.assert_array_equal(alone.labels, labels)
     summary = alone.scores
     predicted = alone.probabilities.argmax(axis=1)
-    assert summary["accuracy"] == pytest.approx(metrics.accuracy_score(labels, predicted))
+    assert summary["accuracy"] == metrics.accuracy_score(labels, predicted)  # to the last digit
     assert summary["macro_f1"] == pytest.approx(metrics.f1_score(labels, predicted, average="macro"))
     assert summary["loss"] == summary["nll"] == pytest.approx(metrics.log_loss(labels, alone.probabilities), rel=1e-5)
     records = run.source.splits["test"]
