@@ -78,8 +78,7 @@ def overlay(image: np.ndarray, heat: np.ndarray, *, opacity: float = 0.5) -> np.
     levels = np.round(255 * heat / highest if highest > 0 else np.zeros(heat.shape)).astype(np.uint8)
     factor = max(1, -(-_SHOWN_SIDE // max(image.shape[:2])))
     size = (image.shape[1] * factor, image.shape[0] * factor)
-    colours = cv2.applyColorMap(cv2.resize(levels, size, interpolation=cv2.INTER_LINEAR), cv2.COLORMAP_TURBO)[
-        :, :, ::-1
-    ]
+    enlarged = cv2.resize(levels, size, interpolation=cv2.INTER_LINEAR)
+    colours = cv2.applyColorMap(enlarged, cv2.COLORMAP_TURBO)[:, :, ::-1]  # from OpenCV's BGR
     shown = cv2.resize(image, size, interpolation=cv2.INTER_NEAREST).reshape(*size[::-1], -1)
     return np.round((1 - opacity) * shown + opacity * colours).astype(np.uint8)

@@ -257,10 +257,11 @@ def test_what_is_damaged_keeps_its_place(tmp_path):
 
 
 def test_of_other_channels_than_files_have_only_arrays_serve():
-    given = [("array", np.zeros((9, 9, 2), np.uint8)), ("grey", np.zeros((9, 9), np.uint8)), ("file", b"")]
+    arrays = {"array": (9, 9, 2), "grey": (9, 9), "colours": (9, 9, 3)}
+    given = [(name, np.zeros(shape, np.uint8)) for name, shape in arrays.items()] + [("file", b"")]
     (_, image), *others = prepared(given, image_shape=(9, 9, 2), ahead=9)
     assert isinstance(image, np.ndarray)
     assert image.shape == (9, 9, 2)
     for name, fault in others:
         assert isinstance(fault, ValueError), name
-        assert "2 channels" in str(fault), name
+        assert ("9x9x3 is no image" if name == "colours" else "2 channels") in str(fault), name
