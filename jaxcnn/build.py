@@ -194,11 +194,11 @@ def build(
             f"checkpoint.keep_best={config.checkpoint.keep_best} needs a validation split, and with "
             "data.validation_fraction=0 there is none: set checkpoint.keep_best=0, and the last weights are the result"
         )
-    for name, wanted in (
+    for name, watches in (
         ("early_stop.patience_evaluations", config.early_stop.patience_evaluations is not None),
         ("schedule.name=plateau", config.schedule.name == "plateau"),
     ):
-        if wanted and "validation" not in source.splits:
+        if watches and "validation" not in source.splits:
             raise UserError(f"{name} needs a validation split, and there is none: set data.validation_fraction above 0")
     for name, metric in (
         ("checkpoint.best_metric", config.checkpoint.best_metric),

@@ -10,9 +10,9 @@ from typing import Any
 import jax
 import numpy as np
 
+from jaxcnn.bad_layer import first_bad_layer
 from jaxcnn.build import Run
 from jaxcnn.checkpoint import Checkpoints, DamagedError, flatten
-from jaxcnn.diagnosis import first_bad_layer
 from jaxcnn.errors import Preempted, RunError
 from jaxcnn.evaluation import evaluate
 from jaxcnn.feed import Feed

@@ -270,8 +270,8 @@ def test_runs_from_before_go_on():
     config = small_config(num_devices=1)
     run, feed = build(config)
     feed.close()
-    layers = ("conv1/kernel", "conv2/kernel", "head/bias", "head/kernel")
-    layers += ("norm1/bias", "norm1/scale", "norm2/bias", "norm2/scale")
+    layers = ["conv1/kernel", "conv2/kernel", "head/bias", "head/kernel"]
+    layers += ["norm1/bias", "norm1/scale", "norm2/bias", "norm2/scale"]
     assert set(flatten({"opt_state": run.abstract_state().opt_state})) == {
         *(f"opt_state/4/trace/{layer}" for layer in layers),
         "opt_state/7/count",
