@@ -5,11 +5,9 @@ Reads the run's folder alone, also while it trains. Exit codes: 0 whatever it fi
 
 import dataclasses
 import json
-import sys
 from pathlib import Path
 
 from absl import flags
-from rich.table import Table
 
 from jaxcnn import workdir as workdir_lib
 from jaxcnn.diagnosis import diagnose
@@ -17,6 +15,8 @@ from jaxcnn.errors import UserError
 from jaxcnn.logs import PatientConsole
 from jaxcnn.main import flags_help, run_command, show_help
 from jaxcnn.run_facts import read_facts
+
+_STYLES = {"error": "bold red", "warning": "yellow", "note": "cyan", "not examined": "dim"}
 
 
 def main(argv: list[str], start: float) -> int:
@@ -37,21 +37,19 @@ def main(argv: list[str], start: float) -> int:
         raise UserError("no run given; pass --workdir, e.g. --workdir runs/digits")
     findings = diagnose(read_facts(workdir_lib.resolve(values.workdir)))
     wrong = [finding for finding in findings if finding.severity != "not examined"]
-    console = PatientConsole(highlight=False)
-    table = Table(title=f"{values.workdir}: {len(wrong) or 'nothing'} found", title_justify="left", show_lines=True)
-    for column in ("severity", "finding", "figures", "remedies"):
-        table.add_column(column, overflow="fold")
+    console = PatientConsole(highlight=False, soft_wrap=True)
+    console.print(f"{values.workdir}: {len(wrong) or 'nothing'} found", markup=False, style="bold")
     for each in findings:
-        cells = (each.severity, each.name, each.sentence, "\n".join(each.remedies))
-        table.add_row(*(cell.replace("[", r"\[") for cell in cells), style="dim" if each not in wrong else None)
-    console.print(table)
+        console.print(f"\n{each.severity}: {each.name}", markup=False, style=_STYLES[each.severity])
+        console.print(f"  {each.sentence}", markup=False)
+        for remedy in each.remedies:
+            console.print(f"    {remedy}", markup=False)
     if values.json:
         text = json.dumps([dataclasses.asdict(each) for each in findings], indent=2)
         try:
             Path(values.json).write_text(text + "\n", encoding="utf-8")
         except OSError as error:
             raise UserError(f"--json={values.json} cannot be written: {error.strerror}") from None
-    sys.stdout.flush()
     return 0
 
 

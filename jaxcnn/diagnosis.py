@@ -129,6 +129,8 @@ class Facts:
             for start, row in zip(starts, self.train, strict=True)
             if after < row["step"] <= until
         ]
+        if not rows:  # none was written in between
+            return float(next((row for row in reversed(self.train) if row["step"] <= until), self.train[0])[name])
         return sum(steps * value for steps, value in rows) / sum(steps for steps, _ in rows)
 
 
@@ -490,8 +492,8 @@ def _collapse(facts: Facts) -> Iterator[Finding]:
         yield Finding(
             "class collapse",
             "error" if len(never) > len(labels) / 2 else "warning",
-            f"{len(never)} of {len(labels)} classes are never predicted ({_listed(never)}); {times[most] / sum(times):.0%} "
-            f"of the predictions are {predicted[most]}",
+            f"{len(never)} of {len(labels)} classes are never predicted ({_listed(never)}); "
+            f"{times[most] / sum(times):.0%} of the predictions are {predicted[most]}",
             (*_balance(facts), _find_rate(facts)),
         )
 
@@ -511,8 +513,8 @@ def _label_noise(facts: Facts) -> Iterator[Finding]:
         yield Finding(
             "labels to look at",
             "note",
-            f"{len(wrong):,} of {sure.sum():,} predictions of confidence >= {CONFIDENT} contradict the label, {share:.1%} "
-            f"where 1 % may; the surest: {_listed(named)}",
+            f"{len(wrong):,} of {sure.sum():,} predictions of confidence >= {CONFIDENT} contradict the label, "
+            f"{share:.1%} where 1 % may; the surest: {_listed(named)}",
             ("--config.data.exclude=FILE with their identifiers", *_unset(facts, "loss.label_smoothing=0.1")),
         )
 
