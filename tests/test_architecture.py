@@ -21,7 +21,7 @@ FLOORS = {
     "parallel": 4, "bad_layer": 4,
     "feed": 5, "evaluation": 5,
     "build": 6,
-    "preview": 7, "loop": 7, "whole_run": 7, "trained": 7,
+    "preview": 7, "loop": 7, "whole_run": 7, "trained": 7, "rate_range": 7,
     "main": 8, "probe": 8,
     "evaluate": 9, "diagnose": 9, "lr_find": 9,
 }  # fmt: skip

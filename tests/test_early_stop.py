@@ -216,7 +216,7 @@ def test_lowering_the_rate_compiles_nothing_anew(tmp_path, whole, monkeypatch, m
     """On one device and on eight, in both modes, with the state donated; and the rates are the same."""
     assert whole[2] == 1
     counts = count_traces(monkeypatch)
-    changes = {"parallel": mode, "num_devices": 8, "checkpoint__every_steps": 11}
+    changes = {"parallel": mode, "num_devices": 8, "checkpoint__every_steps": 11, "model__name": "mlp"}
     train(plateau_config(**changes, model__dropout_rate=0.0), tmp_path)
     assert counts[0] == 1
     expected = [(row["step"], row["learning_rate"]) for row in rows(whole[0])]
