@@ -292,6 +292,24 @@ CASES: list[tuple[str, Facts, Facts, tuple[str, ...]]] = [
         facts(shared={("train", "validation"): 0, ("validation", "test"): 7}),
         ("validation and test share 7 of 10,000 examples",),
     ),
+    (
+        "diverged",
+        facts(train={"loss": at(curve(2.3, 0.5, 40), -1, 1.95)}),
+        facts(train={"loss": at(curve(2.3, 0.5, 40), -1, 2.05)}),
+        ("4.1 times its least",),
+    ),
+    (
+        "overfitting",
+        facts(validation={"loss": [*curve(2.3, 1.5, 10), *np.linspace(1.5, 1.85, 10)]}),
+        facts(validation={"loss": [*curve(2.3, 1.5, 10), *np.linspace(1.5, 1.9, 10)]}),
+        ("rose from 1.5 at step 1,100 to 1.9",),
+    ),
+    (
+        "still improving",
+        facts(validation={"accuracy": [*[0.9] * 16, *np.linspace(0.9, 0.9095, 4)]}, num_validation=50000),
+        facts(validation={"accuracy": [*[0.9] * 16, *np.linspace(0.9, 0.9105, 4)]}, num_validation=50000),
+        ("grew by 1.1%",),
+    ),
     # how many rows, evaluations and examples it takes
     (
         "learning rate at the edge",
