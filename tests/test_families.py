@@ -21,7 +21,14 @@ FAMILIES = {
     "regnet_x_400mf": 32, "regnet_y_400mf": 32, "convnext_tiny": 32, "vit_ti_16": 32,
 }  # fmt: skip
 # By Adam's rate a model learns a batch in a few steps; those without norms, or deep, want a lower one.
-RATES = {"alexnet": 1e-4, "squeezenet1_1": 3e-4, "mixer_s32": 3e-4, "vit_ti_16": 3e-4, "convnext_tiny": 3e-4}
+RATES = {
+    "alexnet": 1e-4,
+    "squeezenet1_1": 3e-4,
+    "mixer_s32": 3e-4,
+    "vit_ti_16": 3e-4,
+    "convnext_tiny": 3e-4,
+    "cbam_resnet18": 1e-4,
+}
 BATCH = 16
 
 
