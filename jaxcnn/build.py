@@ -22,7 +22,7 @@ import optax
 from jaxcnn import data as data_lib
 from jaxcnn.augment import Augment, check_augment, make_augment, make_normalise
 from jaxcnn.averaging import Average, make_average
-from jaxcnn.config import Config, FinetuneConfig, ModelConfig
+from jaxcnn.config import Config, FinetuneConfig, ModelConfig, parse_steps
 from jaxcnn.data import Source
 from jaxcnn.errors import UserError, nearest
 from jaxcnn.feed import Feed, Progress, ResidentFeed, StreamingFeed
@@ -36,6 +36,7 @@ from jaxcnn.models.norm import BatchNorm, GroupNorm, NoNorm
 from jaxcnn.optim import make_optimizer, make_schedule
 from jaxcnn.parallel import Parallel, make_parallel
 from jaxcnn.step import TrainState, eval_step, init_state, train_step, train_steps
+from jaxcnn.telemetry import telemetry_step
 from jaxcnn.transfer.finding import find
 from jaxcnn.transfer.pretrained import Pretrained, fit, read
 
@@ -73,6 +74,7 @@ class Run:
     eval_step: Callable  # (variables, batch) -> metrics
     train_call: Callable  # compiled: (state, totals, data, inputs, key) -> (state, totals, step)
     eval_call: Callable  # compiled: (variables, totals, data, inputs) -> totals
+    telemetry_call: Callable | None  # compiled: (state, data, inputs, key) -> statistics; none: the run takes none
 
     def init(self) -> TrainState:
         """The state before the first step, on the default device: drawn, then what `pretrained` has in its place."""
@@ -210,6 +212,8 @@ def build(
 
     steps_per_epoch = num_train / config.batch_size
     total_steps = config.num_steps or max(1, round(config.num_epochs * steps_per_epoch))
+    if config.profile.steps is not None and parse_steps(config.profile.steps)[1] > total_steps:
+        raise UserError(f"profile.steps={config.profile.steps} goes beyond the {total_steps:,} steps of the run")
     schedule = make_schedule(
         config.schedule, peak=peak_rate(config), total_steps=total_steps, steps_per_epoch=steps_per_epoch
     )
@@ -227,18 +231,21 @@ def build(
         num_classes=len(source.class_names),
         cropped_at_decode=not resident,
     )
-    step = partial(
-        train_step,
+    learning: dict[str, Any] = dict(
         model=model,
         optimizer=optimizer,
         loss=loss,
         augment=augment,
-        metrics=metrics,
         accumulate=config.optimizer.accumulate,
-        average=average,
         finetuning=finetuning,
         axis_name=parallel.axis_name,
     )
+    step = partial(train_step, **learning, metrics=metrics, average=average)
+    look = partial(telemetry_step, **learning, histograms=config.tensorboard)
+
+    def look_at_first(state, data, inputs, key):
+        return look(state, feed.fetch(data, jax.tree.map(lambda x: x[0], inputs)), key)
+
     evaluate_batch = partial(
         eval_step,
         model=model,
@@ -284,6 +291,9 @@ def build(
             remat=config.model.remat,
         ),
         eval_call=parallel.compile(eval_batch, sharded={3: 0}, donate=(1,)),
+        telemetry_call=parallel.compile(look_at_first, sharded={2: 1}, remat=config.model.remat)
+        if 0 < (config.telemetry.every_steps or 0) <= total_steps
+        else None,
     )
     return run, feed
 

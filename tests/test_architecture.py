@@ -13,14 +13,14 @@ PACKAGE = ROOT / "jaxcnn"
 
 # A module imports from strictly lower floors; within a folder sideways, in one direction.
 FLOORS = {
-    "errors": 0,
+    "errors": 0, "tensorboard": 0,
     "config": 1, "models": 1, "metrics": 1, "checkpoint": 1, "logs": 1, "stopping": 1,
     "command_line": 2, "losses": 2, "averaging": 2, "finetune": 2, "data": 2, "augment": 2, "workdir": 2,
     "step": 3, "optim": 3, "transfer": 3,
     "parallel": 4, "diagnosis": 4,
-    "feed": 5, "evaluation": 5,
+    "feed": 5, "evaluation": 5, "telemetry": 5,
     "build": 6,
-    "preview": 7, "loop": 7, "whole_run": 7, "trained": 7,
+    "preview": 7, "loop": 7, "whole_run": 7, "trained": 7, "media": 7,
     "main": 8, "probe": 8,
     "evaluate": 9,
 }  # fmt: skip
@@ -88,7 +88,9 @@ READERS = {
     "schedule": (("schedule",), ("optim",)),
     "finetune": (("finetune",), ("finetune",)),
     "checkpoint": (("config.checkpoint", "cadence"), ("loop", "main")),
-    None: (("config",), ("build", "loop", "main")),
+    "telemetry": (("config.telemetry",), ("build", "loop")),
+    "profile": (("config.profile",), ("build", "loop")),
+    None: (("config",), ("build", "loop", "main", "media")),
 }  # fmt: skip
 
 
