@@ -205,15 +205,21 @@ def confusion_image(classes: np.ndarray, predicted: np.ndarray, names: Sequence[
     return np.asarray(whole)
 
 
-def _sheet(images: Sequence[np.ndarray] | np.ndarray, names: Sequence[str] | None) -> np.ndarray:
-    """Uint8 RGB: a row an image with its name, or without names as a square."""
-    images = [image if image.shape[2] in (1, 3) else image[..., :1] for image in images]
-    if names is not None:
-        rows = [Row(name, [image]) for name, image in zip(names, images, strict=True)]
-    else:
-        side = int(np.ceil(np.sqrt(len(images))))
-        rows = [Row("", images[start : start + side]) for start in range(0, len(images), side)]
-    return np.asarray(draw(rows))
+def _sheet(images: Sequence[np.ndarray] | np.ndarray, words: Sequence[str] | None) -> np.ndarray:
+    """Uint8 RGB: the images in rows, about a square, with the words below each."""
+    tiles = [draw([Row("", [image if image.shape[2] in (1, 3) else image[..., :1]])]) for image in images]
+    font = ImageFont.load_default(12)
+    text = max((round(font.getlength(each)) for each in words or ()), default=0)
+    width, height = max(tiles[0].width, text + 12), tiles[0].height + (18 if words else 0)
+    columns = max(1, int(np.ceil(np.sqrt(len(tiles) * height / width))))
+    sheet = Image.new("RGB", (columns * width, -(-len(tiles) // columns) * height), "white")
+    pen = ImageDraw.Draw(sheet)
+    for number, tile in enumerate(tiles):
+        left, top = number % columns * width, number // columns * height
+        sheet.paste(tile, (left + (width - tile.width) // 2, top))
+        if words:
+            pen.text((left + width // 2, top + height - 9), words[number], fill="black", font=font, anchor="mm")
+    return np.asarray(sheet)
 
 
 def _rgb(image: np.ndarray) -> Image.Image:

@@ -1,0 +1,217 @@
+"""Telemetry: what it says is what one computes by hand, and the run is the same run with it and without."""
+
+import json
+import os
+import signal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxcnn.build import build
+from jaxcnn.errors import Preempted
+from jaxcnn.logs import RunLog
+from jaxcnn.models.features import FEATURES
+from jaxcnn.step import augment_keys
+from jaxcnn.telemetry import NUM_BINS, count, edges, histograms, row
+from tests.runs import arrays, assert_same_arrays, small_config, train
+
+
+def told(folder):
+    def no_constant(name):
+        raise AssertionError(f"{name} is not JSON")
+
+    lines = (folder / "telemetry.jsonl").read_text().splitlines()
+    return [json.loads(line, parse_constant=no_constant) for line in lines]
+
+
+def take(config, step=0):
+    """Host statistics of the step that comes after the initial state."""
+    run, feed = build(config)
+    p = run.parallel
+    found = run.telemetry_call(
+        p.replicate(run.init()), feed.data(), feed.inputs(step, 1), p.replicate(jax.random.key(config.seed))
+    )
+    return run, feed, p.unreplicate(found)
+
+
+def counted(x):
+    """The bins of values, found among the edges one by one."""
+    x = np.asarray(x, np.float64).ravel()
+    x = x[np.isfinite(x)]
+    ends = edges()
+    place = np.where(x > 0, np.searchsorted(ends, x, side="right"), np.searchsorted(ends, x, side="left"))
+    place[np.abs(x) < ends[NUM_BINS // 2]] = NUM_BINS // 2
+    return np.bincount(np.clip(place, 0, NUM_BINS - 1), minlength=NUM_BINS)
+
+
+def test_bins():
+    ends = edges()
+    assert len(ends) == NUM_BINS
+    assert (np.diff(ends) > 0).all()
+    assert ends[NUM_BINS // 2] == 2.0**-40
+    assert ends[-1] == 2.0**16
+    generator = np.random.default_rng(0)
+    spread = generator.normal(size=4000) * 10.0 ** generator.uniform(-14, 6, 4000)
+    exact = [0.0, -0.0, 1.0, -1.0, 1.25, -1.75, 2.0**-40, -(2.0**-40), 2.0**-41, 1e30, -1e30, 1e-45]
+    x = np.concatenate([spread, exact, [np.nan, np.inf, -np.inf]]).astype(np.float32)
+    found = np.asarray(jax.jit(count)(x))
+    np.testing.assert_array_equal(found, counted(x))
+    assert found.sum() == np.isfinite(x).sum()
+    assert found[-1] >= 1  # what is too large is in the last bin
+    assert np.asarray(count(jnp.asarray([0.3], jnp.bfloat16))).sum() == 1
+
+
+@pytest.fixture(scope="module")
+def by_hand():
+    """A step's statistics, and its gradients and features by plain jax.grad."""
+    config = small_config(
+        tensorboard=True, model__dropout_rate=0.0, telemetry__every_steps=1, optimizer__clip_norm=0.01, num_devices=1
+    )
+    run, feed, found = take(config)
+    state, batch = run.init(), feed.batch(0)
+    keys = augment_keys(jax.random.key(config.seed), 0, jnp.arange(config.batch_size))
+    images, labels = run.augment(keys, batch["image"], batch["label"], None)
+
+    def loss(params):
+        variables = {"params": params, "batch_stats": state.batch_stats}
+        logits, shown = run.model.apply(variables, images, train=True, mutable=["batch_stats", FEATURES])
+        chosen = jax.nn.log_softmax(logits)[jnp.arange(len(labels)), labels]
+        return -chosen.mean(), shown[FEATURES]
+
+    grads, features = jax.jit(jax.grad(loss, has_aux=True))(state.params)
+    return run, found, *jax.device_get((state.params, grads, features))
+
+
+def test_norms_are_those_of_plain_gradients(by_hand):
+    run, found, params, grads, _ = by_hand
+    names = ["conv1", "conv2", "head", "norm1", "norm2"]
+    norm = lambda tree: np.sqrt(sum(np.square(leaf).sum() for leaf in jax.tree.leaves(tree)))
+    said = row(names, found)
+    assert said["gradient_norm"] == pytest.approx(norm(grads), rel=1e-4)
+    assert list(said["layers"]) == names
+    # The first step of Nesterov momentum 0.9, of a gradient that is clipped to 0.01.
+    scale = 1.9 * float(run.schedule(0)) * 0.01 / norm(grads)
+    for name, values in said["layers"].items():
+        assert values["weight_norm"] == pytest.approx(norm(params[name]), rel=1e-4)
+        assert values["gradient_norm"] == pytest.approx(norm(grads[name]), rel=1e-3)
+        assert values["update_ratio"] == pytest.approx(scale * norm(grads[name]) / norm(params[name]), rel=1e-3)
+    assert "not_finite" not in said
+
+
+def test_activations_and_histograms_are_those_of_plain_features(by_hand):
+    _, found, params, grads, features = by_hand
+    assert set(found["activations"]) == {"stage1", "stage2", "pooled"}
+    for tap, x in features.items():
+        values = found["activations"][tap]
+        assert values["mean"] == pytest.approx(x.mean(), rel=1e-4)
+        assert values["std"] == pytest.approx(x.std(), rel=1e-4)
+        assert values["dead"] == pytest.approx(np.mean(x.reshape(-1, x.shape[-1]).max(axis=0) <= 0), abs=1e-6)
+        assert np.abs(values["counts"] - counted(x)).sum() <= 0.002 * x.size
+    assert found["activations"]["pooled"]["dead"] > 0  # there is something to see
+    for number, name in enumerate(("conv1", "conv2", "head")):
+        np.testing.assert_array_equal(found["weights"][number], counted(params[name]["kernel"]))
+        size = grads[name]["kernel"].size
+        assert np.abs(found["gradients"][number] - counted(grads[name]["kernel"])).sum() <= max(4, 0.01 * size)
+    shown = histograms(["conv1/kernel", "conv2/kernel", "head/kernel"], found)
+    assert set(shown) == {
+        *(f"{what}/{name}/kernel" for what in ("weights", "gradients") for name in ("conv1", "conv2", "head")),
+        *(f"activations/{tap}" for tap in features),
+        "update_ratio_log10",
+    }
+    for ends, _ in shown.values():
+        assert (np.diff(ends) > 0).all()
+        assert len(ends) < 150
+    assert shown["weights/conv1/kernel"][1].sum() == params["conv1"]["kernel"].size
+    assert shown["update_ratio_log10"][1].sum() == 5
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_one_device_and_eight_say_the_same(accumulate):
+    config = dict(tensorboard=True, model__dropout_rate=0.0, telemetry__every_steps=1, optimizer__accumulate=accumulate)
+    _, _, one = take(small_config(num_devices=1, **config))
+    _, _, eight = take(small_config(num_devices=8, parallel="pmap" if accumulate == 2 else "jit", **config))
+    for name in ("gradient_norm", "norms"):
+        np.testing.assert_allclose(eight[name], one[name], rtol=1e-4)
+    for tap, values in one["activations"].items():
+        for name in ("mean", "std", "dead"):
+            np.testing.assert_allclose(eight["activations"][tap][name], values[name], rtol=1e-4)
+        counts = values["counts"]
+        assert counts.sum() == eight["activations"][tap]["counts"].sum()
+        assert np.abs(counts - eight["activations"][tap]["counts"]).sum() <= 0.002 * counts.sum()
+    np.testing.assert_array_equal(eight["weights"], one["weights"])
+
+
+def test_what_is_frozen_does_not_move():
+    config = small_config(telemetry__every_steps=1, finetune__frozen=("conv1",), model__dropout_rate=0.0)
+    _, _, found = take(config)
+    said = row(["conv1", "conv2", "head", "norm1", "norm2"], found)["layers"]
+    assert said["conv1"]["weight_norm"] > 0
+    assert said["conv1"]["gradient_norm"] == said["conv1"]["update_ratio"] == 0
+    assert said["head"]["update_ratio"] > 0
+    assert "weights" not in found  # without TensorBoard no histograms are made
+
+
+def test_what_is_not_finite_is_named():
+    found = {
+        "gradient_norm": np.float32(np.inf),
+        "norms": np.array([[1.0, 0.0], [np.nan, 2.0], [0.5, 0.1]], np.float32),
+        "activations": {"stage1": {"mean": np.float32(np.nan), "std": np.float32(1), "dead": np.float32(0)}},
+    }
+    said = row(["conv1", "token"], found)
+    assert said["layers"] == {
+        "conv1": {"weight_norm": 1.0, "gradient_norm": None, "update_ratio": 0.5},
+        "token": {"weight_norm": 0.0, "gradient_norm": 2.0, "update_ratio": None},
+    }
+    assert said["not_finite"] == ["gradient_norm", "conv1: gradient_norm", "stage1: mean"]
+    assert json.loads(json.dumps(said, allow_nan=False)) == said
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """A run of eight steps, with a row every other step."""
+    folder = tmp_path_factory.mktemp("whole")
+    train(small_config(telemetry__every_steps=2), folder)
+    return folder
+
+
+def test_the_run_is_the_same_with_it_and_without(tmp_path, whole):
+    config = small_config()
+    train(config, tmp_path)
+    assert not (tmp_path / "telemetry.jsonl").exists()  # fewer steps than the default cadence
+    assert (tmp_path / "metrics.jsonl").read_bytes() == (whole / "metrics.jsonl").read_bytes()
+    assert_same_arrays(arrays(tmp_path, config), arrays(whole, config))
+    assert [each["step"] for each in told(whole)] == [2, 4, 6, 8]
+
+
+def test_killed_and_resumed_writes_the_same_rows(tmp_path, whole, monkeypatch):
+    config = small_config(telemetry__every_steps=2)
+    original = RunLog.interval
+
+    def interval(self, at, *arguments):
+        original(self, at, *arguments)
+        if at == 3:
+            monkeypatch.setattr(RunLog, "interval", original)
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(RunLog, "interval", interval)
+    with pytest.raises(Preempted):
+        train(config, tmp_path)
+    assert 1 <= len(told(tmp_path)) < 4
+    with (tmp_path / "telemetry.jsonl").open("a") as file:
+        file.write('{"step": 8, "gradient_norm": 1}\n{"step": 9, "gr')  # of a process that was killed without warning
+    train(config, tmp_path)
+    assert (tmp_path / "telemetry.jsonl").read_bytes() == (whole / "telemetry.jsonl").read_bytes()
+
+
+def test_streaming_and_several_steps_a_call(tmp_path, whole):
+    """Streamed the same rows; with three steps a call the first step of each call that has a multiple in it."""
+    train(small_config(telemetry__every_steps=2, data__resident=False, data__num_workers=0), tmp_path / "streamed")
+    for a, b in zip(told(tmp_path / "streamed"), told(whole), strict=True):
+        assert a["step"] == b["step"]
+        assert a["gradient_norm"] == pytest.approx(b["gradient_norm"], rel=1e-3)
+        assert a["layers"]["conv2"] == pytest.approx(b["layers"]["conv2"], rel=1e-3)
+    train(small_config(telemetry__every_steps=5, steps_per_call=3, num_steps=6), tmp_path / "calls")
+    assert [each["step"] for each in told(tmp_path / "calls")] == [4]
+    assert told(tmp_path / "calls")[0]["gradient_norm"] == pytest.approx(told(whole)[1]["gradient_norm"], rel=1e-3)
