@@ -241,7 +241,7 @@ def build(
         axis_name=parallel.axis_name,
     )
     step = partial(train_step, **learning, metrics=metrics, average=average)
-    look = partial(telemetry_step, **learning, histograms=config.tensorboard)
+    look: Callable = partial(telemetry_step, **learning, histograms=config.tensorboard)
 
     def look_at_first(state, data, inputs, key):
         return look(state, feed.fetch(data, jax.tree.map(lambda x: x[0], inputs)), key)

@@ -116,7 +116,8 @@ def training_inputs(run: Run, feed: Feed, *, count: int) -> tuple[np.ndarray, np
     key, size = jax.random.key(run.config.seed), run.config.batch_size
     keys = augment_keys(key, 0, jnp.arange(size))
     images, labels = jax.jit(run.augment)(keys, batch["image"], batch["label"], mirrored(key, batch))
-    pixels = (np.asarray(images[:count], np.float32) * np.float32(run.std) + np.float32(run.mean)) * 255
+    mean, std = np.array(run.mean, np.float32), np.array(run.std, np.float32)
+    pixels = (np.asarray(images[:count], np.float32) * std + mean) * 255
     return np.clip(np.round(pixels), 0, 255).astype(np.uint8), np.asarray(labels[:count])
 
 

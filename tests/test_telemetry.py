@@ -35,10 +35,9 @@ def told(folder):
 def take(config, step=0):
     """Host statistics of the step that comes after the initial state."""
     run, feed = build(config)
-    p = run.parallel
-    found = run.telemetry_call(
-        p.replicate(run.init()), feed.data(), feed.inputs(step, 1), p.replicate(jax.random.key(config.seed))
-    )
+    p, call = run.parallel, run.telemetry_call
+    assert call is not None
+    found = call(p.replicate(run.init()), feed.data(), feed.inputs(step, 1), p.replicate(jax.random.key(config.seed)))
     return run, feed, p.unreplicate(found)
 
 
@@ -177,10 +176,14 @@ def test_streamed_and_frozen(by_hand):
 )
 def test_the_cadence(every, num_steps, rows):
     """A row is of the first step of a call that has a multiple in it."""
-    called = []
-    telemetry = Telemetry(
-        lambda state, *_: called.append(state + 1) or {}, every, params={}, parallel=None, log=None
-    )  # fmt: skip
+    called: list[int] = []
+
+    def call(step, *_):
+        called.append(step + 1)
+        return {}
+
+    nothing: Any = None
+    telemetry = Telemetry(call, every, params={}, parallel=nothing, log=nothing)
     for step in range(0, 8, num_steps):
         telemetry.observe(step, min(num_steps, 8 - step), step, None, None, None)
     assert called == rows

@@ -14,6 +14,7 @@ import pytest
 
 from jaxcnn.build import build
 from jaxcnn.errors import UserError
+from jaxcnn.feed import ResidentFeed
 from jaxcnn.media import confusion_image, first_filters, predictions, training_inputs
 from jaxcnn.models import MODELS
 from jaxcnn.models.graph import module_graph
@@ -180,7 +181,7 @@ def test_media_and_profiles_need_tensorboard():
 
 
 def test_a_profile_that_is_past_says_so(tmp_path):
-    lines = []
+    lines: list[str] = []
     board = TensorBoard(tmp_path, 30)
     with profiling((10, 20), board, 30, lines.append) as profile:
         profile.before(30, 1)
@@ -197,7 +198,7 @@ def test_a_graph_is_whole(name):
     variables = jax.eval_shape(init, jax.random.key(0))
     nodes = module_graph(model, variables, (32, 32, 3))
     assert sum(node.num_params for node in nodes) == sum(x.size for x in jax.tree.leaves(variables["params"]))
-    seen = set()
+    seen: set[str] = set()
     for node in nodes:
         assert node.name not in seen
         assert set(node.inputs) <= seen
@@ -216,6 +217,7 @@ def test_a_graph_is_whole(name):
 def test_what_is_shown_is_what_the_model_sees_and_says(whole):
     config = small_config(**CONFIG, num_devices=1)
     run, feed = build(config)
+    assert isinstance(feed, ResidentFeed)
     images, labels = training_inputs(run, feed, count=5)
     batch = feed.batch(0)
     np.testing.assert_array_equal(images, batch["image"][:5])  # this run augments nothing
