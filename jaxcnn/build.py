@@ -43,6 +43,8 @@ from jaxcnn.transfer.pretrained import Pretrained, fit, read
 RESIDENT_BYTES = 2 * 2**30  # a decoded set up to this size lives on the device
 IMAGENET_STEM_PIXELS = 64  # from this size on a stem that shrinks the image pays
 FIRST_EXAMPLES = 5000  # training images that a model's from_data is handed
+TELEMETRY_ROWS, TELEMETRY_STEPS = 100, 200  # by default so many rows a run, and at least so many steps between two
+TELEMETRY_FROM_STEPS = 1000  # shorter runs have none by default: compiling it would be half of what they take
 MAX_STEPS_PER_CALL = 32  # on accelerators; each call then costs the host 1/32 of a dispatch a step
 
 
@@ -74,7 +76,8 @@ class Run:
     eval_step: Callable  # (variables, batch) -> metrics
     train_call: Callable  # compiled: (state, totals, data, inputs, key) -> (state, totals, step)
     eval_call: Callable  # compiled: (variables, totals, data, inputs) -> totals
-    telemetry_call: Callable | None  # compiled: (state, data, inputs, key) -> statistics; none: the run takes none
+    telemetry_call: Callable  # compiled: (state, data, inputs, key) -> statistics
+    telemetry_every_steps: int  # 0: never
 
     def init(self) -> TrainState:
         """The state before the first step, on the default device: drawn, then what `pretrained` has in its place."""
@@ -291,9 +294,8 @@ def build(
             remat=config.model.remat,
         ),
         eval_call=parallel.compile(eval_batch, sharded={3: 0}, donate=(1,)),
-        telemetry_call=parallel.compile(look_at_first, sharded={2: 1}, remat=config.model.remat)
-        if 0 < (config.telemetry.every_steps or 0) <= total_steps
-        else None,
+        telemetry_call=parallel.compile(look_at_first, sharded={2: 1}, remat=config.model.remat),
+        telemetry_every_steps=_telemetry_every_steps(config, total_steps),
     )
     return run, feed
 
@@ -477,6 +479,13 @@ def _resident(config: Config, source: Source) -> bool:
     if config.data.resident is not None:
         return config.data.resident
     return data_lib.resident_bytes(source) <= RESIDENT_BYTES and not config.augment.random_resized_crop
+
+
+def _telemetry_every_steps(config: Config, total_steps: int) -> int:
+    """0 for never. A row costs about two steps: at most a hundredth of a run's time by default."""
+    if config.telemetry.every_steps is not None:
+        return config.telemetry.every_steps
+    return max(TELEMETRY_STEPS, total_steps // TELEMETRY_ROWS) if total_steps >= TELEMETRY_FROM_STEPS else 0
 
 
 def _steps_per_call(config: Config, parallel: Parallel, resident: bool, steps_per_epoch: float) -> int:

@@ -72,7 +72,7 @@ def train(
     interval = _Interval(run, feed, log)
     telemetry = Telemetry(
         run.telemetry_call,
-        config.telemetry.every_steps,
+        run.telemetry_every_steps,
         params=run.abstract_state().params,
         parallel=parallel,
         log=log,

@@ -144,26 +144,26 @@ class Telemetry:
 
     def __init__(
         self,
-        call: Callable[..., Any] | None,
-        every_steps: int | None,
+        call: Callable[..., Any],
+        every_steps: int,
         *,
         params: Any,
         parallel: Parallel,
         log: RunLog,
         compiling: Callable[[], AbstractContextManager[Any]] = nullcontext,
     ):
-        """`call` is compiled: (state, data, inputs, key) -> statistics; none: nothing is taken.
+        """`call` is compiled: (state, data, inputs, key) -> statistics; every 0 steps is never.
 
         `params` may be abstract. The first call, which compiles, is made within `compiling()`.
         """
-        self._call, self._every_steps, self._parallel, self._log = call, every_steps or 0, parallel, log
+        self._call, self._every_steps, self._parallel, self._log = call, every_steps, parallel, log
         self._compiling: Callable[[], AbstractContextManager[Any]] = compiling
         self._layers, self._kernels = list(layers(params)), list(kernels(params))
         self._pending: deque[tuple[int, Any]] = deque()
 
     def observe(self, step: int, num_steps: int, state: Any, data: Any, inputs: Any, key: Any) -> None:
         """Before a call of `num_steps` steps from `step` on: takes it, where a multiple of the cadence lies in it."""
-        if self._call is None or (step + num_steps) // self._every_steps == step // self._every_steps:
+        if not self._every_steps or (step + num_steps) // self._every_steps == step // self._every_steps:
             return
         with self._compiling():
             self._pending.append((step + 1, self._call(state, data, inputs, key)))
@@ -219,7 +219,7 @@ def histograms(names: Sequence[str], found: dict[str, Any]) -> dict[str, tuple[n
             ratios = np.log10(update / weight)
         ratios = ratios[np.isfinite(ratios)]
         if len(ratios):
-            number, at = np.histogram(ratios, bins=np.arange(-8, 2.25, 0.25))
+            number, at = np.histogram(ratios.clip(-8, 2), bins=np.arange(-8, 2.25, 0.25))
             shown["update_ratio_log10"] = _without_empty(at[1:], number)
     return shown
 

@@ -88,7 +88,7 @@ READERS = {
     "schedule": (("schedule",), ("optim",)),
     "finetune": (("finetune",), ("finetune",)),
     "checkpoint": (("config.checkpoint", "cadence"), ("loop", "main")),
-    "telemetry": (("config.telemetry",), ("build", "loop")),
+    "telemetry": (("config.telemetry",), ("build",)),
     "profile": (("config.profile",), ("build", "loop")),
     None: (("config",), ("build", "loop", "main", "media")),
 }  # fmt: skip

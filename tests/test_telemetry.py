@@ -36,7 +36,6 @@ def take(config, step=0):
     """Host statistics of the step that comes after the initial state."""
     run, feed = build(config)
     p, call = run.parallel, run.telemetry_call
-    assert call is not None
     found = call(p.replicate(run.init()), feed.data(), feed.inputs(step, 1), p.replicate(jax.random.key(config.seed)))
     return run, feed, p.unreplicate(found)
 
@@ -129,6 +128,23 @@ def test_activations_and_histograms_are_those_of_plain_features(by_hand):
     assert shown["update_ratio_log10"][1].sum() == 5
 
 
+@pytest.mark.parametrize(
+    ("given", "num_steps", "every"), [(None, 999, 0), (None, 1000, 200), (None, 50_000, 500), (0, 5000, 0), (7, 5, 7)]
+)
+def test_the_default_goes_with_the_run(given, num_steps, every):
+    run, feed = build(small_config(telemetry__every_steps=given, num_steps=num_steps))
+    feed.close()
+    assert run.telemetry_every_steps == every
+
+
+def test_histograms_of_a_rate_of_nothing():
+    """At a schedule's end updates are tiny, or none."""
+    norms = np.array([[1.0, 1.0], [1.0, 1.0], [1e-20, 0.0]], np.float32)
+    found = {"norms": norms, "weights": np.eye(NUM_BINS, dtype=np.float32)[:1], "activations": {}}
+    ends, counts = histograms(["kernel"], found)["update_ratio_log10"]
+    assert (ends.tolist(), counts.tolist()) == ([-7.75], [1])
+
+
 def assert_same_statistics(found, expected):
     for name in ("gradient_norm", "norms"):
         np.testing.assert_allclose(found[name], expected[name], rtol=1e-4)
@@ -172,7 +188,8 @@ def test_streamed_and_frozen(by_hand):
 
 
 @pytest.mark.parametrize(
-    ("every", "num_steps", "rows"), [(2, 1, [2, 4, 6, 8]), (3, 2, [3, 5]), (4, 3, [4, 7]), (1, 4, [1, 5]), (9, 1, [])]
+    ("every", "num_steps", "rows"),
+    [(2, 1, [2, 4, 6, 8]), (3, 2, [3, 5]), (4, 3, [4, 7]), (1, 4, [1, 5]), (9, 1, []), (0, 1, [])],
 )
 def test_the_cadence(every, num_steps, rows):
     """A row is of the first step of a call that has a multiple in it."""
@@ -215,7 +232,7 @@ def whole(tmp_path_factory):
 def test_the_run_is_the_same_with_it_and_without(tmp_path, whole):
     config = small_config()
     train(config, tmp_path)
-    assert not (tmp_path / "telemetry.jsonl").exists()  # fewer steps than the default cadence
+    assert not (tmp_path / "telemetry.jsonl").exists()  # too short a run for the default cadence
     assert (tmp_path / "metrics.jsonl").read_bytes() == (whole / "metrics.jsonl").read_bytes()
     assert_same_arrays(arrays(tmp_path, config), arrays(whole, config))
     assert [each["step"] for each in told(whole)] == [2, 4, 6, 8]
