@@ -193,7 +193,7 @@ def row(names: Sequence[str], found: dict[str, Any]) -> dict[str, Any]:
         return None
 
     told: dict[str, Any] = {"gradient_norm": number("gradient_norm", found["gradient_norm"]), "layers": {}}
-    for name, (weight, gradient, update) in zip(names, found["norms"].T, strict=True):
+    for name, (weight, gradient, update) in zip(names, found["norms"].T.tolist(), strict=True):
         told["layers"][name] = {
             "weight_norm": number(f"{name}: weight_norm", weight),
             "gradient_norm": number(f"{name}: gradient_norm", gradient),
