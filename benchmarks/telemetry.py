@@ -22,6 +22,8 @@ def main() -> None:
     parser.add_argument("--every", type=int, default=20, help="steps between two rows: few, so that they are seen")
     parser.add_argument("--cases", default=",".join(CASES), help="some of these (default: all)")
     options = parser.parse_args()
+    if unknown := set(options.cases.split(",")) - set(CASES):
+        parser.error(f"--cases: {sorted(unknown)} are not known; there are {', '.join(CASES)}")
     set_up(options)
     from absl import flags
 
