@@ -482,7 +482,7 @@ def _resident(config: Config, source: Source) -> bool:
 
 
 def _telemetry_every_steps(config: Config, total_steps: int) -> int:
-    """0 for never. A row costs about two steps: at most a hundredth of a run's time by default."""
+    """0 for never. A row costs about two steps: by default a hundredth of the time, at most."""
     if config.telemetry.every_steps is not None:
         return config.telemetry.every_steps
     return max(TELEMETRY_STEPS, total_steps // TELEMETRY_ROWS) if total_steps >= TELEMETRY_FROM_STEPS else 0
