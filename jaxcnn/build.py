@@ -21,7 +21,7 @@ import optax
 from jaxcnn import data as data_lib
 from jaxcnn.augment import Augment, check_augment, make_augment, make_normalise
 from jaxcnn.averaging import Average, make_average
-from jaxcnn.config import Config, FinetuneConfig
+from jaxcnn.config import Config, FinetuneConfig, parse_steps
 from jaxcnn.data import Source
 from jaxcnn.errors import UserError
 from jaxcnn.feed import Feed, Progress, ResidentFeed, StreamingFeed
@@ -33,11 +33,14 @@ from jaxcnn.models.norm import BatchNorm
 from jaxcnn.optim import make_optimizer, make_schedule
 from jaxcnn.parallel import Parallel, make_parallel
 from jaxcnn.step import TrainState, eval_step, init_state, train_step, train_steps
+from jaxcnn.telemetry import telemetry_step
 from jaxcnn.transfer.finding import find
 from jaxcnn.transfer.pretrained import Pretrained, fit, read
 
 RESIDENT_BYTES = 2 * 2**30  # a decoded set up to this size lives on the device
 FIRST_EXAMPLES = 5000  # training images that a model's from_data is handed
+TELEMETRY_ROWS, TELEMETRY_STEPS = 100, 200  # by default so many rows a run, and at least so many steps between two
+TELEMETRY_FROM_STEPS = 1000  # shorter runs have none by default: compiling it would be half of what they take
 MAX_STEPS_PER_CALL = 32  # on accelerators; each call then costs the host 1/32 of a dispatch a step
 
 
@@ -69,6 +72,8 @@ class Run:
     eval_step: Callable  # (variables, batch) -> metrics
     train_call: Callable  # compiled: (state, totals, data, inputs, key) -> (state, totals, step)
     eval_call: Callable  # compiled: (variables, totals, data, inputs) -> totals
+    telemetry_call: Callable  # compiled: (state, data, inputs, key) -> statistics
+    telemetry_every_steps: int  # 0: never
 
     def init(self) -> TrainState:
         """The state before the first step, on the default device: drawn, then what `pretrained` has in its place."""
@@ -215,6 +220,8 @@ def build(
 
     steps_per_epoch = num_train / config.batch_size
     total_steps = config.num_steps or max(1, round(config.num_epochs * steps_per_epoch))
+    if config.profile.steps is not None and parse_steps(config.profile.steps)[1] > total_steps:
+        raise UserError(f"profile.steps={config.profile.steps} goes beyond the {total_steps:,} steps of the run")
     schedule = make_schedule(
         config.schedule, peak=peak_rate(config), total_steps=total_steps, steps_per_epoch=steps_per_epoch
     )
@@ -232,18 +239,21 @@ def build(
         num_classes=len(source.class_names),
         cropped_at_decode=not resident,
     )
-    step = partial(
-        train_step,
+    learning: dict[str, Any] = dict(
         model=model,
         optimizer=optimizer,
         loss=loss,
         augment=augment,
-        metrics=metrics,
         accumulate=config.optimizer.accumulate,
-        average=average,
         finetuning=finetuning,
         axis_name=parallel.axis_name,
     )
+    step = partial(train_step, **learning, metrics=metrics, average=average)
+    look: Callable = partial(telemetry_step, **learning, histograms=config.tensorboard)
+
+    def look_at_first(state, data, inputs, key):
+        return look(state, feed.fetch(data, jax.tree.map(lambda x: x[0], inputs)), key)
+
     evaluate_batch = partial(
         eval_step,
         model=model,
@@ -289,6 +299,8 @@ def build(
             remat=config.model.remat,
         ),
         eval_call=parallel.compile(eval_batch, sharded={3: 0}, donate=(1,)),
+        telemetry_call=parallel.compile(look_at_first, sharded={2: 1}, remat=config.model.remat),
+        telemetry_every_steps=_telemetry_every_steps(config, total_steps),
     )
     return run, feed
 
@@ -397,6 +409,13 @@ def is_resident(config: Config, source: Source) -> bool:
     if config.data.resident is not None:
         return config.data.resident
     return data_lib.resident_bytes(source) <= RESIDENT_BYTES and not config.augment.random_resized_crop
+
+
+def _telemetry_every_steps(config: Config, total_steps: int) -> int:
+    """0 for never. A row costs about two steps: by default a hundredth of the time, at most."""
+    if config.telemetry.every_steps is not None:
+        return config.telemetry.every_steps
+    return max(TELEMETRY_STEPS, total_steps // TELEMETRY_ROWS) if total_steps >= TELEMETRY_FROM_STEPS else 0
 
 
 def _steps_per_call(config: Config, parallel: Parallel, resident: bool, steps_per_epoch: float) -> int:

@@ -26,6 +26,8 @@ from jaxcnn.config import (
     validate,
 )
 from jaxcnn.logs import RunLog
+from jaxcnn.media import Media
+from jaxcnn.models.features import tap
 from jaxcnn.models.norm import BatchNorm
 
 
@@ -44,7 +46,10 @@ class TinyNet(nn.Module):
             x = nn.Conv(features, (3, 3), strides=2, use_bias=False, dtype=self.dtype, name=f"conv{number}")(x)
             x = self.norm(use_running_average=not train, dtype=self.dtype, name=f"norm{number}")(x)
             x = nn.relu(x)
-        x = nn.Dropout(self.dropout_rate, deterministic=not train)(x.reshape(len(x), -1))
+            tap(self, f"stage{number}", x)
+        x = x.reshape(len(x), -1)
+        tap(self, "pooled", x)
+        x = nn.Dropout(self.dropout_rate, deterministic=not train)(x)
         return nn.Dense(self.num_classes, dtype=self.dtype, name="head")(x).astype(jnp.float32)
 
 
@@ -90,7 +95,8 @@ def train(config: Config, folder: Path, *, report: Any = None) -> dict[str, Any]
         report=report or (lambda line: None),
     )
     with contextlib.closing(feed), contextlib.closing(checkpoints), contextlib.closing(log):
-        return loop.train(run, feed, log, checkpoints)
+        media = Media(run, feed, log)
+        return loop.train(run, feed, log, checkpoints, begin=media.begin, end=media.end)
 
 
 def begin(config: Config, folder: Path) -> None:
