@@ -163,7 +163,7 @@ def _not_examined(facts: Facts) -> Iterator[Finding]:
         yield missing(
             "gradients, dead channels, sizes of updates",
             "there is no telemetry.jsonl",
-            "train with telemetry in a new --workdir",
+            "--config.telemetry.every_steps=100",
         )
     if facts.predictions is None:
         yield missing(
