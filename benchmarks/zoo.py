@@ -24,14 +24,14 @@ MARKER = "<!-- benchmarks.zoo -->"
 
 
 def case_of(name: str) -> Case:
-    """At the published image size; a batch of 128 small images or 16 large ones."""
+    """At the published image size; a batch of 128 small images or 8 large ones."""
     from jaxcnn.models.published import PUBLISHED
 
     size = PUBLISHED[name].image_size
     large = size > 32
     shape = (size, size, 1 if size == 28 else 3)
     return Case(
-        name, shape, 16 if large else 128, 128 if large else 1024, num_classes=1000 if large else 10,
+        name, shape, 8 if large else 128, 128 if large else 1024, num_classes=1000 if large else 10,
         stem="imagenet" if large else "small",
     )  # fmt: skip
 

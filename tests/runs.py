@@ -46,9 +46,8 @@ class TinyNet(nn.Module):
             x = nn.Conv(features, (3, 3), strides=2, use_bias=False, dtype=self.dtype, name=f"conv{number}")(x)
             x = self.norm(use_running_average=not train, dtype=self.dtype, name=f"norm{number}")(x)
             x = nn.relu(x)
-            tap(self, f"stage{number}", x)
-        x = x.reshape(len(x), -1)
-        tap(self, "pooled", x)
+            x = tap(self, f"stage{number}", x)
+        x = tap(self, "pooled", x.reshape(len(x), -1))
         x = nn.Dropout(self.dropout_rate, deterministic=not train)(x)
         return nn.Dense(self.num_classes, dtype=self.dtype, name="head")(x).astype(jnp.float32)
 

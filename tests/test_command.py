@@ -170,12 +170,21 @@ def test_evaluate_needs_the_folder_alone(tmp_path, whole):
     subprocess.run(["cp", "-r", whole[0], folder], check=True)
     summary = json.loads((whole[0] / "summary.json").read_text())
     for split, devices in (("test", 1), ("validation", 8)):
-        code, output, errors = run(f"--workdir={folder}", f"--split={split}", module="evaluate", devices=devices)
+        code, output, errors = run(
+            f"--workdir={folder}",
+            f"--split={split}",
+            "--resamples=0",
+            "--nocalibrate",
+            module="evaluate",
+            devices=devices,
+        )
         assert (code, errors) == (0, "")
         found = json.loads(output.splitlines()[-1])
         for name, value in summary["splits"][split].items():
             assert found[name] == pytest.approx(value, rel=1e-5)
-    code, output, _ = run(f"--workdir={folder}", "--split=train", "--step=last", module="evaluate")
+    code, output, _ = run(
+        f"--workdir={folder}", "--split=train", "--step=last", "--resamples=0", "--nocalibrate", module="evaluate"
+    )
     assert json.loads(output.splitlines()[-1])["num_examples"] == 1293
 
 
@@ -361,7 +370,9 @@ def test_evaluate_finds_data_that_have_moved(tmp_path):
     code, _, errors = run(f"--workdir={tmp_path / 'run'}", module="evaluate")
     assert code == 2
     assert "is not prepared" in errors
-    code, output, _ = run(f"--workdir={tmp_path / 'run'}", f"--data_dir={tmp_path / 'there'}", module="evaluate")
+    code, output, _ = run(
+        f"--workdir={tmp_path / 'run'}", f"--data_dir={tmp_path / 'there'}", "--nocalibrate", module="evaluate"
+    )
     assert code == 0
     assert json.loads(output.splitlines()[-1])["num_examples"] == 20
 

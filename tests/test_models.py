@@ -486,7 +486,7 @@ def test_bottlenecks_have_their_stride_on_the_3x3_convolution() -> None:
 @pytest.mark.parametrize(
     ("name", "keywords"),
     [
-        ("resnet20", {"num_blocks": 2}),
+        pytest.param("resnet20", {"num_blocks": 2}, marks=pytest.mark.slow),
         ("resnet50", {"stem": "small", "stage_sizes": (2,)}),
         pytest.param("densenet_bc_100_12", {"stage_sizes": (4,)}, marks=pytest.mark.slow),
     ],

@@ -79,7 +79,7 @@ def test_predicts_what_evaluation_measured(trained):
     assert not np.array_equal(last.predict(images[:3]), probabilities[:3])
     assert repr(last) == f"TrainedModel(tiny of {folder}, step 2; 8x8x1 -> 10: 0, 1, 2, …)"
     with pytest.raises(UserError, match="tiny has no such features"):
-        last.features(images[:3])
+        last.features(images[:3], layer="stage7")
 
 
 @pytest.mark.parametrize("resident", [True, False])
@@ -231,8 +231,6 @@ def test_says_what_is_no_image(of_files, trained, tmp_path):
             model.predict(images)
     with pytest.raises(UserError, match="eval_tta is 'flap'"):
         model.predict(np.zeros((9, 9, 3), np.uint8), tta="flap")
-    with pytest.raises(UserError, match="TinyNet shows no map"):
-        jaxcnn.load(trained[1]).explain(np.zeros((9, 9), np.uint8))
     with pytest.raises(UserError, match=r"checkpoints of steps 2, .*or best, last"):
         jaxcnn.load(str(trained[1]), step="3")
     with pytest.raises(UserError, match="holds no run"):
