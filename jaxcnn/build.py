@@ -175,7 +175,7 @@ def build(
     model_class = _model_class(config.model)
     source = _open_source(config, progress, kept_splits, stand_in=stand_in)
     num_train = len(source.splits["train"])
-    resident = _resident(config, source)
+    resident = is_resident(config, source)
     model = make_model(
         config.model,
         model_class,
@@ -463,7 +463,8 @@ def params_in_order(model: nn.Module, image_shape: tuple[int, int, int]) -> dict
     return {name: params[name] for name in names}
 
 
-def _resident(config: Config, source: Source) -> bool:
+def is_resident(config: Config, source: Source) -> bool:
+    """Whether the set lives on the devices, decoded."""
     if config.data.resident is not None:
         return config.data.resident
     return data_lib.resident_bytes(source) <= RESIDENT_BYTES and not config.augment.random_resized_crop

@@ -217,7 +217,7 @@ class Config:
     seed: int = field(default=0, metadata=_range(0, 2**31 - 1))
     batch_size: int = field(default=128, metadata=_range(1))  # global, over all devices
     eval_batch_size: int | None = field(default=None, metadata=_range(1))  # none: batch_size; rounded up to devices
-    eval_tta: str = field(default="none", metadata=_among("none", "flip", "flip_translate"))  # views averaged over
+    eval_tta: str = field(default="none", metadata=_among("none", "flip", "flip_translate", "shifts"))  # views averaged
     num_epochs: float = field(default=10.0, metadata=_range(above=0))
     num_steps: int | None = field(default=None, metadata=_range(1))  # given: instead of num_epochs
     eval_every_epochs: float = field(default=1.0, metadata=_range(above=0))

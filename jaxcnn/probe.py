@@ -13,6 +13,7 @@ import numpy as np
 from jaxcnn.augment import make_normalise
 from jaxcnn.build import Run
 from jaxcnn.errors import UserError, nearest
+from jaxcnn.evaluation import collect
 from jaxcnn.feed import Feed
 from jaxcnn.loop import result_variables
 from jaxcnn.models.features import feature_pyramid
@@ -65,7 +66,7 @@ def features_of(
     """
     if run.source.label_shape:
         raise UserError(f"a probe is of classes, and the labels of {run.source.name} are soft")
-    normalise, axis_name = make_normalise(run.mean, run.std), run.parallel.axis_name
+    normalise = make_normalise(run.mean, run.std)
 
     def show(variables: Any, images: jax.Array) -> dict[str, jax.Array]:
         return feature_pyramid(run.model, variables, normalise(images))
@@ -75,22 +76,18 @@ def features_of(
     if layer not in layers:
         raise UserError(f"--layer={layer}: {run.config.model.name} has no such features; {nearest(layer, layers)}")
 
-    def of_batch(variables: Any, data: Any, inputs: Any) -> Any:
-        batch = feed.fetch(data, inputs)
-        shown = show(variables, batch["image"])[layer].astype(np.float32)
-        shown = shown if shown.ndim == 2 else global_average(shown)
-        found = {"features": shown, "label": batch["label"], "mask": batch["mask"]}
-        if axis_name is not None:
-            found = jax.lax.all_gather(found, axis_name, tiled=True)
-        return found
+    def features(variables: Any, images: jax.Array) -> jax.Array:
+        shown = show(variables, images)[layer].astype(np.float32)
+        return shown if shown.ndim == 2 else global_average(shown)
 
-    call, put = run.parallel.compile(of_batch, sharded={2: 0}), run.parallel.replicate(variables)
-    batches = [
-        run.parallel.unreplicate(call(put, data, inputs))
-        for data, inputs in feed.evaluation(split, run.eval_batch_size)
-    ]
-    found = {name: np.concatenate([batch[name] for batch in batches]) for name in ("features", "label", "mask")}
-    return found["features"][found["mask"]], found["label"][found["mask"]]
+    (found,), labels, _ = collect(
+        [(features, variables)],
+        feed.evaluation(split, run.eval_batch_size),
+        fetch=feed.fetch,
+        parallel=run.parallel,
+        num_examples=lambda: feed.num_counted(split),
+    )
+    return found, labels
 
 
 def fit(

@@ -15,13 +15,14 @@ PACKAGE = ROOT / "jaxcnn"
 FLOORS = {
     "errors": 0,
     "config": 1, "models": 1, "metrics": 1, "checkpoint": 1, "logs": 1, "stopping": 1,
-    "command_line": 2, "losses": 2, "averaging": 2, "finetune": 2, "data": 2, "augment": 2, "workdir": 2,
+    "scores": 1,
+    "command_line": 2, "losses": 2, "averaging": 2, "finetune": 2, "data": 2, "augment": 2, "workdir": 2, "confidence": 2,
     "step": 3, "optim": 3, "transfer": 3,
     "parallel": 4, "diagnosis": 4,
     "feed": 5, "evaluation": 5,
     "build": 6,
     "preview": 7, "loop": 7, "whole_run": 7, "trained": 7,
-    "main": 8, "probe": 8,
+    "main": 8, "probe": 8, "measure": 8,
     "evaluate": 9,
 }  # fmt: skip
 

@@ -11,7 +11,7 @@ from jaxcnn.errors import UserError, nearest
 Normalise = Callable[[jax.Array], jax.Array]
 Predict = Callable[[jax.Array], jax.Array]  # images -> logits
 
-VIEWS = ("none", "flip", "flip_translate")
+VIEWS = ("none", "flip", "flip_translate", "shifts")
 
 
 def make_normalise(mean: Sequence[float], std: Sequence[float]) -> Normalise:
@@ -36,7 +36,8 @@ def average_views(predict: Predict, images: jax.Array, *, views: str) -> jax.Arr
     Args:
       predict: images to logits.
       views: "none": the image; "flip": and its mirror image; "flip_translate": half of that, and a quarter each of the
-        same for the image shifted by one pixel along one diagonal and back, what comes into view being reflected.
+        same for the image shifted by one pixel along one diagonal and back, what comes into view being reflected;
+        "shifts": a fifth each of the image and of it shifted by one pixel up, down, left and right, reflected too.
     """
 
     def with_mirror(images: jax.Array) -> jax.Array:
@@ -51,5 +52,11 @@ def average_views(predict: Predict, images: jax.Array, *, views: str) -> jax.Arr
             padded = jnp.pad(images, ((0, 0), (1, 1), (1, 1), (0, 0)), mode="reflect")
             shifted = with_mirror(padded[:, :-2, :-2]), with_mirror(padded[:, 2:, 2:])
             return 0.5 * with_mirror(images) + 0.25 * shifted[0] + 0.25 * shifted[1]
+        case "shifts":
+            height, width = images.shape[1:3]
+            padded = jnp.pad(images, ((0, 0), (1, 1), (1, 1), (0, 0)), mode="reflect")
+            offsets = (1, 1), (0, 1), (2, 1), (1, 0), (1, 2)
+            shown = [predict(padded[:, top : top + height, left : left + width]) for top, left in offsets]
+            return jnp.mean(jnp.stack(shown), axis=0)
         case _:
             raise UserError(f"eval_tta is {views!r}: {nearest(views, VIEWS)}")

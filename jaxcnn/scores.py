@@ -1,0 +1,202 @@
+"""What predictions are worth: pure functions of logits or probabilities [n, K], classes [n] and a mask [n].
+
+Counts are integers and long sums are added in pairs, so that float32 is right to 1e-6 at 10^5 examples, on any device.
+Masked examples are not there; their labels may be anything. What is not defined is NaN.
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+NUM_BINS = 15  # of confidence, of equal width: Guo et al. 2017
+
+
+def pairwise_sum(values: jax.Array) -> jax.Array:
+    """Of [n, ...] over n. The error grows with log n, in whatever order a device would add."""
+    while len(values) > 1:
+        if len(values) % 2:
+            values = jnp.concatenate([values, jnp.zeros_like(values[:1])])
+        values = values[: len(values) // 2] + values[len(values) // 2 :]
+    return values.sum(axis=0)
+
+
+def masked_mean(values: jax.Array, mask: jax.Array) -> jax.Array:
+    """Of float32 [n] where mask is True."""
+    return pairwise_sum(jnp.where(mask, values, 0)) / mask.sum()
+
+
+def _ratio(above: jax.Array, below: jax.Array, undefined: float = jnp.nan) -> jax.Array:
+    return jnp.where(below == 0, undefined, above / jnp.where(below == 0, 1, below))
+
+
+def all_scores(logits: jax.Array, labels: jax.Array, mask: jax.Array) -> dict[str, Any]:
+    """Every score of this module, at once.
+
+    Returns:
+      `scores`: float32 [] by name. `counts`: over how many classes the macro means are taken, int32 []. `classes`: [K]
+      by name. `confusion_matrix` [K, K]. `reliability`: [15] by name.
+    """
+    values = example_values(logits, labels)
+    matrix = confusion_matrix(values["prediction"], labels, mask, num_classes=logits.shape[-1])
+    from_counts, of_class, counts = scores_of_counts(matrix)
+    curves = ranking(jax.nn.softmax(logits), labels, mask)
+    support = of_class["support"]
+    scores = {
+        **from_counts,
+        "top5_accuracy": _ratio((values["in_top5"] & mask).sum(), mask.sum()),
+        **probability_scores(logits, labels, mask),
+    }
+    for name, curve in curves.items():
+        defined = ~jnp.isnan(curve)
+        known = jnp.where(defined, curve, 0)
+        weights = jnp.where(defined, support, 0)
+        scores[f"macro_{name}"] = _ratio(pairwise_sum(known), defined.sum())
+        scores[f"weighted_{name}"] = _ratio(pairwise_sum(known * weights), weights.sum())
+        counts[name] = defined.sum()
+    return {
+        "scores": scores,
+        "counts": counts,
+        "classes": {**of_class, **curves},
+        "confusion_matrix": matrix,
+        "reliability": reliability(values["confidence"], values["correct"], mask),
+    }
+
+
+def probability_scores(logits: jax.Array, labels: jax.Array, mask: jax.Array) -> dict[str, jax.Array]:
+    """`nll`, `brier` and `ece`: those that a temperature changes."""
+    values = example_values(logits, labels)
+    return {
+        "nll": masked_mean(values["nll"], mask),
+        "brier": masked_mean(values["brier"], mask),
+        "ece": expected_calibration_error(reliability(values["confidence"], values["correct"], mask)),
+    }
+
+
+def example_values(logits: jax.Array, labels: jax.Array) -> dict[str, jax.Array]:
+    """Of each example, [n]: `prediction`, `correct`, `in_top5`, `confidence`, `nll`, `brier`.
+
+    Of equal logits the first counts as higher, as argmax has it. Brier's score is the sum over the classes of the
+    squared difference to the one-hot label, 0 to 2 (Brier 1950).
+    """
+    log_p = jax.nn.log_softmax(logits.astype(jnp.float32))
+    p = jnp.exp(log_p)
+    prediction = logits.argmax(axis=-1)
+    numbers = jnp.arange(logits.shape[-1])
+    mine = jnp.take_along_axis(logits, labels[:, None], axis=-1)
+    higher = (logits > mine) | ((logits == mine) & (numbers < labels[:, None]))
+    return {
+        "prediction": prediction,
+        "correct": prediction == labels,
+        "in_top5": higher.sum(axis=-1) < 5,
+        "confidence": p.max(axis=-1),
+        "nll": -jnp.take_along_axis(log_p, labels[:, None], axis=-1)[:, 0],
+        "brier": ((p - jax.nn.one_hot(labels, logits.shape[-1])) ** 2).sum(axis=-1),
+    }
+
+
+# ---- of counts
+
+
+def confusion_matrix(predictions: jax.Array, labels: jax.Array, mask: jax.Array, *, num_classes: int) -> jax.Array:
+    """Int32 [K, K]: row, the label; column, the prediction."""
+    empty = jnp.zeros((num_classes, num_classes), jnp.int32)
+    return empty.at[labels, predictions].add(mask.astype(jnp.int32))
+
+
+def scores_of_counts(matrix: jax.Array) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
+    """Scores, scores of each class [K], and counts of classes, of a confusion matrix int [K, K].
+
+    As scikit-learn with zero_division=0: a class without examples, or never predicted, has precision, recall or F1 0.
+    Macro means are over the classes that occur as a label or a prediction, balanced accuracy over those that occur as
+    a label. Cohen's kappa of a single class is not defined; Matthews' coefficient (Gorodkin 2004) is then 0.
+    """
+    count = matrix.sum()
+    right, support, predicted = jnp.diagonal(matrix), matrix.sum(axis=1), matrix.sum(axis=0)
+    of_class = {
+        "precision": _ratio(right, predicted, 0.0),
+        "recall": _ratio(right, support, 0.0),
+        "f1": _ratio(2 * right, support + predicted, 0.0),
+    }
+    occurs = support + predicted > 0
+    accuracy = right.sum() / count
+    scores = {"accuracy": accuracy}
+    for name, values in of_class.items():
+        scores[f"macro_{name}"] = pairwise_sum(jnp.where(occurs, values, 0)) / occurs.sum()
+        scores[f"weighted_{name}"] = pairwise_sum(values * support) / count
+        scores[f"micro_{name}"] = accuracy  # each example has one label and one prediction, so all three are this
+    scores["balanced_accuracy"] = pairwise_sum(of_class["recall"]) / (support > 0).sum()
+    # Sums of products of what is not agreed on, where nothing large is subtracted from something as large.
+    labelled, chosen = support / count, predicted / count
+    others_labelled, others_chosen = (count - support) / count, (count - predicted) / count
+    by_chance = pairwise_sum(labelled * others_chosen)
+    scores["cohen_kappa"] = 1 - _ratio((count - right.sum()) / count, by_chance)
+    covariance = pairwise_sum(
+        right / count * ((count - support - predicted + right) / count)
+        - (support - right) / count * ((predicted - right) / count)
+    )
+    spread = jnp.sqrt(pairwise_sum(labelled * others_labelled)) * jnp.sqrt(pairwise_sum(chosen * others_chosen))
+    scores["matthews"] = _ratio(covariance, spread, 0.0)
+    counts = {"macro": occurs.sum(), "balanced_accuracy": (support > 0).sum()}
+    return scores, {"support": support, "predicted": predicted, **of_class}, counts
+
+
+# ---- of rankings
+
+
+def ranking(scores: jax.Array, labels: jax.Array, mask: jax.Array) -> dict[str, jax.Array]:
+    """`roc_auc` and `average_precision` of each class against the rest, float32 [K]; examples that tie count as one step.
+
+    NaN where a class has no examples; the ROC's area also where it has all of them. The area under the ROC curve is
+    the chance that an example of the class is scored above one of the rest, ties counting half (Hanley & McNeil 1982);
+    the average precision is the sum of precisions, weighted by the steps of recall, not interpolated.
+    """
+    place = jnp.arange(len(labels))
+
+    def of_class(inputs: tuple[jax.Array, jax.Array]) -> dict[str, jax.Array]:
+        number, column = inputs
+        column = jnp.where(mask, column, jnp.inf)
+        order = jnp.argsort(column)
+        column = column[order]
+        positive, negative = ((chosen & mask)[order] for chosen in (labels == number, labels != number))
+        begins = jnp.concatenate([jnp.ones(1, bool), column[1:] != column[:-1]])
+        first = jax.lax.cummax(jnp.where(begins, place, 0))  # of the examples that tie with each
+        ends = jnp.concatenate([begins[1:], jnp.ones(1, bool)])
+        last = jax.lax.cummin(jnp.where(ends, place, len(labels)), reverse=True)
+        positives, negatives = jnp.cumsum(positive), jnp.cumsum(negative)
+        num_positive, num_negative = positives[-1], negatives[-1]
+        positives_below = (positives - positive)[first]
+        negatives_below = (negatives - negative)[first]
+        beaten = negatives_below + 0.5 * (negatives[last] - negatives_below)
+        above = num_positive - positives_below
+        precision = above / jnp.maximum(above + num_negative - negatives_below, 1)
+        area = _ratio(pairwise_sum(jnp.where(positive, beaten / jnp.maximum(num_negative, 1), 0)), num_positive)
+        return {
+            "roc_auc": jnp.where(num_negative == 0, jnp.nan, area),
+            "average_precision": _ratio(pairwise_sum(jnp.where(positive, precision, 0)), num_positive),
+        }
+
+    return jax.lax.map(of_class, (jnp.arange(scores.shape[-1]), scores.T))
+
+
+# ---- of probabilities
+
+
+def confidence_bins(confidence: jax.Array) -> jax.Array:
+    """Which of the bins (0, 1/15], (1/15, 2/15], … each of [n] is in."""
+    return jnp.clip(jnp.ceil(confidence * NUM_BINS).astype(jnp.int32) - 1, 0, NUM_BINS - 1)
+
+
+def reliability(confidence: jax.Array, correct: jax.Array, mask: jax.Array) -> dict[str, jax.Array]:
+    """The reliability curve: of each bin [15] its `count`, mean `confidence` and `accuracy`, NaN where it is empty."""
+    bins, none = confidence_bins(confidence), jnp.zeros(NUM_BINS, jnp.int32)
+    count = none.at[bins].add(mask.astype(jnp.int32))
+    right = none.at[bins].add((mask & correct).astype(jnp.int32))
+    total = pairwise_sum(jnp.where(mask[:, None], jax.nn.one_hot(bins, NUM_BINS) * confidence[:, None], 0))
+    return {"count": count, "confidence": _ratio(total, count), "accuracy": _ratio(right, count)}
+
+
+def expected_calibration_error(bins: dict[str, jax.Array]) -> jax.Array:
+    """The mean over examples of how far their bin's accuracy is from its confidence: Guo et al. 2017, eq. 3."""
+    gaps = jnp.where(bins["count"] > 0, jnp.abs(bins["accuracy"] - bins["confidence"]), 0)
+    return pairwise_sum(gaps * bins["count"]) / bins["count"].sum()
