@@ -16,14 +16,15 @@ FLOORS = {
     "errors": 0,
     "config": 1, "models": 1, "metrics": 1, "checkpoint": 1, "logs": 1, "stopping": 1,
     "scores": 1,
-    "command_line": 2, "losses": 2, "averaging": 2, "finetune": 2, "data": 2, "augment": 2, "workdir": 2, "confidence": 2,
+    "command_line": 2, "losses": 2, "averaging": 2, "finetune": 2, "data": 2, "augment": 2, "workdir": 2,
+    "confidence": 2, "explain": 2,
     "step": 3, "optim": 3, "transfer": 3,
     "parallel": 4, "diagnosis": 4,
     "feed": 5, "evaluation": 5,
     "build": 6,
     "preview": 7, "loop": 7, "whole_run": 7, "trained": 7,
     "main": 8, "probe": 8, "measure": 8,
-    "evaluate": 9,
+    "evaluate": 9, "predict": 9, "report": 9,
 }  # fmt: skip
 
 
@@ -156,7 +157,7 @@ def test_modules_say_what_they_hold():
         assert len(doc.splitlines()) <= 8, f"{path}: the docstring is longer than a newcomer reads"
 
 
-@pytest.mark.parametrize("name", ["main", "evaluate", "data.__main__", "transfer.__main__"])
+@pytest.mark.parametrize("name", ["main", "evaluate", "predict", "data.__main__", "transfer.__main__"])
 def test_importing_a_command_imports_no_jax(name):
     """So that --help and a typo are answered at once."""
     import subprocess

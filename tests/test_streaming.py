@@ -445,7 +445,7 @@ def test_a_stopped_worker_is_told_of_and_a_killed_one_ends_the_run(
 def test_workers_by_cores_and_shared_memory(
     monkeypatch: pytest.MonkeyPatch, asked: int | None, cores: int, free: int, expected: int
 ) -> None:
-    monkeypatch.setattr(streaming_module, "_num_cores", lambda: cores)
+    monkeypatch.setattr(streaming_module, "num_cores", lambda: cores)
     monkeypatch.setattr(streaming_module.shutil, "disk_usage", lambda path: type("Usage", (), {"free": free}))
     assert choose_workers(asked, batch_size=256, image_shape=(224, 224, 3)) == expected
 

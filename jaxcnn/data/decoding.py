@@ -94,6 +94,29 @@ def decode_any(encoded: bytes, num_channels: int) -> np.ndarray:
     return with_channels(pixels if pixels.ndim == 3 else pixels[:, :, None], num_channels)
 
 
+def from_pillow(image: Any, num_channels: int) -> np.ndarray:
+    """Pillow's image as decode_any of its file, but that colours of 16 bits a channel, which Pillow cuts, stay cut."""
+    try:
+        image.load()
+        pixels = np.asarray(_over_white(_upright(image, b"")))
+    except Exception as error:
+        raise ValueError(one_line(error) or type(error).__name__) from error
+    return with_channels(pixels if pixels.ndim == 3 else pixels[:, :, None], num_channels)
+
+
+def from_array(levels: np.ndarray, num_channels: int) -> np.ndarray:
+    """[H, W] or [H, W, C] of uint8, uint16 or floats in 0..1, as decode_any. ValueError says what is wrong with it."""
+    levels = levels if levels.ndim == 3 else levels[..., None]
+    if 0 in levels.shape or levels.shape[-1] not in (1, 3, 4, num_channels):
+        shape = "x".join(map(str, levels.shape))
+        first = levels.shape[0] in (1, 3, 4) and levels.shape[-1] > 4
+        raise ValueError(f"an array of {shape} is no image{'; move its channels to the end' if first else ''}")
+    pixels = _eight_bits(levels)
+    if pixels.shape[-1] == 4 != num_channels:
+        pixels = np.asarray(_over_white(_pillow().fromarray(pixels)))
+    return with_channels(pixels, num_channels)
+
+
 def with_channels(images: np.ndarray, num_channels: int) -> np.ndarray:
     """uint8 [..., 1 or 3] with 1 or 3 channels: grey is repeated; of colours it is the luma, with Pillow's rounding."""
     if images.shape[-1] == num_channels:

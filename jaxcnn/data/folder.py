@@ -10,7 +10,7 @@ import re
 import time
 import unicodedata
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -277,15 +277,33 @@ def _is_image(name: str) -> bool:
     return name.lower().endswith(SUFFIXES)
 
 
-def _walk(folder: Path, above: tuple[tuple[int, int], ...] = ()) -> Iterator[str]:
+def image_files(folder: Path, on_error: Callable[[OSError], None]) -> Iterator[str]:
+    """Every image file below, told by its suffix: of each folder first its own, sorted. Hidden ones are left out.
+
+    `on_error` is told of each folder that cannot be read.
+    """
+    return filter(_is_image, _walk(folder, on_error=on_error))
+
+
+def _raise(error: OSError) -> None:
+    raise error
+
+
+def _walk(
+    folder: Path, above: tuple[tuple[int, int], ...] = (), *, on_error: Callable[[OSError], None] = _raise
+) -> Iterator[str]:
     """Every file below. A link to a folder is followed, unless it leads back to one that it lies in."""
-    here = _identity(folder)
-    if here in above:
+    try:
+        here = _identity(folder)
+        if here in above:
+            return
+        folders, files = _contents(folder)
+    except OSError as error:
+        on_error(error)
         return
-    folders, files = _contents(folder)
     yield from (os.path.join(folder, name) for name in files)
     for name in folders:
-        yield from _walk(folder / name, (*above, here))
+        yield from _walk(folder / name, (*above, here), on_error=on_error)
 
 
 def _identity(folder: Path) -> tuple[int, int]:

@@ -69,7 +69,7 @@ class Batches(Iterator[Batch]):
             import cv2
 
             cv2.setNumThreads(1)  # its own threads would wait for one another between ours
-            num_threads = min(_num_cores(), _MAX_WORKERS)
+            num_threads = min(num_cores(), _MAX_WORKERS)
             stream = dataset.to_iter_dataset(grain.ReadOptions(num_threads, max(num_threads, prefetch_batches)))
         self._name, self._shared = batches.split.records.name, num_workers > 0
         self.damaged: set[str] = set()  # what is wrong with each record that was skipped so far
@@ -163,7 +163,7 @@ def choose_workers(num_workers: int | None, *, batch_size: int, image_shape: Ima
     """
     if num_workers is not None:
         return num_workers
-    cores = _num_cores()
+    cores = num_cores()
     if cores <= _THREADS_SUFFICE:
         return 0
     try:
@@ -319,7 +319,7 @@ def _reported(damaged: set[str]) -> Batch:
     return {"damaged": np.array(sorted(damaged))} if damaged else {}
 
 
-def _num_cores() -> int:
+def num_cores() -> int:
     """That this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 

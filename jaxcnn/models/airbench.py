@@ -16,6 +16,7 @@ from jax.typing import DTypeLike
 
 from jaxcnn.errors import UserError
 from jaxcnn.models.conv import Conv
+from jaxcnn.models.features import tap
 from jaxcnn.models.norm import BatchNorm
 from jaxcnn.models.pool import max_pool
 
@@ -136,7 +137,9 @@ class Airbench(nn.Module):
         x = gelu(Whitening(8 * channels, self.whiten_bias_init, name="whiten")(images).astype(self.dtype))
         for number, features in enumerate(self.widths, start=1):
             x = Group(features, self.num_convs, norm=norm, dtype=self.dtype, name=f"group{number}")(x)
+            x = tap(self, f"stage{number}", x)
         x = max_pool(x, 3).reshape(len(x), -1)
+        x = tap(self, "pooled", x)
         head = nn.Dense(
             self.num_classes, use_bias=False, kernel_init=self.head_init, dtype=jnp.float32, name="head"
         )  # fmt: skip

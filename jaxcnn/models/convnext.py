@@ -90,9 +90,9 @@ class ConvNeXt(nn.Module):
                 name = f"stage{stage}_block{index}"
                 x = block(self.activation, self.layer_scale, drop_rate, self.dtype, name=name)(x, train)
                 number += 1
-            tap(self, f"stage{stage}", x)
+            x = tap(self, f"stage{stage}", x)
         x = norm(name="head_norm")(global_average(x))
-        tap(self, "pooled", x)
+        x = tap(self, "pooled", x)
         x = nn.Dropout(self.dropout_rate, deterministic=not train, name="head_dropout")(x)
         return nn.Dense(self.num_classes, dtype=jnp.float32, kernel_init=initial, name="head")(x)
 

@@ -97,9 +97,9 @@ class DenseNet(nn.Module):
             x = jnp.concatenate(held, axis=-1)
             if stage == len(self.stage_sizes):
                 x = self.activation(norm(name="final_norm")(x))
-            tap(self, f"stage{stage}", x)
+            x = tap(self, f"stage{stage}", x)
         x = global_average(x)
-        tap(self, "pooled", x)
+        x = tap(self, "pooled", x)
         return nn.Dense(self.num_classes, dtype=jnp.float32, name="head")(x)
 
 

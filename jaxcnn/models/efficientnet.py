@@ -94,10 +94,10 @@ class EfficientNet(nn.Module):
                     name=f"stage{stage}_block{index}",
                 )(x, train)
                 number += 1
-            tap(self, f"stage{stage}", x)
+            x = tap(self, f"stage{stage}", x)
         x = ConvNorm(4 * x.shape[-1], 1, layers, name="last")(x)
         x = global_average(x)
-        tap(self, "pooled", x)
+        x = tap(self, "pooled", x)
         x = nn.Dropout(self.dropout_rate, deterministic=not train, name="head_dropout")(x)
         head_init = nn.initializers.variance_scaling(1 / 3, "fan_out", "uniform")
         return nn.Dense(self.num_classes, dtype=jnp.float32, kernel_init=head_init, name="head")(x)

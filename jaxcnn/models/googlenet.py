@@ -85,11 +85,11 @@ class GoogLeNet(nn.Module):
 
         large = self.stem == "imagenet"
         x = conv(64, 7 if large else 3, stride=2 if large else 1, name="conv1")(images)
-        tap(self, "stage1", x)
+        x = tap(self, "stage1", x)
         x = pool(x, 3) if large else x
         x = conv(64, 1, name="conv2")(x)
         x = conv(192, 3, name="conv3")(x)
-        tap(self, "stage2", x)
+        x = tap(self, "stage2", x)
         x = pool(x, 3) if large else x
         for stage, blocks in enumerate(self.stages, start=3):
             if stage > 3:
@@ -100,9 +100,9 @@ class GoogLeNet(nn.Module):
                     name = "auxiliary1" if letter == "a" else "auxiliary2"
                     logits = AuxiliaryHead(self.num_classes, layers, self.dtype, name=name)(x)
                     tap(self, f"{name}_logits", logits, collection=AUXILIARY)
-            tap(self, f"stage{stage}", x)
+            x = tap(self, f"stage{stage}", x)
         x = global_average(x)
-        tap(self, "pooled", x)
+        x = tap(self, "pooled", x)
         x = nn.Dropout(self.dropout_rate, deterministic=not train, name="head_dropout")(x)
         return nn.Dense(self.num_classes, kernel_init=kernel_init, dtype=jnp.float32, name="head")(x)
 

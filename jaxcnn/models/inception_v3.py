@@ -197,11 +197,11 @@ class InceptionV3(nn.Module):
         x = conv(32, (3, 3), stride=2 if large else 1, name="conv1a")(images)
         x = conv(32, (3, 3), name="conv2a")(x)
         x = conv(64, (3, 3), padding="SAME", name="conv2b")(x)
-        tap(self, "stage1", x)
+        x = tap(self, "stage1", x)
         x = max_pool(x, 3, strides=2) if large else x
         x = conv(80, (1, 1), name="conv3b")(x)
         x = conv(192, (3, 3), name="conv4a")(x)
-        tap(self, "stage2", x)
+        x = tap(self, "stage2", x)
         x = max_pool(x, 3, strides=2) if large else x
         for stage, blocks in enumerate(self.stages, start=5):
             if stage == 7 and train and self.auxiliary_weight:
@@ -210,9 +210,9 @@ class InceptionV3(nn.Module):
             for letter, block in zip("bcd" if stage == 5 else "abcde", blocks, strict=False):
                 block_class = nn.remat(block.func) if self.remat else block.func
                 x = block_class(layers, **block.keywords, name=f"mixed{stage}{letter}")(x)
-            tap(self, f"stage{stage - 2}", x)
+            x = tap(self, f"stage{stage - 2}", x)
         x = global_average(x)
-        tap(self, "pooled", x)
+        x = tap(self, "pooled", x)
         x = nn.Dropout(self.dropout_rate, deterministic=not train, name="head_dropout")(x)
         return nn.Dense(self.num_classes, kernel_init=kernel_init, dtype=jnp.float32, name="head")(x)
 

@@ -95,9 +95,9 @@ class Mixer(nn.Module):
                 name=f"block{number + 1}",
             )(x, train)
         x = nn.LayerNorm(epsilon=1e-6, dtype=self.dtype, name="final_norm")(x)
-        tap(self, "stage1", x.reshape(patches.shape))
+        x = tap(self, "stage1", x, as_map=lambda x: x.reshape(patches.shape))
         x = jnp.mean(x, axis=1, dtype=jnp.float32)
-        tap(self, "pooled", x)
+        x = tap(self, "pooled", x)
         zeros = nn.initializers.zeros_init()
         return nn.Dense(self.num_classes, kernel_init=zeros, dtype=jnp.float32, name="head")(x)
 

@@ -26,7 +26,7 @@ class MLP(nn.Module):
         x = images.reshape(images.shape[0], -1)
         for number, features in enumerate(self.hidden, start=1):
             x = self.activation(nn.Dense(features, dtype=self.dtype, name=f"dense{number}")(x))
-            tap(self, f"stage{number}", x[:, None, None, :])
+            x = tap(self, f"stage{number}", x, as_map=lambda x: x[:, None, None, :])
             x = nn.Dropout(self.dropout_rate, deterministic=not train)(x)
-        tap(self, "pooled", x)
+        x = tap(self, "pooled", x)
         return nn.Dense(self.num_classes, dtype=jnp.float32, name="head")(x)

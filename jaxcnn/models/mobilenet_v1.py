@@ -67,9 +67,9 @@ class MobileNetV1(nn.Module):
                 features = round(32 * 2**stage * self.width)
                 stride = strides[stage] if index == 1 else 1
                 x = block(features, stride, layers, name=f"stage{stage}_block{index}")(x)
-            tap(self, f"stage{stage}", x)
+            x = tap(self, f"stage{stage}", x)
         x = global_average(x)
-        tap(self, "pooled", x)
+        x = tap(self, "pooled", x)
         x = nn.Dropout(self.dropout_rate, deterministic=not train, name="head_dropout")(x)
         return nn.Dense(self.num_classes, dtype=jnp.float32, name="head")(x)
 

@@ -113,10 +113,10 @@ class MobileNetV2(nn.Module):
                     name=f"stage{stage}_block{index}",
                 )(x, train)
                 number += 1
-            tap(self, f"stage{stage}", x)
+            x = tap(self, f"stage{stage}", x)
         x = ConvNorm(to_multiple(1280 * max(1.0, self.width)), 1, layers, name="last")(x)
         x = global_average(x)
-        tap(self, "pooled", x)
+        x = tap(self, "pooled", x)
         x = nn.Dropout(self.dropout_rate, deterministic=not train, name="head_dropout")(x)
         head_init = nn.initializers.normal(0.01)
         return nn.Dense(self.num_classes, dtype=jnp.float32, kernel_init=head_init, name="head")(x)

@@ -106,7 +106,7 @@ class MobileNetV3(nn.Module):
         for number, row in enumerate(self.rows, start=1):
             if row.stride == 2 and number > 1:
                 stage += 1
-                tap(self, f"stage{stage}", x)
+                x = tap(self, f"stage{stage}", x)
             expanded = to_multiple(row.expanded * self.width)
             squeeze = partial(
                 SqueezeExcitation, hidden=to_multiple(expanded // 4), gate=nn.hard_sigmoid, dtype=self.dtype
@@ -121,10 +121,10 @@ class MobileNetV3(nn.Module):
                 drop_rate=self.stochastic_depth * (number - 1) / max(1, len(self.rows) - 1),
                 name=f"block{number}",
             )(x, train)
-        tap(self, f"stage{stage + 1}", x)
+        x = tap(self, f"stage{stage + 1}", x)
         x = ConvNorm(6 * x.shape[-1], 1, layers[HS], name="last")(x)
         x = global_average(x)
-        tap(self, "pooled", x)
+        x = tap(self, "pooled", x)
         dense = partial(nn.Dense, kernel_init=nn.initializers.normal(0.01))
         x = layers[HS].activation(dense(to_multiple(self.hidden * self.width), dtype=self.dtype, name="hidden")(x))
         x = nn.Dropout(self.dropout_rate, deterministic=not train, name="head_dropout")(x)

@@ -95,7 +95,7 @@ class PreActResNet(nn.Module):
         )
         x = self.activation(norm(name="final_norm")(x))
         x = global_average(x)
-        tap(self, "pooled", x)
+        x = tap(self, "pooled", x)
         return nn.Dense(self.num_classes, dtype=jnp.float32, name="head")(x)
 
 

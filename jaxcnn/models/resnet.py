@@ -132,7 +132,7 @@ class ResNet(nn.Module):
             block=partial(self.block, layers=layers),
         )
         x = global_average(x)
-        tap(self, "pooled", x)
+        x = tap(self, "pooled", x)
         x = nn.Dropout(self.dropout_rate, deterministic=not train, name="head_dropout")(x)
         return nn.Dense(self.num_classes, dtype=jnp.float32, name="head")(x)
 
@@ -162,7 +162,7 @@ def residual_stages(
                 name=f"stage{stage}_block{index}",
             )(x, train)
             number += 1
-        tap(model, f"stage{stage}", x)
+        x = tap(model, f"stage{stage}", x)
     return x
 
 
@@ -196,7 +196,7 @@ class CifarResNet(nn.Module):
             block=partial(BasicBlock, layers=Layers(conv, norm, self.activation), shortcut=padded_shortcut),
         )
         x = global_average(x)
-        tap(self, "pooled", x)
+        x = tap(self, "pooled", x)
         return nn.Dense(self.num_classes, dtype=jnp.float32, name="head")(x)
 
 

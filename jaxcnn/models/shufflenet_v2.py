@@ -85,10 +85,10 @@ class ShuffleNetV2(nn.Module):
         for stage, (features, num_units) in enumerate(zip(self.features[:-1], self.stage_sizes, strict=True), start=2):
             for index in range(1, num_units + 1):
                 x = unit(features, 2 if index == 1 else 1, layers, name=f"stage{stage}_block{index}")(x)
-            tap(self, f"stage{stage}", x)
+            x = tap(self, f"stage{stage}", x)
         x = ConvNorm(self.features[-1], 1, layers, name="conv5")(x)
         x = global_average(x)
-        tap(self, "pooled", x)
+        x = tap(self, "pooled", x)
         x = nn.Dropout(self.dropout_rate, deterministic=not train, name="head_dropout")(x)
         return nn.Dense(self.num_classes, dtype=jnp.float32, name="head")(x)
 

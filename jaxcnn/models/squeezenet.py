@@ -71,7 +71,7 @@ class SqueezeNet(nn.Module):
             conv1 = conv(self.stem_features, 3, name="conv1")
 
         x = self.activation(conv1(images))
-        tap(self, "stage1", x)
+        x = tap(self, "stage1", x)
         number = 2
         for stage, fires in enumerate(self.fires, start=2):
             if stage > 2 or self.stem == "imagenet":
@@ -79,7 +79,7 @@ class SqueezeNet(nn.Module):
             for squeeze, expand in fires:
                 x = fire_class(squeeze, expand, conv=conv, activation=self.activation, name=f"fire{number}")(x)
                 number += 1
-            tap(self, f"stage{stage}", x)
+            x = tap(self, f"stage{stage}", x)
         tap(self, "pooled", global_average(x))
         x = nn.Dropout(self.dropout_rate, deterministic=not train, name="dropout")(x)
         head_init = nn.initializers.normal(0.01)

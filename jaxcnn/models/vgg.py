@@ -47,20 +47,20 @@ class VGG(nn.Module):
                     norm = self.norm(use_running_average=not train, dtype=self.dtype, name=f"stage{stage}_norm{index}")
                     x = norm(x)
                 x = self.activation(x)
-            tap(self, f"stage{stage}", x)
+            x = tap(self, f"stage{stage}", x)
             x = max_pool(x, 2)
 
         dense_init = nn.initializers.normal(0.01)
         head = nn.Dense(self.num_classes, kernel_init=dense_init, dtype=jnp.float32, name="head")
         if self.stem == "small":
             x = global_average(x)
-            tap(self, "pooled", x)
+            x = tap(self, "pooled", x)
             return head(dropout(name="head_dropout")(x))
         dense = partial(nn.Dense, round(4096 * self.width), kernel_init=dense_init, dtype=self.dtype)
         x = adaptive_avg_pool(x, 7).reshape(len(x), -1)
         x = dropout(name="dropout1")(self.activation(dense(name="dense1")(x)))
         x = self.activation(dense(name="dense2")(x))
-        tap(self, "pooled", x)
+        x = tap(self, "pooled", x)
         return head(dropout(name="dropout2")(x))
 
 

@@ -80,6 +80,8 @@ class EncoderLayer(nn.Module):
 class VisionTransformer(nn.Module):
     """Patches and a class token, with learned positions, through the encoder; the head reads the class token."""
 
+    explained_by = "stage3"  # after the last layer, the patches' tokens have no influence on the head
+
     num_classes: int
     patch_size: int = 16  # in pixels
     num_layers: int = 12
@@ -130,9 +132,10 @@ class VisionTransformer(nn.Module):
                 name=f"layer{number}",
             )(x, train)
             if 4 * number % self.num_layers < 4:  # a stage is a quarter of the layers, as where pyramids are built
-                tap(self, f"stage{4 * number // self.num_layers}", x[:, 1:].reshape(batch, *grid, -1))
+                stage = 4 * number // self.num_layers
+                x = tap(self, f"stage{stage}", x, as_map=lambda x: x[:, 1:].reshape(batch, *grid, -1))
         x = layer_norm(dtype=self.dtype, name="head_norm")(x[:, 0])
-        tap(self, "pooled", x)
+        x = tap(self, "pooled", x)
         zeros = nn.initializers.zeros_init()
         return nn.Dense(self.num_classes, dtype=jnp.float32, kernel_init=zeros, name="head")(x)
 
