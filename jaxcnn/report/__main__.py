@@ -83,7 +83,7 @@ def make(runs: list[RunFiles], values: Any, log: RunLog) -> tuple[str, dict[str,
         sections = shared[:] if alone else []
         if not values.quick:
             sections += _of_network(run, values, log, lambda *each, folder=folder: attempt(*each, folder))
-        sections.append(attempt("How it came about", lambda run=run: from_files.record(run), folder))
+        sections.append(attempt("Record", lambda run=run: from_files.record(run), folder))
         lead = "" if alone else paragraph(words(from_files.about(run)), css="soft") + from_files.headline(run)
         chapters.append(Chapter(run.name, sections, lead))
     if len(runs) == 1:

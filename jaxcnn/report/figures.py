@@ -71,9 +71,10 @@ def curves(
             solid_capstyle="round",
             zorder=3 if line.main else 2,
         )
+    axes.margins(x=0.02)
+    axes.autoscale_view()
     if from_zero and not logarithmic:
         axes.set_ylim(bottom=0)
-    axes.margins(x=0.02)
     axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
     axes.set_xlabel(x_label)
     axes.set_title(y_label, loc="left", fontsize=TEXT, color=colour(INK))
@@ -150,17 +151,14 @@ def reliability(confidence: np.ndarray, accuracy: np.ndarray, count: np.ndarray)
     for left, right, sure, correct in zip(
         edges[:-1][filled], edges[1:][filled], confidence[filled], accuracy[filled], strict=True
     ):
-        middle, width = (left + right) / 2, (right - left) * 0.86
-        above.add_patch(
-            Rectangle((middle - width / 2, 0), width, correct, facecolor=(*_rgb(ACCENT), 0.75), linewidth=0)
-        )
-        gap = Rectangle((middle - width / 2, correct), width, sure - correct, linewidth=0)
-        gap.set_facecolor((*_rgb(WRONG), 0.55))
-        above.add_patch(gap)
+        start, width, low, high = left + 0.07 / number, (right - left) * 0.86, min(sure, correct), max(sure, correct)
+        above.add_patch(Rectangle((start, 0), width, low, facecolor=(*_rgb(ACCENT), 0.3), linewidth=0))
+        above.add_patch(Rectangle((start, low), width, high - low, facecolor=(*_rgb(WRONG), 0.75), linewidth=0))
+        above.plot([start, start + width], [correct, correct], color=colour(ACCENT), linewidth=2.2, solid_capstyle="butt")
     above.set_ylim(0, 1)
     above.set_xlim(0, 1)
     above.set_title("accuracy", loc="left", fontsize=TEXT, color=colour(INK))
-    above.text(0.5, 0.52, "as sure as right", rotation=38, ha="center", va="bottom", color=colour(SOFT), fontsize=TEXT - 1)
+    above.text(0.02, 0.06, "as sure as right", rotation=38, va="bottom", color=colour(SOFT), fontsize=TEXT - 1)
     middles, width = (edges[:-1] + edges[1:]) / 2, 0.86 / number
     below.bar(middles, count, width=width, color=colour(SOFT), alpha=0.6, linewidth=0)
     below.set_title("examples", loc="left", fontsize=TEXT, color=colour(INK))
@@ -188,28 +186,9 @@ def embedding(points: np.ndarray, labels: np.ndarray, wrong: np.ndarray, names: 
     axes.set_yticks([])
     axes.grid(visible=False)
     axes.margins(0.04)
+    axes.spines["bottom"].set_visible(False)
     if named:
         _name_clusters(axes, points, labels, names)
-    return figure
-
-
-def bars(names: Sequence[str], values: Sequence[float], *, title: str, unit: str) -> Figure:
-    """A horizontal bar each, with its value at its end; in the order given, from the top."""
-    figure = Figure(figsize=(WIDTH, 0.75 + 0.2 * len(names)), layout="constrained")
-    axes = figure.subplots()
-    _style(axes)
-    places = np.arange(len(names))
-    axes.barh(places, values, height=0.7, color=colour(ACCENT), alpha=0.8, linewidth=0)
-    highest = max([*values, 1e-12])
-    for place, value in zip(places, values, strict=True):
-        axes.text(value + 0.01 * highest, place, f"{value:.3g} {unit}", va="center", fontsize=TEXT - 2, color=colour(SOFT))
-    axes.set_yticks(places, [short(name) for name in names], fontsize=TEXT - 1)
-    axes.set_ylim(len(names) - 0.4, -0.6)
-    axes.set_xlim(0, highest * 1.2)
-    axes.set_xticks([])
-    axes.grid(visible=False)
-    axes.spines["bottom"].set_visible(False)
-    axes.set_title(title, loc="left", fontsize=TEXT, color=colour(INK))
     return figure
 
 

@@ -32,7 +32,7 @@ def headline(run: RunFiles) -> str:
         values.append(("not finished", f"step {run.last_step:,}", share))
     else:
         seconds = summary["seconds"]["train"]
-        epochs = f"{summary['epochs']:g} epochs, {summary['step']:,} steps"
+        epochs = f"{summary['epochs']:.4g} epochs, {summary['step']:,} steps"
         values.append(("parameters", _short_count(summary["num_params"]), f"{summary['num_params']:,}"))
         values.append(("training", _duration(seconds), epochs))
         device = f"{summary['num_devices']} x {summary['platform']}"
@@ -164,7 +164,7 @@ def comparison(runs: Sequence[RunFiles]) -> Section:
             measures.append((f"{split} {metric}", lambda run, s=split, m=metric, f=form: _measured(run, s, m, f)))
     measures += [
         ("parameters", lambda run: _of_summary(run, lambda s: f"{s['num_params']:,}")),
-        ("epochs", lambda run: _of_summary(run, lambda s: f"{s['epochs']:g}")),
+        ("epochs", lambda run: _of_summary(run, lambda s: f"{s['epochs']:.4g}")),
         ("training", lambda run: _of_summary(run, lambda s: _duration(s["seconds"]["train"]))),
         ("images per second", lambda run: _of_summary(run, lambda s: f"{s['images_per_second']:,.0f}")),
         ("weights", lambda run: _of_summary(run, lambda s: s["weights"])),
@@ -228,7 +228,7 @@ def record(run: RunFiles) -> Section:
     body += folded("Config", table(["field", "value"], rows, names=2, caption=f"All {len(rows)} fields"))
     data = {name: value for name, value in run.saved["data"].items() if name not in ("class_names", "class_counts")}
     body += folded("Data", code(json.dumps(data, indent=2)))
-    return Section("How it came about", body)
+    return Section("Record", body)
 
 
 def _short_count(number: int) -> str:

@@ -11,7 +11,6 @@ import numpy as np
 from PIL import Image
 
 from jaxcnn import workdir as workdir_lib
-from jaxcnn.augment import VIEWS
 from jaxcnn.build import build
 from jaxcnn.config import Config
 from jaxcnn.data import Source, Split, open_source
@@ -115,14 +114,38 @@ def scores(study: Study) -> Section:
         low, high = evaluation.intervals.get(name, (None, None))
         rows.append([title, f"{value:.4f}", "" if low is None else f"{low:.4f} – {high:.4f}"])
     facts = evaluation.interval_facts
-    said = f"Scores: {study.of_what}."
-    body = table(["score", "value", f"{facts['level']:.0%} interval"], rows, caption=said)
-    note = f"Intervals: {facts['method']}, {facts['resamples']:,} resamples, seed {facts['seed']}."
-    if evaluation.tta in VIEWS and evaluation.tta != "none":
+    whole = table(["score", "value", f"{facts['level']:.0%} interval"], rows, caption="Of all classes")
+    note = f"{_sentence(study)} Intervals: {facts['method']}, {facts['resamples']:,} resamples, seed {facts['seed']}."
+    if evaluation.tta != "none":
         note += f" Each image was seen in several views ({evaluation.tta})."
-    body += paragraph(note, css="note soft")
+    each = _classes(study)
+    if len(study.names) <= CLASSES_OPEN:
+        body = paragraph(note, css="note soft") + f'<div class="side">{whole}{each}</div>'
+    else:
+        body = paragraph(note, css="note soft") + whole + folded(f"All {len(study.names):,} classes", each)
     body += "".join(absent(f"Note: {each}") for each in evaluation.notes)
+    empty = [name for name, count in zip(study.names, evaluation.classes["support"], strict=True) if not count]
+    if empty:
+        body += absent(f"Without images in this split: {', '.join(empty[:10])}{' …' if len(empty) > 10 else ''}.")
     return Section("Scores", body)
+
+
+def _classes(study: Study) -> str:
+    evaluation, names = study.evaluation, study.names
+    found, matrix = evaluation.classes, np.asarray(evaluation.confusion_matrix)
+    rows: list[list[str | Cell]] = []
+    for number, name in enumerate(names):
+        support = int(found["support"][number])
+        others = np.where(np.arange(len(names)) == number, 0, matrix[number])
+        most = int(others.argmax())
+        row: list[str | Cell] = [name, names[most] if others[most] else "—", Cell(f"{support:,}", support)]
+        for score in ("recall", "precision", "f1", "roc_auc"):
+            value = found[score][number]
+            missing = value is None or (score == "recall" and not support)
+            row.append(Cell("—", -1.0) if missing else Cell(f"{value:.3f}", value, share=value))
+        rows.append(row)
+    columns = ["class", "mostly taken for", "images", "recall", "precision", "F1", "ROC AUC"]
+    return table(columns, rows, caption="Of each class; a column's head sorts", names=2, sortable=True)
 
 
 def confusions(study: Study) -> Section:
@@ -154,31 +177,7 @@ def confusions(study: Study) -> Section:
         cells = [[name, *(f"{value:,}" for value in row)] for name, row in zip(names, matrix.tolist(), strict=True)]
         whole = table(["label", *names], cells, caption="Rows are labels, columns predictions")
         body += folded("The matrix as a table", whole)
-    return Section("What is taken for what", body, {"confusion_matrix.png": to_png(drawing)})
-
-
-def classes(study: Study) -> Section:
-    """A row a class."""
-    evaluation, names = study.evaluation, study.names
-    found, matrix = evaluation.classes, np.asarray(evaluation.confusion_matrix)
-    rows: list[list[str | Cell]] = []
-    for number, name in enumerate(names):
-        support = int(found["support"][number])
-        others = np.where(np.arange(len(names)) == number, 0, matrix[number])
-        most = int(others.argmax())
-        row: list[str | Cell] = [name, names[most] if others[most] else "—", Cell(f"{support:,}", support)]
-        for score in ("recall", "precision", "f1", "roc_auc"):
-            value = found[score][number]
-            missing = value is None or (score == "recall" and not support)
-            row.append(Cell("—", -1.0) if missing else Cell(f"{value:.3f}", value, share=value))
-        rows.append(row)
-    columns = ["class", "mostly taken for", "images", "recall", "precision", "F1", "ROC AUC"]
-    said = f"Scores of each class, to be sorted by a column's head: {study.of_what}."
-    body = table(columns, rows, caption=said, names=2, sortable=True)
-    empty = [name for name, count in zip(names, found["support"], strict=True) if not count]
-    if empty:
-        body += absent(f"Without images in this split: {', '.join(empty[:10])}{' …' if len(empty) > 10 else ''}.")
-    return Section("Classes", body if len(names) <= CLASSES_OPEN else folded(f"All {len(names):,} classes", body))
+    return Section("Confusion", body, {"confusion_matrix.png": to_png(drawing)})
 
 
 def calibration(study: Study) -> Section:
@@ -191,8 +190,8 @@ def calibration(study: Study) -> Section:
     accuracy = evaluation.scores["accuracy"] or 0.0
     tendency = "surer than right" if mean > accuracy else "less sure than right"
     say = (
-        "Reliability: of the predictions of each confidence, the share that is right (blue); the gap to what they claim "
-        f"is orange. Expected calibration error {ece:.4f} over {len(bins['count'])} bins; on average {tendency} "
+        "Reliability: the blue line is the share of the predictions of each confidence that is right; orange is the gap to "
+        f"what they claim. Expected calibration error {ece:.4f} over {len(bins['count'])} bins; on average {tendency} "
         f"({mean:.4f} against {accuracy:.4f}). {_sentence(study)}"
     )
     parts = [figure(to_svg(drawing, describe=say), say)]
@@ -209,7 +208,7 @@ def calibration(study: Study) -> Section:
             f"(n = {fitted['num_examples']:,}), would change"
         )
         parts.append(f"<div>{table(['', 'as it is', 'with temperature'], rows, caption=said)}</div>")
-    return Section("Is it as right as it is sure?", grid(parts), {"reliability.png": to_png(drawing)})
+    return Section("Calibration", grid(parts), {"reliability.png": to_png(drawing)})
 
 
 # ---- images
@@ -220,7 +219,7 @@ def mistakes(study: Study) -> Section:
     evaluation, model, names = study.evaluation, study.model, study.names
     chosen = network.mistakes(evaluation, MISTAKES)
     if not len(chosen):
-        return Section("Its surest mistakes", paragraph(f"None: every prediction is right. {_sentence(study)}"))
+        return Section("Mistakes", paragraph(f"None: every prediction is right. {_sentence(study)}"))
     images = network.images_of(model, study.examples, evaluation.places[chosen])
     heats, without = _heat_maps(model, images)
     items, rows = [], []
@@ -246,7 +245,7 @@ def mistakes(study: Study) -> Section:
     body = paragraph(f"{say} {_sentence(study)}", css="note soft")
     body += f'<ul class="pictures">{"".join(items)}</ul>'
     body += absent(f"No Grad-CAM: {without}.") if without else ""
-    return Section("Its surest mistakes", body, {"mistakes.png": _sheet(rows)})
+    return Section("Mistakes", body, {"mistakes.png": _sheet(rows)})
 
 
 def embedding(study: Study) -> Section:
@@ -258,7 +257,7 @@ def embedding(study: Study) -> Section:
     many = len(study.names) > figures.LABELLED_CLASSES
     colours = "orange points are mistakes" if many else "a colour is a class, a ring a mistake"
     drawings, pictures = [], {}
-    count = f"{len(labels):,} of {len(evaluation.labels):,} images" if len(labels) < len(evaluation.labels) else f"all {len(labels):,} images"
+    count = f"{len(labels):,} of {len(evaluation.labels):,} images" if len(labels) < len(evaluation.labels) else f"All {len(labels):,} images"
     for name, title, points, how in (
         ("tsne", "t-SNE", found.tsne, f"t-SNE (perplexity {found.perplexity:g}): neighbours are alike, distances between "
          "groups mean little"),
@@ -269,7 +268,7 @@ def embedding(study: Study) -> Section:
         say = f"{how}. {count} by the {found.num_features:,} features that the head sees; {colours}."
         drawings.append(figure(to_svg(drawing, describe=say), say))
         pictures[f"{name}.png"] = to_png(drawing)
-    return Section("How it lays out the images", grid(drawings) + paragraph(_sentence(study), css="note soft"), pictures)
+    return Section("Embedding", grid(drawings) + paragraph(_sentence(study), css="note soft"), pictures)
 
 
 def filters(study: Study) -> Section:
@@ -285,11 +284,11 @@ def filters(study: Study) -> Section:
     )
     wide = " wide" if max(found.images.shape[1:3]) <= 12 else ""
     body = figure(f'<div class="maps{wide}" role="img" aria-label="filters">{images}</div>', say)
-    return Section("What its first layer looks for", body, {"filters.png": _sheet([Row("", row) for row in _rows(found.images, 12)])})
+    return Section("Filters", body, {"filters.png": _sheet([Row("", row) for row in _rows(found.images, 12)])})
 
 
 def feature_maps(study: Study) -> Section:
-    """One image on its way through the stages."""
+    """Feature maps the stages."""
     from matplotlib import colormaps
 
     evaluation, model, names = study.evaluation, study.model, study.names
@@ -320,7 +319,7 @@ def feature_maps(study: Study) -> Section:
         body += f'<div class="maps" role="img" aria-label="feature maps">{"".join(picture(each, "") for each in coloured)}</div>'
         rows.append(Row(stage.name, list(coloured)))
     body += paragraph("Each map from its own lowest value (dark) to its highest (light); the stages in their order.", css="note soft")
-    return Section("One image on its way through", body, {"feature_maps.png": _sheet(rows)})
+    return Section("Feature maps", body, {"feature_maps.png": _sheet(rows)})
 
 
 # ---- the model, the training images
@@ -333,7 +332,7 @@ def model_table(study: Study) -> Section:
     found, whole = layers(model.module, model.variables, model.image_shape, batch_size=batch)
     most = {name: max((getattr(each, name) for each in found), default=0) or 1 for name in ("num_params", "multiply_adds", "seconds")}
     rows: list[list[str | Cell]] = []
-    for each in [*found, whole]:
+    for each in [*(each for each in found if each.num_params or each.multiply_adds), whole]:
         total = each is whole
         row: list[str | Cell] = [
             f"{model.config.model.name}, whole" if total else each.name,
@@ -352,24 +351,12 @@ def model_table(study: Study) -> Section:
     say = (
         f"Layers as the model names them, for images of {' x '.join(map(str, model.image_shape))}. MFLOPs an image: two a multiply-add, "
         f"of convolutions and matrix products. Milliseconds: of {batch} images in evaluation on one {device.device_kind}, each layer "
-        "compiled and run alone, median; the whole is measured, not summed: what stands between layers, and what the compiler "
+        "with parameters compiled and run alone, median; the whole is measured, not summed: what stands between layers, and what the compiler "
         "makes of them together, is in it."
     )
     columns = ["layer", "kind", "output", "parameters", "MFLOPs", "ms"]
-    names = [each.name for each in found]
-    parts = []
-    pictures = {}
-    if 2 <= len(found) <= 40:
-        for name, title, unit, values in (
-            ("parameters", "parameters", "k", [each.num_params / 1e3 for each in found]),
-            ("time", f"time for {batch} images", "ms", [1e3 * each.seconds for each in found]),
-        ):
-            drawing = figures.bars(names, values, title=title, unit=unit)
-            caption = f"{title.capitalize()} of each layer, from the first at the top; {model.config.model.name}."
-            parts.append(figure(to_svg(drawing, describe=caption), caption))
-            pictures[f"layers_{name}.png"] = to_png(drawing)
     body = table(columns, rows, caption=f"Layers of {model.config.model.name}", names=3) + paragraph(say, css="note soft")
-    return Section("Its layers", body + (grid(parts) if parts else ""), pictures)
+    return Section("Layers", body)
 
 
 def augmentation(study: Study) -> Section:
@@ -386,33 +373,34 @@ def augmentation(study: Study) -> Section:
         shown: AugmentedImages = augmented_images(run, feed, num_images=count, num_versions=AUGMENTED_VERSIONS)
     finally:
         feed.close()
-    strips, rows = "", []
+    columns = f"grid-template-columns:repeat({1 + AUGMENTED_VERSIONS},1fr)"
+    strips = f'<div class="strip soft" style="{columns}"><span>stored</span><span class="rest">as trained on</span></div>'
+    rows = []
     for original, versions, label in zip(shown.originals, shown.versions, shown.labels, strict=True):
         name = study.names[int(np.argmax(label)) if np.ndim(label) else int(label)]
         images = [original, *versions]
         drawn = "".join(picture(image, f"{name}, {what}") for image, what in zip(images, _VERSIONS, strict=False))
-        strips += f'<div class="strip" style="grid-template-columns:repeat({len(images)},1fr)">{drawn}</div>'
+        strips += f'<div class="strip" style="{columns}">{drawn}</div>'
         rows.append(Row(name, images))
     say = (
         f"The first {len(rows)} images of the first training batch: left as stored, then as the first step saw them, then as other "
         "steps would have: augmentation's whole pipeline, with normalising undone."
     )
-    return Section("What it was trained on", figure(f'<div class="one">{strips}</div>', say), {"augmentation.png": _sheet(rows)})
+    return Section("Augmentation", figure(f'<div class="one">{strips}</div>', say), {"augmentation.png": _sheet(rows)})
 
 
 _VERSIONS = ["as stored", "as the first step saw it", *["another draw"] * AUGMENTED_VERSIONS]
 
 SECTIONS = {
     "Scores": scores,
-    "What is taken for what": confusions,
-    "Classes": classes,
-    "Is it as right as it is sure?": calibration,
-    "Its surest mistakes": mistakes,
-    "How it lays out the images": embedding,
-    "What its first layer looks for": filters,
-    "One image on its way through": feature_maps,
-    "Its layers": model_table,
-    "What it was trained on": augmentation,
+    "Confusion": confusions,
+    "Calibration": calibration,
+    "Mistakes": mistakes,
+    "Embedding": embedding,
+    "Filters": filters,
+    "Feature maps": feature_maps,
+    "Layers": model_table,
+    "Augmentation": augmentation,
 }
 
 
