@@ -5,6 +5,7 @@ Exit codes: 0 done; 1 a section could not be made, which the page says; 2 the co
 """
 
 import re
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -105,8 +106,9 @@ def _of_network(run: RunFiles, values: Any, log: RunLog, attempt: Callable[..., 
     study = Study(run, values.step, values.split, values.image, values.data_dir, log.work)
     made = []
     for title, section in SECTIONS.items():
-        log.say(f"{run.name}: {title[0].lower()}{title[1:]}")
+        since = time.perf_counter()
         made.append(attempt(title, lambda section=section: section(study)))
+        log.say(f"{run.name}: {title.lower()}, {time.perf_counter() - since:.1f} s")
     return made
 
 

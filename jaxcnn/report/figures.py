@@ -15,8 +15,8 @@ from matplotlib.ticker import EngFormatter, FuncFormatter, LogLocator, MaxNLocat
 
 from jaxcnn.report.palette import ACCENT, INK, LINE, PAPER, RIGHT, SOFT, WRONG, colour, series
 
-WIDTH = 5.0  # inches of 72 points; a phone shows a point as a pixel
-TEXT = 9.5  # points
+WIDTH, NARROW = 5.6, 4.6  # inches of 72 points; narrow ones stand three to a row. A phone shows a point as a pixel
+TEXT = 10.5  # points
 LONGEST_NAME = 14  # letters of a name within a figure
 CELLS_WITH_NUMBERS = 20  # classes up to which a confusion matrix says its numbers
 LABELLED_CLASSES = 30  # classes up to which clusters are named and coloured
@@ -44,7 +44,7 @@ def curves(
     lines: Sequence[Line], *, x_label: str, y_label: str, from_zero: bool = False, logarithmic: bool | None = None
 ) -> Figure:
     """Lines over one axis, each named at its end; a logarithmic axis where values span much, if it may be one."""
-    figure, axes = _figure(0.62)
+    figure, axes = _figure(0.62, NARROW)
     lines = [_finite(line) for line in lines]
     values = np.concatenate([np.asarray(line.ys, float) for line in lines] or [np.ones(1)])
     if logarithmic is None:
@@ -55,7 +55,7 @@ def curves(
         axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.6g}"))
         axes.yaxis.set_minor_locator(LogLocator(subs=()))
     else:
-        axes.yaxis.set_major_locator(MaxNLocator(6))
+        axes.yaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 2.5, 5, 10]))
         if values.size and abs(values).max() >= 10_000:
             axes.yaxis.set_major_formatter(EngFormatter(sep=""))
     for line in lines:
@@ -120,7 +120,7 @@ def confusion_matrix(matrix: np.ndarray, names: Sequence[str]) -> tuple[Figure, 
                     ha="center",
                     va="center_baseline",
                     fontsize=TEXT - 1.5 if count <= 12 else TEXT - 4,
-                    color=colour(PAPER if strength > 0.6 else INK),
+                    color=colour(PAPER if strength > 0.8 else INK),
                 )
     if count <= 2 * CELLS_WITH_NUMBERS:
         size = TEXT if count <= 12 else TEXT - 3
@@ -158,7 +158,6 @@ def reliability(confidence: np.ndarray, accuracy: np.ndarray, count: np.ndarray)
     above.set_ylim(0, 1)
     above.set_xlim(0, 1)
     above.set_title("accuracy", loc="left", fontsize=TEXT, color=colour(INK))
-    above.text(0.02, 0.06, "as sure as right", rotation=38, va="bottom", color=colour(SOFT), fontsize=TEXT - 1)
     middles, width = (edges[:-1] + edges[1:]) / 2, 0.86 / number
     below.bar(middles, count, width=width, color=colour(SOFT), alpha=0.6, linewidth=0)
     below.set_title("examples", loc="left", fontsize=TEXT, color=colour(INK))
@@ -174,10 +173,11 @@ def embedding(points: np.ndarray, labels: np.ndarray, wrong: np.ndarray, names: 
     named = len(names) <= LABELLED_CLASSES
     if named:
         for number in np.unique(labels):
-            chosen = labels == number
-            marker = "o^sDv<>"[number // 10 % 7]
-            axes.scatter(*points[chosen].T, s=7, color=series(number), alpha=0.75, linewidth=0, marker=marker)
-        axes.scatter(*points[wrong].T, s=30, facecolor="none", edgecolor=colour(INK), linewidth=0.7)
+            chosen, marker = labels == number, "o^s"[number // 10 % 3]
+            axes.scatter(*points[chosen & ~wrong].T, s=9, color=series(number), alpha=0.75, linewidth=0, marker=marker)
+            axes.scatter(
+                *points[chosen & wrong].T, s=22, facecolor="none", edgecolor=series(number), linewidth=1.0, marker=marker
+            )
     else:
         axes.scatter(*points[~wrong].T, s=7, color=colour(RIGHT), alpha=0.6, linewidth=0)
         axes.scatter(*points[wrong].T, s=9, color=colour(WRONG), alpha=0.9, linewidth=0)
@@ -204,8 +204,8 @@ def thinned(xs: Sequence[float], ys: Sequence[float]) -> tuple[list[float], list
 # ---- what they share
 
 
-def _figure(ratio: float) -> tuple[Figure, Axes]:
-    figure = Figure(figsize=(WIDTH, WIDTH * ratio), layout="constrained")
+def _figure(ratio: float, width: float = WIDTH) -> tuple[Figure, Axes]:
+    figure = Figure(figsize=(width, width * ratio), layout="constrained")
     axes = figure.subplots()
     _style(axes)
     return figure, axes
@@ -279,15 +279,37 @@ def apart(heights: Sequence[float], *, gap: float) -> list[float]:
 
 
 def _name_clusters(axes: Axes, points: np.ndarray, labels: np.ndarray, names: Sequence[str]) -> None:
-    for number in np.unique(labels):
-        middle = np.median(points[labels == number], axis=0)
+    axes.autoscale_view()
+    numbers = np.unique(labels)
+    middles = np.array([np.median(points[labels == number], axis=0) for number in numbers])
+    to_share = axes.transData + axes.transAxes.inverted()
+    for number, place in zip(numbers, untangled(to_share.transform(middles), width=0.2, height=0.055), strict=True):
         axes.text(
-            *middle,
+            *place,
             short(names[number]),
+            transform=axes.transAxes,
             ha="center",
             va="center",
             fontsize=TEXT,
             color=colour(INK),
             parse_math=False,
-            bbox={"boxstyle": "round,pad=0.15", "facecolor": colour(PAPER), "alpha": 0.7, "linewidth": 0},
+            bbox={"boxstyle": "round,pad=0.15", "facecolor": colour(PAPER), "alpha": 0.75, "linewidth": 0},
         )
+
+
+def untangled(places: np.ndarray, *, width: float, height: float) -> np.ndarray:
+    """Middles of labels [n, 2], moved up and down until boxes of this size do not overlap."""
+    placed = places.copy()
+    for _ in range(100):
+        moved = False
+        for one in range(len(placed)):
+            for other in range(one):
+                across, up = placed[one] - placed[other]
+                if abs(across) < width and abs(up) < height - 1e-6:
+                    push = (height - abs(up)) / 2 * (1 if up >= 0 else -1)
+                    placed[one, 1] += push
+                    placed[other, 1] -= push
+                    moved = True
+        if not moved:
+            break
+    return placed

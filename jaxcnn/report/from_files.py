@@ -219,13 +219,13 @@ def record(run: RunFiles) -> Section:
         body += code("python -m jaxcnn.main " + shlex.join(command[1:]))
     if versions:
         rows = [[name, str(version)] for name, version in versions.items()]
-        body += folded("Versions", table(["package", "version"], rows, names=2, caption="Versions"), is_open=True)
+        body += folded("Versions", table(["package", "version"], rows, names=2, label="versions"), is_open=True)
     if run.summary:
         spent = [[what, f"{seconds:,.1f}"] for what, seconds in run.summary["seconds"].items()]
-        body += folded("Where the time went", table(["", "seconds"], spent, caption="Seconds"))
+        body += folded("Where the time went", table(["", "seconds"], spent, label="seconds"))
     fields = flat(run.saved["config"])
     rows = [[name, json.dumps(value)] for name, value in fields.items()]
-    body += folded("Config", table(["field", "value"], rows, names=2, caption=f"All {len(rows)} fields"))
+    body += folded(f"Config, all {len(rows)} fields", table(["field", "value"], rows, names=2, label="config"))
     data = {name: value for name, value in run.saved["data"].items() if name not in ("class_names", "class_counts")}
     body += folded("Data", code(json.dumps(data, indent=2)))
     return Section("Record", body)

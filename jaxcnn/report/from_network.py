@@ -190,8 +190,8 @@ def calibration(study: Study) -> Section:
     accuracy = evaluation.scores["accuracy"] or 0.0
     tendency = "surer than right" if mean > accuracy else "less sure than right"
     say = (
-        "Reliability: the blue line is the share of the predictions of each confidence that is right; orange is the gap to "
-        f"what they claim. Expected calibration error {ece:.4f} over {len(bins['count'])} bins; on average {tendency} "
+        "Reliability: a blue line is the share of the predictions of that confidence that is right; orange is the gap to what "
+        f"they claim (dashed: none). Expected calibration error {ece:.4f} over {len(bins['count'])} bins; on average {tendency} "
         f"({mean:.4f} against {accuracy:.4f}). {_sentence(study)}"
     )
     parts = [figure(to_svg(drawing, describe=say), say)]
@@ -233,7 +233,7 @@ def mistakes(study: Study) -> Section:
             pictures = f'<div class="pair">{pictures}{picture(_smaller(shown[1]), "where it looked")}</div>'
         identifier = printable(evaluation.identifiers[number])
         items.append(
-            f"<li>{pictures}<div class='said'>{words(names[prediction])} <span class='wrong'>{sure:.1%}</span><br>"
+            f"<li>{pictures}<div class='said'>said {words(names[prediction])} <span class='wrong'>{sure:.1%}</span><br>"
             f"is <b>{words(names[label])}</b> <span class='soft'>{true:.1%}</span><br>"
             f"<span class='soft'>{words(identifier)}</span></div></li>"
         )
@@ -341,7 +341,7 @@ def model_table(study: Study) -> Section:
         ]
         for name, shown in (
             ("num_params", f"{each.num_params:,}"),
-            ("multiply_adds", f"{2 * each.multiply_adds / 1e6:,.2f}"),
+            ("multiply_adds", f"{2 * each.multiply_adds / 1e6:,.4g}"),
             ("seconds", f"{1000 * each.seconds:.2f}"),
         ):
             value = getattr(each, name)
@@ -373,23 +373,20 @@ def augmentation(study: Study) -> Section:
         shown: AugmentedImages = augmented_images(run, feed, num_images=count, num_versions=AUGMENTED_VERSIONS)
     finally:
         feed.close()
-    columns = f"grid-template-columns:repeat({1 + AUGMENTED_VERSIONS},1fr)"
-    strips = f'<div class="strip soft" style="{columns}"><span>stored</span><span class="rest">as trained on</span></div>'
+    columns = f"grid-template-columns:1fr 2% repeat({AUGMENTED_VERSIONS},1fr)"
+    strips = f'<div class="strip soft" style="{columns}"><span>stored</span><i></i><span class="rest">as trained on</span></div>'
     rows = []
     for original, versions, label in zip(shown.originals, shown.versions, shown.labels, strict=True):
         name = study.names[int(np.argmax(label)) if np.ndim(label) else int(label)]
-        images = [original, *versions]
-        drawn = "".join(picture(image, f"{name}, {what}") for image, what in zip(images, _VERSIONS, strict=False))
-        strips += f'<div class="strip" style="{columns}">{drawn}</div>'
-        rows.append(Row(name, images))
+        drawn = "".join(picture(image, f"{name}, augmented") for image in versions)
+        strips += f'<div class="strip" style="{columns}">{picture(original, f"{name}, as stored")}<i></i>{drawn}</div>'
+        rows.append(Row(name, [original, *versions]))
     say = (
         f"The first {len(rows)} images of the first training batch: left as stored, then as the first step saw them, then as other "
         "steps would have: augmentation's whole pipeline, with normalising undone."
     )
     return Section("Augmentation", figure(f'<div class="one">{strips}</div>', say), {"augmentation.png": _sheet(rows)})
 
-
-_VERSIONS = ["as stored", "as the first step saw it", *["another draw"] * AUGMENTED_VERSIONS]
 
 SECTIONS = {
     "Scores": scores,

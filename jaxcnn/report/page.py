@@ -134,12 +134,15 @@ def table(
     rows: Sequence[Sequence[str | Cell]],
     *,
     caption: str = "",
+    label: str = "",
     names: int = 1,
     sortable: bool = False,
 ) -> str:
     """A table; the first `names` columns are words, the others numbers.
 
     Args:
+      caption: stands above it.
+      label: for who does not see it, where there is no caption.
       sortable: by a click on a column's head.
     """
 
@@ -159,7 +162,7 @@ def table(
     body = "\n".join("<tr>" + "".join(cell(*each) for each in enumerate(row)) + "</tr>" for row in rows)
     title = f"<caption>{escape(caption)}</caption>" if caption else ""
     return (
-        f'<div class="scroll" tabindex="0" role="region" aria-label="{escape(caption or "table")}"><table>{title}'
+        f'<div class="scroll" tabindex="0" role="region" aria-label="{escape(caption or label or "table")}"><table>{title}'
         f"<thead><tr>{head_row}</tr></thead>\n<tbody>\n{body}\n</tbody></table></div>\n"
     )
 
