@@ -1,6 +1,6 @@
 """What predictions are worth: pure functions of logits or probabilities [n, K], classes [n] and a mask [n].
 
-Counts are integers and long sums are added in pairs, so that float32 is right to 1e-6 at 10^5 examples, on any device.
+Counts are integers and long sums are sums of short ones, so that float32 is right to 1e-6 at 10^5 examples.
 Masked examples are not there; their labels may be anything. What is not defined is NaN.
 """
 
@@ -12,18 +12,18 @@ import jax.numpy as jnp
 NUM_BINS = 15  # of confidence, of equal width: Guo et al. 2017
 
 
-def pairwise_sum(values: jax.Array) -> jax.Array:
-    """Of [n, ...] over n. The error grows with log n, in whatever order a device would add."""
+def long_sum(values: jax.Array) -> jax.Array:
+    """Of [n, ...] over n, by sums of sums of 16: the error grows with log n, in whatever order a device adds."""
     while len(values) > 1:
-        if len(values) % 2:
-            values = jnp.concatenate([values, jnp.zeros_like(values[:1])])
-        values = values[: len(values) // 2] + values[len(values) // 2 :]
+        missing = -len(values) % 16
+        values = jnp.concatenate([values, jnp.zeros((missing, *values.shape[1:]), values.dtype)])
+        values = values.reshape(-1, 16, *values.shape[1:]).sum(axis=1)
     return values.sum(axis=0)
 
 
 def masked_mean(values: jax.Array, mask: jax.Array) -> jax.Array:
     """Of float32 [n] where mask is True."""
-    return pairwise_sum(jnp.where(mask, values, 0)) / mask.sum()
+    return long_sum(jnp.where(mask, values, 0)) / mask.sum()
 
 
 def _ratio(above: jax.Array, below: jax.Array, undefined: float = jnp.nan) -> jax.Array:
@@ -51,8 +51,8 @@ def all_scores(logits: jax.Array, labels: jax.Array, mask: jax.Array) -> dict[st
         defined = ~jnp.isnan(curve)
         known = jnp.where(defined, curve, 0)
         weights = jnp.where(defined, support, 0)
-        scores[f"macro_{name}"] = _ratio(pairwise_sum(known), defined.sum())
-        scores[f"weighted_{name}"] = _ratio(pairwise_sum(known * weights), weights.sum())
+        scores[f"macro_{name}"] = _ratio(long_sum(known), defined.sum())
+        scores[f"weighted_{name}"] = _ratio(long_sum(known * weights), weights.sum())
         counts[name] = defined.sum()
     return {
         "scores": scores,
@@ -122,20 +122,20 @@ def scores_of_counts(matrix: jax.Array) -> tuple[dict[str, Any], dict[str, Any],
     accuracy = right.sum() / count
     scores = {"accuracy": accuracy}
     for name, values in of_class.items():
-        scores[f"macro_{name}"] = pairwise_sum(jnp.where(occurs, values, 0)) / occurs.sum()
-        scores[f"weighted_{name}"] = pairwise_sum(values * support) / count
+        scores[f"macro_{name}"] = long_sum(jnp.where(occurs, values, 0)) / occurs.sum()
+        scores[f"weighted_{name}"] = long_sum(values * support) / count
         scores[f"micro_{name}"] = accuracy  # each example has one label and one prediction, so all three are this
-    scores["balanced_accuracy"] = pairwise_sum(of_class["recall"]) / (support > 0).sum()
+    scores["balanced_accuracy"] = long_sum(of_class["recall"]) / (support > 0).sum()
     # Sums of products of what is not agreed on, where nothing large is subtracted from something as large.
     labelled, chosen = support / count, predicted / count
     others_labelled, others_chosen = (count - support) / count, (count - predicted) / count
-    by_chance = pairwise_sum(labelled * others_chosen)
+    by_chance = long_sum(labelled * others_chosen)
     scores["cohen_kappa"] = 1 - _ratio((count - right.sum()) / count, by_chance)
-    covariance = pairwise_sum(
+    covariance = long_sum(
         right / count * ((count - support - predicted + right) / count)
         - (support - right) / count * ((predicted - right) / count)
     )
-    spread = jnp.sqrt(pairwise_sum(labelled * others_labelled)) * jnp.sqrt(pairwise_sum(chosen * others_chosen))
+    spread = jnp.sqrt(long_sum(labelled * others_labelled)) * jnp.sqrt(long_sum(chosen * others_chosen))
     scores["matthews"] = _ratio(covariance, spread, 0.0)
     counts = {"macro": occurs.sum(), "balanced_accuracy": (support > 0).sum()}
     return scores, {"support": support, "predicted": predicted, **of_class}, counts
@@ -145,35 +145,30 @@ def scores_of_counts(matrix: jax.Array) -> tuple[dict[str, Any], dict[str, Any],
 
 
 def ranking(scores: jax.Array, labels: jax.Array, mask: jax.Array) -> dict[str, jax.Array]:
-    """`roc_auc` and `average_precision` of each class against the rest, float32 [K]; examples that tie count as one step.
+    """`roc_auc` and `average_precision` of each class against the rest, float32 [K]; ties are one step of both.
 
     NaN where a class has no examples; the ROC's area also where it has all of them. The area under the ROC curve is
     the chance that an example of the class is scored above one of the rest, ties counting half (Hanley & McNeil 1982);
     the average precision is the sum of precisions, weighted by the steps of recall, not interpolated.
     """
-    place = jnp.arange(len(labels))
 
     def of_class(inputs: tuple[jax.Array, jax.Array]) -> dict[str, jax.Array]:
         number, column = inputs
         column = jnp.where(mask, column, jnp.inf)
         order = jnp.argsort(column)
         column = column[order]
-        positive, negative = ((chosen & mask)[order] for chosen in (labels == number, labels != number))
-        begins = jnp.concatenate([jnp.ones(1, bool), column[1:] != column[:-1]])
-        first = jax.lax.cummax(jnp.where(begins, place, 0))  # of the examples that tie with each
-        ends = jnp.concatenate([begins[1:], jnp.ones(1, bool)])
-        last = jax.lax.cummin(jnp.where(ends, place, len(labels)), reverse=True)
-        positives, negatives = jnp.cumsum(positive), jnp.cumsum(negative)
-        num_positive, num_negative = positives[-1], negatives[-1]
-        positives_below = (positives - positive)[first]
-        negatives_below = (negatives - negative)[first]
-        beaten = negatives_below + 0.5 * (negatives[last] - negatives_below)
-        above = num_positive - positives_below
-        precision = above / jnp.maximum(above + num_negative - negatives_below, 1)
-        area = _ratio(pairwise_sum(jnp.where(positive, beaten / jnp.maximum(num_negative, 1), 0)), num_positive)
+        first, after = (jnp.searchsorted(column, column, side=side) for side in ("left", "right"))  # of those that tie
+        of_it, of_rest = mask & (labels == number), mask & (labels != number)
+        # How many of each there are among the lowest 0, 1, 2, … examples.
+        positives, negatives = (jnp.pad(jnp.cumsum(chosen[order]), (1, 0)) for chosen in (of_it, of_rest))
+        beaten = (negatives[first] + negatives[after]) / 2
+        above, negatives_above = positives[-1] - positives[first], negatives[-1] - negatives[first]
+        precision = above / jnp.maximum(above + negatives_above, 1)
+        mean = lambda values: _ratio(long_sum(jnp.where(of_it[order], values, 0)), positives[-1])
+        area = mean(beaten / jnp.maximum(negatives[-1], 1))
         return {
-            "roc_auc": jnp.where(num_negative == 0, jnp.nan, area),
-            "average_precision": _ratio(pairwise_sum(jnp.where(positive, precision, 0)), num_positive),
+            "roc_auc": jnp.where(negatives[-1] == 0, jnp.nan, area),
+            "average_precision": mean(precision),
         }
 
     return jax.lax.map(of_class, (jnp.arange(scores.shape[-1]), scores.T))
@@ -192,11 +187,11 @@ def reliability(confidence: jax.Array, correct: jax.Array, mask: jax.Array) -> d
     bins, none = confidence_bins(confidence), jnp.zeros(NUM_BINS, jnp.int32)
     count = none.at[bins].add(mask.astype(jnp.int32))
     right = none.at[bins].add((mask & correct).astype(jnp.int32))
-    total = pairwise_sum(jnp.where(mask[:, None], jax.nn.one_hot(bins, NUM_BINS) * confidence[:, None], 0))
+    total = long_sum(jnp.where(mask[:, None], jax.nn.one_hot(bins, NUM_BINS) * confidence[:, None], 0))
     return {"count": count, "confidence": _ratio(total, count), "accuracy": _ratio(right, count)}
 
 
 def expected_calibration_error(bins: dict[str, jax.Array]) -> jax.Array:
     """The mean over examples of how far their bin's accuracy is from its confidence: Guo et al. 2017, eq. 3."""
     gaps = jnp.where(bins["count"] > 0, jnp.abs(bins["accuracy"] - bins["confidence"]), 0)
-    return pairwise_sum(gaps * bins["count"]) / bins["count"].sum()
+    return long_sum(gaps * bins["count"]) / bins["count"].sum()

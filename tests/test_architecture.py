@@ -157,7 +157,10 @@ def test_modules_say_what_they_hold():
         assert len(doc.splitlines()) <= 8, f"{path}: the docstring is longer than a newcomer reads"
 
 
-@pytest.mark.parametrize("name", ["main", "evaluate", "predict", "data.__main__", "transfer.__main__"])
+@pytest.mark.parametrize(
+    "name",
+    ["main", "evaluate", "predict", "data.__main__", "report.__main__", "transfer.__main__"],
+)
 def test_importing_a_command_imports_no_jax(name):
     """So that --help and a typo are answered at once."""
     import subprocess
