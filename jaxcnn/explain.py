@@ -3,6 +3,7 @@
 The gradient is by a perturbation at a stage's tap (models/features.py), so any model that shows a map can be explained.
 """
 
+from functools import partial
 from typing import Any
 
 import flax.linen as nn
@@ -22,7 +23,7 @@ def choose_layer(model: nn.Module, variables: Any, image_shape: tuple[int, int, 
     A model of which the last has no influence on the logits names another in `explained_by`.
     """
     images = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
-    shown = jax.eval_shape(lambda images: feature_pyramid(model, variables, images), images)
+    shown = jax.eval_shape(partial(feature_pyramid, model), variables, images)
     maps = [name for name, x in shown.items() if x.ndim == 4 and x.shape[1] * x.shape[2] > 1]
     if not maps:
         raise UserError(f"{type(model).__name__} shows no map of an image's places, and Grad-CAM explains by one")

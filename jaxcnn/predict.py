@@ -6,24 +6,26 @@ named on stderr, and left out. Exit codes: 0 all were classified, 1 some were no
 
 import contextlib
 import csv
-import io
 import itertools
 import json
 import os
 import sys
 from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any, TextIO
 
+import numpy as np
 from absl import flags
 from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn
-from rich.table import Table
+from rich.table import Column, Table
 from rich.text import Text
 
 from jaxcnn import workdir as workdir_lib
 from jaxcnn.config import from_dict, validate
-from jaxcnn.errors import UserError, nearest
+from jaxcnn.data.given import Given, each_image
+from jaxcnn.errors import RunError, UserError, nearest
 from jaxcnn.logs import PatientConsole, complain
 from jaxcnn.main import flags_help, run_command, show_help
 
@@ -70,51 +72,204 @@ def main(argv: list[str], start: float) -> int:
     class_names = saved["data"]["class_names"]
     if values.target is not None and values.target not in class_names:
         raise UserError(f"--target={values.target}: the run has no such class; {nearest(values.target, class_names)}")
+    top_k = min(values.top_k, len(class_names))
     images = _images(given)
+    first = next(images, None)
+    if first is None:
+        raise UserError("no images given: there is no path on stdin")
+
+    import cv2
 
     from jaxcnn.parallel import set_up
     from jaxcnn.trained import load
 
     set_up(None, compilation_cache=config.compilation_cache)
+    cv2.setNumThreads(1)  # its own threads would wait for one another between ours
     model = load(values.workdir, step=values.step)
-    probabilities, explain = model.probabilities_call(values.tta), None
-    if values.explain is not None:
-        explain = model.explain_call(values.target)
-    call = lambda batch: (probabilities(batch), explain(batch)[0] if explain else None)
-    num_faults = 0
-
-    def rows() -> Iterator[Row]:
-        nonlocal num_faults
-        for answer in model.answers(call, images, batch_size=values.batch_size):
-            try:
-                if answer.fault is not None:
-                    raise ValueError(answer.fault)
-                likeliest = model.likeliest(answer.values[0], values.top_k)
-                row: Row = {"path": answer.name, "class": likeliest[0][0], "confidence": likeliest[0][1]}
-                if values.top_k > 1:
-                    row["top"] = [{"class": name, "confidence": share} for name, share in likeliest]
-                if explain:
-                    row["explanation"] = _draw(values.explain, answer)
-                yield row
-            except (OSError, ValueError) as error:
-                num_faults += 1
-                complain(f"{_printable(answer.name)}: {getattr(error, 'strerror', None) or error}")
-
+    probabilities = model.probabilities_call(values.tta)
+    heat = None if values.explain is None else model.explain_call(values.target)
+    answers = model.answers(
+        lambda batch: (probabilities(batch), heat(batch)[0] if heat else None),
+        itertools.chain([first], images),
+        batch_size=values.batch_size,
+    )
+    rows = _Rows(model, answers, top_k=top_k, explain=values.explain, top=_top(given))
     console = PatientConsole(highlight=False)
-    with contextlib.ExitStack() as stack:
-        if values.csv or values.json:
-            writers = [
-                stack.enter_context(writer(stack.enter_context(_opened(path)), values.top_k))
-                for path, writer in ((values.csv, _csv_rows), (values.json, _json_rows))
-                if path
-            ]
-            num_rows = _write(rows(), writers)
-        else:
-            num_rows = _print_tables(console, rows())
+    if not console.is_terminal:  # a pipe has no width
+        console.width = 140
+    if not (values.csv or values.json):
+        _print_tables(console, rows)
+    else:
+        _write(rows, ((values.csv, partial(_csv, top_k=top_k, explain=values.explain)), (values.json, _json)))
     if "-" not in (values.csv, values.json):
-        told = [f"{num_rows:,} images classified by {model.source}"]
-        told += [f"{num_faults:,} left out"] if num_faults else []
+        told = [f"{rows.num_rows:,} classified by {model.source}"]
+        told += [f"{rows.num_faults:,} left out"] if rows.num_faults else []
         told += [f"written to {path}" for path in (values.csv, values.json) if path]
         told += [f"explained in {values.explain}"] if values.explain else []
         console.print("; ".join(told), markup=False, soft_wrap=True)
-    return 1 if num_faults else 0
+    return 1 if rows.num_faults else 0
+
+
+# ---- what is given
+
+
+def _images(arguments: list[str]) -> Iterator[Given]:
+    """Every image of the command's arguments. Raises UserError at once where one is not there, or has no image."""
+    for argument in arguments:
+        if argument != "-":
+            next(each_image(argument))
+    return itertools.chain.from_iterable(_from_stdin() if each == "-" else each_image(each) for each in arguments)
+
+
+def _from_stdin() -> Iterator[Given]:
+    """One image's bytes, which have a zero among them; no path has, so that all else is paths, one a line."""
+    stdin = sys.stdin.buffer
+    if b"\0" in stdin.peek():  # type: ignore[union-attr]
+        yield "-", stdin.read()
+        return
+    for line in stdin:
+        path = os.fsdecode(line.rstrip(b"\r\n"))
+        try:
+            yield from each_image(path) if path else ()
+        except UserError as error:
+            yield path, ValueError(str(error))
+
+
+def _top(arguments: list[str]) -> str:
+    """The deepest folder that all of the images lie in."""
+    if "-" in arguments:
+        return os.path.abspath(os.sep)
+    return os.path.commonpath(
+        os.path.abspath(each) if os.path.isdir(each) else os.path.dirname(os.path.abspath(each)) for each in arguments
+    )
+
+
+# ---- what comes of it
+
+
+class _Rows(Iterator[Row]):
+    """A row an image, in their order; what cannot be read is told on stderr and counted instead."""
+
+    def __init__(self, model: Any, answers: Iterator[Any], *, top_k: int, explain: str | None, top: str):
+        self.num_rows = self.num_faults = 0
+        self._model, self._answers, self._top_k = model, answers, top_k
+        self._explain, self._top = explain, top
+
+    def __next__(self) -> Row:
+        for answer in self._answers:
+            fault = answer.fault
+            if fault is None:
+                probabilities, heat = answer.values
+                top = [(name, round(share, 6)) for name, share in self._model.likeliest(probabilities, self._top_k)]
+                row: Row = {"path": answer.name, "class": top[0][0], "confidence": top[0][1]}
+                if self._top_k > 1:
+                    row["top"] = [{"class": name, "confidence": share} for name, share in top]
+                try:
+                    if self._explain is not None:
+                        row["explanation"] = _draw(self._explain, answer.name, self._top, answer.image, heat)
+                    self.num_rows += 1
+                    return row
+                except OSError as error:
+                    fault = f"its explanation cannot be written to {error.filename}: {error.strerror}"
+            self.num_faults += 1
+            complain(f"{_on_one_line(answer.name)}: {_on_one_line(fault)}")
+        raise StopIteration
+
+
+def _draw(folder: str, name: str, top: str, image: np.ndarray, heat: np.ndarray) -> str:
+    """Draws what Grad-CAM shows, below `folder` where the image lies below `top`; returns the PNG's path."""
+    from PIL import Image
+
+    from jaxcnn.explain import overlay
+
+    path = Path(folder, os.path.relpath(name, top) + ".png")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(overlay(image, heat)).save(path)
+    return str(path)
+
+
+def _print_tables(console: Console, rows: Iterator[Row]) -> None:
+    """A table; of many rows several, so that they come while others are still being computed."""
+    while some := list(itertools.islice(rows, _TABLE_ROWS)):
+        table = Table("path", "class", Column("confidence", justify="right"))
+        table.columns[0].overflow = table.columns[1].overflow = "fold"
+        for row in some:
+            top = row.get("top", [row])
+            names, shares = (
+                "\n".join(each["class"] for each in top),
+                "\n".join(f"{each['confidence']:.4f}" for each in top),
+            )
+            table.add_row(Text(_on_one_line(row["path"])), Text(names), Text(shares))
+        console.print(table)
+
+
+def _write(rows: Iterator[Row], outputs: Iterable[tuple[str | None, Any]]) -> None:
+    """Each row to each output, as it comes; with a counter on the terminal, where nothing else is written to it."""
+    counter = Progress(
+        SpinnerColumn(),
+        TextColumn("{task.completed:,} images"),
+        console=Console(stderr=True),
+        transient=True,
+        disable=not sys.stderr.isatty() or any(path == "-" for path, _ in outputs),
+    )
+    try:
+        with contextlib.ExitStack() as stack:
+            writers = [stack.enter_context(make(stack.enter_context(_opened(path)))) for path, make in outputs if path]
+            for row in stack.enter_context(counter).track(rows, description="classifying"):
+                for write in writers:
+                    write(row)
+    except BrokenPipeError:  # whoever read has left
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except OSError as error:
+        raise RunError(f"writing failed: {error.strerror}") from error
+
+
+def _opened(path: str) -> TextIO:
+    options: Any = {"encoding": "utf-8", "errors": "surrogateescape", "newline": ""}  # a path's bytes as they are
+    try:
+        if path == "-":
+            return open(sys.stdout.fileno(), "w", closefd=False, **options)
+        return open(path, "w", **options)
+    except OSError as error:
+        raise UserError(f"{path} cannot be written: {error.strerror}") from None
+
+
+@contextlib.contextmanager
+def _csv(file: TextIO, *, top_k: int, explain: str | None) -> Iterator[Callable[[Row], None]]:
+    """Columns path, class, confidence; class_2, confidence_2, …; explanation."""
+    writer = csv.writer(file, lineterminator="\n")
+    more = [f"{column}_{place}" for place in range(2, top_k + 1) for column in ("class", "confidence")]
+    writer.writerow(["path", "class", "confidence", *more, *(["explanation"] if explain else [])])
+
+    def write(row: Row) -> None:
+        rest = [value for each in row.get("top", [])[1:] for value in each.values()]
+        writer.writerow(
+            [row["path"], row["class"], row["confidence"], *rest, *([row["explanation"]] if explain else [])]
+        )
+
+    yield write
+
+
+@contextlib.contextmanager
+def _json(file: TextIO) -> Iterator[Callable[[Row], None]]:
+    """A list, a line a row, which is whole however it ends."""
+    separator = "["
+
+    def write(row: Row) -> None:
+        nonlocal separator
+        file.write(f"{separator}\n{json.dumps(row)}")
+        separator = ","
+
+    try:
+        yield write
+    finally:
+        file.write("[]\n" if separator == "[" else "\n]\n")
+
+
+def _on_one_line(name: str) -> str:
+    """For people: what is no printable letter, as a newline or a byte that is no UTF-8, is written as in Python."""
+    return "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in name)
+
+
+if __name__ == "__main__":
+    run_command(main)

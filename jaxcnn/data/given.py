@@ -31,6 +31,8 @@ def each_image(images: Any) -> Iterator[Given]:
     Raises:
       UserError: something is none of these, or a path leads nowhere, or to a folder without images.
     """
+    if getattr(images, "ndim", 0) == 1:  # a column of a table, of paths for instance
+        images = list(images)
     if isinstance(images, str | os.PathLike):
         yield from _files(os.path.expanduser(os.fspath(images)))
     elif not _is_one(images) and isinstance(images, Iterable) and not hasattr(images, "__array__"):

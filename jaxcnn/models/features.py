@@ -40,8 +40,8 @@ def tap(
 def feature_pyramid(model: nn.Module, variables: Any, images: jax.Array) -> dict[str, jax.Array]:
     """What each stage makes of images [batch, height, width, channels], from the first stage to `pooled`.
 
-    In evaluation mode. XLA drops whatever lies behind the features that are used.
+    In evaluation mode; of a model without taps nothing. XLA drops whatever lies behind the features that are used.
     """
     _, shown = model.apply(variables, images, train=False, mutable=[FEATURES])
-    features: dict[str, jax.Array] = shown[FEATURES]
+    features: dict[str, jax.Array] = shown.get(FEATURES, {})
     return features
