@@ -194,11 +194,21 @@ def build(
             f"checkpoint.keep_best={config.checkpoint.keep_best} needs a validation split, and with "
             "data.validation_fraction=0 there is none: set checkpoint.keep_best=0, and the last weights are the result"
         )
-    if config.checkpoint.best_metric not in metrics.__dataclass_fields__:
-        raise UserError(
-            f"checkpoint.best_metric={config.checkpoint.best_metric} is not measured with {len(source.class_names)} "
-            "classes; choose accuracy or loss"
-        )
+    for name, watches in (
+        ("early_stop.patience_evaluations", config.early_stop.patience_evaluations is not None),
+        ("schedule.name=plateau", config.schedule.name == "plateau"),
+    ):
+        if watches and "validation" not in source.splits:
+            raise UserError(f"{name} needs a validation split, and there is none: set data.validation_fraction above 0")
+    for name, metric in (
+        ("checkpoint.best_metric", config.checkpoint.best_metric),
+        ("early_stop.metric", config.early_stop.metric),
+        ("schedule.plateau_metric", config.schedule.plateau_metric),
+    ):
+        if metric is not None and metric not in metrics.__dataclass_fields__:
+            raise UserError(
+                f"{name}={metric} is not measured with {len(source.class_names)} classes; choose accuracy or loss"
+            )
     feed = (ResidentFeed if resident else StreamingFeed)(config, source, parallel, progress or (lambda *_: None))
     if statistics is None and None in _given(config):
         statistics = feed.statistics()
@@ -217,7 +227,7 @@ def build(
     if config.finetune != FinetuneConfig():
         params = params_in_order(model, source.image_shape)
         finetuning = make_finetuning(config.finetune, params, steps_per_epoch=steps_per_epoch)
-    optimizer = make_optimizer(config.optimizer, schedule, finetuning)
+    optimizer = make_optimizer(config.optimizer, schedule, finetuning, plateau=config.schedule.name == "plateau")
     average = make_average(config.optimizer, total_steps=total_steps)
     augment = make_augment(
         config.augment,

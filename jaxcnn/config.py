@@ -26,6 +26,9 @@ def _range(low: float = -math.inf, high: float = math.inf, *, above: float = -ma
     return {"low": low, "high": high, "above": above}
 
 
+VALIDATION_METRICS = ("accuracy", "loss", "top5_accuracy")
+
+
 @dataclass(slots=True)
 class DataConfig:
     """Which data, how they are split, and where they live."""
@@ -170,18 +173,24 @@ class ScheduleConfig:
     """The learning rate over the run."""
 
     name: str = field(
-        default="cosine", metadata=_among("cosine", "step", "one_cycle", "triangle", "linear", "constant")
+        default="cosine", metadata=_among("cosine", "step", "one_cycle", "triangle", "linear", "constant", "plateau")
     )
     warmup_epochs: float = field(
         default=0.0, metadata=_range(0)
     )  # linear, from 0; not for one_cycle, which has its own
     initial_fraction: float = field(default=0.0, metadata=_range(0, 1))  # triangle: first rate / peak rate
-    final_fraction: float = field(default=0.0, metadata=_range(0, 1))  # cosine, linear, triangle: last rate / peak rate
+    final_fraction: float = field(default=0.0, metadata=_range(0, 1))  # last rate / peak rate; plateau: lowest / peak
     step_epochs: tuple[float, ...] = ()  # step: the epochs at which the rate is multiplied by step_factor
     step_factor: float = field(default=0.1, metadata=_range(above=0, high=1))
     peak_fraction: float = field(
         default=0.3, metadata=_range(above=0, high=0.99)
     )  # one_cycle, triangle: the peak's place
+    # plateau: the peak's rate, until validation has not become better for a while; again and again
+    plateau_evaluations: int = field(default=5, metadata=_range(1))  # so many without a better one, and the rate falls
+    plateau_factor: float = field(default=0.1, metadata=_range(above=0, high=0.99))  # it is multiplied by this
+    plateau_cooldown_evaluations: int = field(default=0, metadata=_range(0))  # after a fall, so many do not count
+    plateau_metric: str | None = field(default=None, metadata=_among(*VALIDATION_METRICS))  # none: checkpoint's best
+    plateau_min_delta: float = field(default=0.0, metadata=_range(0))  # better: by more than this, in the metric's unit
 
 
 @dataclass(slots=True)
@@ -206,8 +215,17 @@ class CheckpointConfig:
     every_steps: int | None = field(default=None, metadata=_range(1))  # given: instead of every_epochs
     keep_last: int = field(default=2, metadata=_range(1))
     keep_best: int = field(default=1, metadata=_range(0))  # 0: the last weights are the result
-    best_metric: str = field(default="accuracy", metadata=_among("accuracy", "loss", "top5_accuracy"))  # on validation
+    best_metric: str = field(default="accuracy", metadata=_among(*VALIDATION_METRICS))  # on validation
     asynchronous: bool = True  # write while training goes on
+
+
+@dataclass(slots=True)
+class EarlyStopConfig:
+    """When a run ends before its last step: validation has not become better for a while."""
+
+    patience_evaluations: int | None = field(default=None, metadata=_range(1))  # without a better one; none: off
+    metric: str | None = field(default=None, metadata=_among(*VALIDATION_METRICS))  # none: checkpoint.best_metric
+    min_delta: float = field(default=0.0, metadata=_range(0))  # better: by more than this, in the metric's unit
 
 
 @dataclass(slots=True)
@@ -230,6 +248,7 @@ class Config:
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
     finetune: FinetuneConfig = field(default_factory=FinetuneConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    early_stop: EarlyStopConfig = field(default_factory=EarlyStopConfig)
     init_from: str | None = None  # weights to begin with: FILE, a run's folder, torchvision:NAME, hf:ORGANISATION/NAME
     init_head: str = field(default="keep", metadata=_among("keep", "new"))  # new: of init_from all but the heads
     init_adapt: bool = False  # the first convolution to other channels, position embeddings to other sizes
@@ -303,6 +322,7 @@ def validate(config: Config) -> None:
     """Checks every field's type, choice and range, then what must hold between fields. Raises UserError."""
     _validate_fields(config, "")
     optimizer, schedule, loss, augment = config.optimizer, config.schedule, config.loss, config.augment
+    early_stop = config.early_stop
     if config.batch_size % optimizer.accumulate:
         raise UserError(
             f"batch_size={config.batch_size} does not divide into optimizer.accumulate={optimizer.accumulate} parts"
@@ -328,6 +348,32 @@ def validate(config: Config) -> None:
         (
             schedule.name != "step" and schedule.step_epochs,
             "schedule.step_epochs is read by schedule.name=step only; set it to '()'",
+        ),
+        *(
+            (
+                schedule.name != "plateau" and getattr(schedule, name) != getattr(ScheduleConfig(), name),
+                f"schedule.{name}={getattr(schedule, name)} is read by schedule.name=plateau only; leave it as it is",
+            )
+            for name in (each.name for each in dataclasses.fields(schedule) if each.name.startswith("plateau_"))
+        ),
+        (
+            schedule.name == "plateau" and optimizer.name.startswith("airbench_"),
+            f"optimizer.name={optimizer.name} has rates of its own; for schedule.name=plateau choose another, "
+            "e.g. nesterov",
+        ),
+        (
+            early_stop.patience_evaluations is None and early_stop != EarlyStopConfig(),
+            "early_stop.metric and early_stop.min_delta are read with early_stop.patience_evaluations only; set that, "
+            "e.g. to 10",
+        ),
+        (
+            schedule.name == "plateau"
+            and early_stop.patience_evaluations is not None
+            and early_stop.patience_evaluations <= schedule.plateau_evaluations
+            and early_stop.metric == schedule.plateau_metric,
+            f"early_stop.patience_evaluations={early_stop.patience_evaluations} ends the run before "
+            f"schedule.plateau_evaluations={schedule.plateau_evaluations} lowers the rate; make it larger, "
+            f"e.g. {2 * schedule.plateau_evaluations + 1}",
         ),
         (
             schedule.name in ("one_cycle", "triangle") and schedule.warmup_epochs,

@@ -225,6 +225,8 @@ def closing_table(console: Console, summary: dict[str, Any]) -> None:
     """The table that ends a run, from its summary."""
     splits_table(console, f"{summary['experiment']}: {summary['weights']}", summary["splits"])
     seconds = summary["seconds"]
+    if "stopped" in summary:
+        console.print(f"stopped early: {summary['stopped']}", markup=False)
     console.print(
         f"{summary['step']:,} steps, {summary['epochs']:g} epochs, {summary['num_params']:,} parameters; "
         f"training {seconds['train']:.1f} s ({summary['images_per_second']:,.0f} images/s), "

@@ -10,13 +10,15 @@ from typing import Any
 import jax
 import numpy as np
 
+from jaxcnn.bad_layer import first_bad_layer
 from jaxcnn.build import Run
 from jaxcnn.checkpoint import Checkpoints, DamagedError, flatten
-from jaxcnn.diagnosis import first_bad_layer
 from jaxcnn.errors import Preempted, RunError
 from jaxcnn.evaluation import evaluate
 from jaxcnn.feed import Feed
 from jaxcnn.logs import RunLog
+from jaxcnn.optim import set_rate_factor
+from jaxcnn.patience import Watch, plateau_metric
 from jaxcnn.step import TrainState
 from jaxcnn.stopping import between_steps
 
@@ -27,7 +29,8 @@ def train(run: Run, feed: Feed, log: RunLog, checkpoints: Checkpoints) -> dict[s
     """Trains to the end, from wherever the checkpoints stand, and measures the result.
 
     Returns:
-      What summary.json says of it: `step`, `epochs`, `weights`, `splits`, `seconds`, `images_per_second`.
+      What summary.json says of it: `step`, `epochs`, `weights`, `splits`, `seconds`, `images_per_second`; and
+      `stopped`, why, where it ended before its last step.
 
     Raises:
       RunError: the loss is not finite, data are damaged or a save failed; the last good checkpoint stays.
@@ -39,21 +42,23 @@ def train(run: Run, feed: Feed, log: RunLog, checkpoints: Checkpoints) -> dict[s
     if restored:
         step, tree, extra = restored
         best, clock = extra["best"], _Clock(step, extra["seconds"], extra["steps_timed"])
+        watch = Watch.of(extra.get("watch"))
         log.say(f"resuming at step {step:,} of {run.total_steps:,}")
     else:
         step, tree = 0, {"state": run.init(), "totals": run.metrics.empty()}
-        best, clock = None, _Clock(step)
+        best, clock, watch = None, _Clock(step), Watch()
     log.resume(step)
 
     state, totals = parallel.replicate(tree["state"]), parallel.replicate(tree["totals"])
     del tree
     key, data = parallel.replicate(jax.random.key(config.seed)), feed.data("train")
-    interval = _Interval(run, feed, log)
+    interval = _Interval(run, feed, log, watch.rate_factor)
+    warmup_steps = round(config.schedule.warmup_epochs * run.steps_per_epoch)
     pace = _Pace(feed.max_calls_in_flight)
     first_call = True
     log.start_progress(run.total_steps, step)
     with between_steps() as signals:
-        while step < run.total_steps:
+        while step < run.total_steps and not watch.is_over(config):
             num_steps = min(run.steps_per_call - step % run.steps_per_call, run.total_steps - step)
             with clock.waiting("data_wait"):
                 inputs = feed.inputs(step, num_steps)
@@ -91,12 +96,25 @@ def train(run: Run, feed: Feed, log: RunLog, checkpoints: Checkpoints) -> dict[s
                 better = best is None or (value <= best if lower else value >= best)
                 if cadence.keep_best and better and math.isfinite(value):
                     best, saving = value, True
+                previous, averaged = watch, run.average is not None
+                watch = watch.after(metrics, config, averaged=averaged, warming_up=step < warmup_steps)
+                if watch.rate_factor != previous.rate_factor:
+                    factor = parallel.replicate(np.float32(watch.rate_factor))
+                    state = state.replace(opt_state=set_rate_factor(state.opt_state, factor))
+                    interval.rate_factor = watch.rate_factor
+                    log.say(f"no better validation {plateau_metric(config)}: learning rate x {watch.rate_factor:.4g}")
+                saving = saving or watch.is_over(config)
                 clock.lap("evaluate", step)
             if saving or signals:
                 host = {"state": parallel.unreplicate(state), "totals": parallel.unreplicate(totals)}
                 _check_finite(run, feed, host)
                 log.flush()
-                extra = {"best": best, "seconds": dict(clock.seconds), "steps_timed": clock.steps_timed}
+                extra = {
+                    "best": best,
+                    "watch": watch.saved(),
+                    "seconds": dict(clock.seconds),
+                    "steps_timed": clock.steps_timed,
+                }
                 checkpoints.save(step, host, extra, metrics)
                 del host
                 clock.lap("save", step)
@@ -106,6 +124,7 @@ def train(run: Run, feed: Feed, log: RunLog, checkpoints: Checkpoints) -> dict[s
     log.stop_progress()
     checkpoints.wait()
 
+    stopped = {"stopped": watch.why_over(config, step)} if step < run.total_steps else {}
     chosen, weights = _choose(run, checkpoints, parallel.unreplicate(state), log)
     variables = parallel.replicate(chosen)
     splits = {}
@@ -119,6 +138,7 @@ def train(run: Run, feed: Feed, log: RunLog, checkpoints: Checkpoints) -> dict[s
     return {
         "step": step,
         "epochs": round(step / run.steps_per_epoch, 4),
+        **stopped,
         "weights": weights,
         "splits": splits,
         "seconds": clock.seconds,
@@ -175,7 +195,8 @@ def _choose(run: Run, checkpoints: Checkpoints, last: TrainState, log: RunLog) -
 class _Interval:
     """The training metrics between two rows of the log, fetched once the devices have come so far, never waited for."""
 
-    def __init__(self, run: Run, feed: Feed, log: RunLog):
+    def __init__(self, run: Run, feed: Feed, log: RunLog, rate_factor: float):
+        self.rate_factor = rate_factor  # on the schedule, since the last evaluation
         self._run, self._feed, self._log = run, feed, log
         self._pending: deque[tuple[int, Any]] = deque()
         # The whole schedule at once, here: asked for a step at a time it would wait behind the steps on their way.
@@ -204,7 +225,7 @@ class _Interval:
         if not np.isfinite(totals.loss.total):
             raise _not_finite(self._run, self._feed, self._run.parallel.unreplicate(state))
         values = {name: float(value) for name, value in totals.compute().items()}
-        values["learning_rate"] = float(self._rates[step - 1])
+        values["learning_rate"] = float(self._rates[step - 1] * np.float32(self.rate_factor))
         self._log.metrics(step, step / self._run.steps_per_epoch, "train", values)
         return values, int(totals.loss.count)
 

@@ -6,7 +6,7 @@ only, never on biases or on the scales of norms; the two optimizers of the CIFAR
 
 import math
 from itertools import pairwise
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -17,7 +17,7 @@ from jaxcnn.config import OptimizerConfig, ScheduleConfig
 from jaxcnn.errors import UserError, nearest
 from jaxcnn.finetune import EVERYTHING, Finetuning
 
-SCHEDULES = ("cosine", "step", "one_cycle", "triangle", "linear", "constant")
+SCHEDULES = ("cosine", "step", "one_cycle", "triangle", "linear", "constant", "plateau")
 OPTIMIZERS = ("sgd", "momentum", "nesterov", "adagrad", "rmsprop", "adam", "adamw", "lamb", "lion", "muon")
 GROUPED = ("airbench_sgd", "airbench_muon")  # rates and decay of their own for groups of parameters
 DECOUPLED = ("adamw", "lamb", "lion", "muon")  # weight_decay_mode "auto": these decay apart from the gradient
@@ -50,7 +50,7 @@ def make_schedule(schedule: ScheduleConfig, *, peak: float, total_steps: int, st
                     f"than the one before, and the first after the warm-up ({schedule.warmup_epochs} epochs)"
                 )
             decay = optax.piecewise_constant_schedule(peak, dict.fromkeys(drops, schedule.step_factor))
-        case "constant":
+        case "constant" | "plateau":  # what validation makes of it is in the optimizer's state: RateFactor
             decay = optax.constant_schedule(peak)
         case _:
             raise UserError(f"schedule.name is {schedule.name!r}: {nearest(schedule.name, SCHEDULES)}")
@@ -60,9 +60,16 @@ def make_schedule(schedule: ScheduleConfig, *, peak: float, total_steps: int, st
 
 
 def make_optimizer(
-    optimizer: OptimizerConfig, learning_rate: optax.Schedule, finetuning: Finetuning = EVERYTHING
+    optimizer: OptimizerConfig,
+    learning_rate: optax.Schedule,
+    finetuning: Finetuning = EVERYTHING,
+    *,
+    plateau: bool = False,
 ) -> optax.GradientTransformation:
-    """The links in the order in which a gradient passes them on its way to the weights."""
+    """The links in the order in which a gradient passes them on its way to the weights.
+
+    With `plateau` the last multiplies by a number in the state, which `set_rate_factor` changes between steps.
+    """
     if optimizer.name in GROUPED:
         return _grouped(optimizer, learning_rate)
     mode = optimizer.weight_decay_mode
@@ -93,7 +100,27 @@ def make_optimizer(
         optax.scale_by_learning_rate(learning_rate),
         # times what the rate of each layer is multiplied by
         *([] if finetuning is EVERYTHING else [optax.stateless(lambda updates, _: finetuning.scale(updates))]),
+        # times what validation has made of the rate
+        *([_scale_by_rate_factor()] if plateau else []),
     )
+
+
+class RateFactor(NamedTuple):
+    """State of the link that follows validation: an array, so that another value is the same program."""
+
+    rate_factor: jax.Array  # float32 [], 1 at the beginning
+
+
+def _scale_by_rate_factor() -> optax.GradientTransformation:
+    def update(updates: Any, state: RateFactor, _: Any = None) -> tuple[Any, RateFactor]:
+        return jax.tree.map(lambda update: state.rate_factor * update, updates), state
+
+    return optax.GradientTransformation(lambda _: RateFactor(jnp.ones((), jnp.float32)), update)
+
+
+def set_rate_factor(opt_state: Any, rate_factor: jax.Array) -> Any:
+    """The state of an optimizer made with `plateau`, with another factor on its rate."""
+    return optax.tree_utils.tree_set(opt_state, rate_factor=rate_factor)
 
 
 def _by_start(to_step: optax.GradientTransformation, finetuning: Finetuning) -> optax.GradientTransformation:

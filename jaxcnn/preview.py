@@ -40,7 +40,8 @@ def preview(run: Run, console: Console, *, experiment: str, workdir: epath.Path)
         console.print(run.pretrained.table())
 
     say(f"\n{run.total_steps:,} steps of {run.config.batch_size} images, {run.steps_per_epoch:,.2f} an epoch")
-    say("learning rate by step:")
+    follows = run.config.schedule.name == "plateau"
+    say(f"learning rate by step{', while validation becomes better' if follows else ''}:")
     for step in sorted({round(share * (run.total_steps - 1)) for share in (0, 0.05, 0.1, 0.25, 0.5, 0.75, 1)}):
         say(f"  {step:>9,}  epoch {step / run.steps_per_epoch:7.2f}  {float(run.schedule(step)):.6g}")
     if run.finetuning.layers:

@@ -62,6 +62,12 @@ def pieces_of(run: Run, *, eval_every_steps: int | None = None) -> Pieces:
         raise UserError(
             f"data.sampling={config.data.sampling} is not for a whole run in one program; set it to uniform"
         )
+    for name, watches in (
+        ("early_stop.patience_evaluations", config.early_stop.patience_evaluations is not None),
+        ("schedule.name=plateau", config.schedule.name == "plateau"),
+    ):
+        if watches:
+            raise UserError(f"{name} lets evaluations decide, which one program of a whole run does not; turn it off")
     if run.total_steps * config.batch_size >= 2**31:
         raise UserError(f"{run.total_steps} steps of {config.batch_size} images are too many for one program: 2**31")
     return Pieces(

@@ -15,16 +15,16 @@ PACKAGE = ROOT / "jaxcnn"
 FLOORS = {
     "errors": 0,
     "config": 1, "models": 1, "metrics": 1, "checkpoint": 1, "logs": 1, "stopping": 1,
-    "scores": 1,
+    "scores": 1, "diagnosis": 1,
     "command_line": 2, "losses": 2, "averaging": 2, "finetune": 2, "data": 2, "augment": 2, "workdir": 2,
-    "confidence": 2, "explain": 2,
-    "step": 3, "optim": 3, "transfer": 3,
-    "parallel": 4, "diagnosis": 4,
+    "confidence": 2, "explain": 2, "patience": 2,
+    "step": 3, "optim": 3, "transfer": 3, "run_facts": 3,
+    "parallel": 4, "bad_layer": 4,
     "feed": 5, "evaluation": 5,
     "build": 6,
-    "preview": 7, "loop": 7, "whole_run": 7, "trained": 7,
+    "preview": 7, "loop": 7, "whole_run": 7, "trained": 7, "rate_range": 7,
     "main": 8, "probe": 8, "measure": 8,
-    "evaluate": 9, "predict": 9, "report": 9,
+    "evaluate": 9, "predict": 9, "report": 9, "diagnose": 9, "lr_find": 9,
 }  # fmt: skip
 
 
@@ -87,7 +87,8 @@ READERS = {
     "loss": (("config", "config.loss"), ("losses",)),
     "optimizer": (("optimizer", "config.optimizer"), ("optim", "averaging", "build")),
     "groups": (("groups",), ("optim",)),
-    "schedule": (("schedule",), ("optim",)),
+    "schedule": (("schedule",), ("optim", "patience")),
+    "early_stop": (("config.early_stop",), ("patience",)),
     "finetune": (("finetune",), ("finetune",)),
     "checkpoint": (("config.checkpoint", "cadence"), ("loop", "main")),
     None: (("config",), ("build", "loop", "main")),

@@ -12,8 +12,8 @@ import pytest
 
 from jaxcnn.augment import make_augment
 from jaxcnn.averaging import exponential
+from jaxcnn.bad_layer import first_bad_layer
 from jaxcnn.config import AugmentConfig, LossConfig
-from jaxcnn.diagnosis import first_bad_layer
 from jaxcnn.losses import make_loss
 from jaxcnn.metrics import Metrics, Top5Metrics, example_values, metrics_for
 from jaxcnn.models import MODELS

@@ -1,0 +1,57 @@
+"""Says in words what is wrong with a run: python -m jaxcnn.diagnose --workdir DIR [--json FILE]
+
+Reads the run's folder alone, also while it trains. Exit codes: 0 whatever it finds, 2 the command is wrong.
+"""
+
+import dataclasses
+import json
+from pathlib import Path
+
+from absl import flags
+
+from jaxcnn import workdir as workdir_lib
+from jaxcnn.diagnosis import diagnose
+from jaxcnn.errors import UserError
+from jaxcnn.logs import PatientConsole
+from jaxcnn.main import flags_help, run_command, show_help
+from jaxcnn.run_facts import read_facts
+
+_STYLES = {"error": "bold red", "warning": "yellow", "note": "cyan", "not examined": "dim"}
+
+
+def main(argv: list[str], start: float) -> int:
+    """Reads, diagnoses, prints; returns the exit code."""
+    values = flags.FlagValues()
+    flags.DEFINE_string("workdir", None, "the run's folder", flag_values=values)
+    flags.DEFINE_string("json", None, "write the findings there too", flag_values=values)
+    if {"--help", "-help", "-h", "--helpfull"} & set(argv):
+        show_help(f"{__doc__}\n{flags_help(values)}")
+        return 0
+    try:
+        rest = values(argv)
+    except flags.Error as error:
+        raise UserError(" ".join(str(error).split())) from None
+    if len(rest) > 1:
+        raise UserError(f"unexpected argument {rest[1]!r}; options are written --name=value")
+    if not values.workdir:
+        raise UserError("no run given; pass --workdir, e.g. --workdir runs/digits")
+    findings = diagnose(read_facts(workdir_lib.resolve(values.workdir)))
+    wrong = [finding for finding in findings if finding.severity != "not examined"]
+    console = PatientConsole(highlight=False, soft_wrap=True)
+    console.print(f"{values.workdir}: {len(wrong) or 'nothing'} found", markup=False, style="bold")
+    for each in findings:
+        console.print(f"\n{each.severity}: {each.name}", markup=False, style=_STYLES[each.severity])
+        console.print(f"  {each.sentence}", markup=False)
+        for remedy in each.remedies:
+            console.print(f"    {remedy}", markup=False)
+    if values.json:
+        text = json.dumps([dataclasses.asdict(each) for each in findings], indent=2)
+        try:
+            Path(values.json).write_text(text + "\n", encoding="utf-8")
+        except OSError as error:
+            raise UserError(f"--json={values.json} cannot be written: {error.strerror}") from None
+    return 0
+
+
+if __name__ == "__main__":
+    run_command(main)
