@@ -7,6 +7,7 @@ Exit codes: 0 done; 1 a section could not be made, which the page says; 2 the co
 import re
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from absl import flags
@@ -18,6 +19,7 @@ from jaxcnn.main import flags_help, run_command, show_help
 from jaxcnn.report.files import RunFiles, read_runs
 
 SPLITS = ("train", "validation", "test")
+Attempt = Callable[[str, Callable[[], Any]], Any]  # a section's title and what makes it -> the section
 
 
 def main(argv: list[str], start: float) -> int:
@@ -77,17 +79,21 @@ def make(runs: list[RunFiles], values: Any, log: RunLog) -> tuple[str, dict[str,
     shared = [attempt("Training", lambda: from_files.curves(runs), "")]
     if len(runs) > 1:
         shared.insert(0, attempt("Results", lambda: from_files.comparison(runs), ""))
-    chapters = [Chapter("Comparison", shared)] if len(runs) > 1 else []
-    for run in runs:
-        alone = len(runs) == 1
-        folder = "" if alone else f"{re.sub(r'[^A-Za-z0-9._-]+', '-', run.name).strip('.-') or 'run'}/"
-        sections = shared[:] if alone else []
-        if not values.quick:
-            sections += _of_network(run, values, log, lambda *each, folder=folder: attempt(*each, folder))
-        sections.append(attempt("Record", lambda run=run: from_files.record(run), folder))
+    alone = len(runs) == 1
+    chapters = [] if alone else [Chapter("Comparison", shared)]
+    for number, run in enumerate(runs, start=1):
+        folder = "" if alone else f"{number}-{re.sub(r'[^A-Za-z0-9._-]+', '-', run.name).strip('.-')}/"
+        of_run: Attempt = partial(attempt, folder=folder)
+        seen, predictions = ([], None) if values.quick else _of_network(run, values, log, of_run)
+        sections = [
+            of_run("Diagnosis", lambda run=run, predictions=predictions: from_files.diagnosis(run, predictions)),
+            *(shared if alone else []),
+            *seen,
+            of_run("Record", lambda run=run: from_files.record(run)),
+        ]
         lead = "" if alone else paragraph(words(from_files.about(run)), css="soft") + from_files.headline(run)
         chapters.append(Chapter(run.name, sections, lead))
-    if len(runs) == 1:
+    if alone:
         title = f"{runs[0].saved['experiment']}: report"
         lead = f"<h1>{words(runs[0].name)}</h1>" + paragraph(words(from_files.about(runs[0])), css="soft")
         lead += from_files.headline(runs[0])
@@ -98,7 +104,8 @@ def make(runs: list[RunFiles], values: Any, log: RunLog) -> tuple[str, dict[str,
     return page(title, lead, chapters, footer=f"Made by python -m jaxcnn.report.{quick}"), pictures, bool(failures)
 
 
-def _of_network(run: RunFiles, values: Any, log: RunLog, attempt: Callable[..., Any]) -> list[Any]:
+def _of_network(run: RunFiles, values: Any, log: RunLog, attempt: Attempt) -> tuple[list[Any], Any]:
+    """(sections, the split's predictions or None where it could not be measured)."""
     from jaxcnn.parallel import set_up
     from jaxcnn.report.from_network import SECTIONS, Study
 
@@ -109,7 +116,7 @@ def _of_network(run: RunFiles, values: Any, log: RunLog, attempt: Callable[..., 
         since = time.perf_counter()
         made.append(attempt(title, lambda section=section: section(study)))
         log.say(f"{run.name}: {title.lower()}, {time.perf_counter() - since:.1f} s")
-    return made
+    return made, study.predictions if "evaluation" in vars(study) else None
 
 
 def _attempt(title: str, section: Callable[[], Any], failures: list[str]) -> Any:

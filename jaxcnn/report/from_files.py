@@ -3,14 +3,18 @@
 import json
 import shlex
 from collections.abc import Callable, Sequence
+from dataclasses import replace
+from html import escape
 
 import numpy as np
 
+from jaxcnn.diagnosis import Finding, Predictions, diagnose
 from jaxcnn.report import figures
 from jaxcnn.report.figures import Line
-from jaxcnn.report.files import RunFiles, differences, flat
+from jaxcnn.report.files import RunFiles, differences, flat, printable
 from jaxcnn.report.page import Section, absent, code, figure, folded, grid, paragraph, table, tiles, words
 from jaxcnn.report.svg import to_png, to_svg
+from jaxcnn.run_facts import read_facts
 
 ROWS_IN_TABLES = 40  # of curves as tables
 
@@ -151,6 +155,39 @@ def _validation_table(run: RunFiles) -> str:
     return table(["epoch", "step", *columns], cells, caption=said, names=0)
 
 
+# ---- diagnosis
+
+
+def diagnosis(run: RunFiles, predictions: Predictions | None = None) -> Section:
+    """What is wrong with the run, in words.
+
+    Args:
+      predictions: of the split that the page is of; none: those that an evaluation has left in the run's folder.
+    """
+    facts = read_facts(run.workdir)
+    facts = facts if predictions is None else replace(facts, predictions=predictions)
+    findings = diagnose(facts)
+    wrong = [each for each in findings if each.severity != "not examined"]
+    others = [each for each in findings if each.severity == "not examined"]
+    body = paragraph(f"{len(wrong)} found." if wrong else "Nothing found.") + _findings(wrong)
+    if others:
+        body += folded(f"Not examined: {len(others)}", _findings(others))
+    return Section("Diagnosis", body)
+
+
+def _findings(findings: Sequence[Finding]) -> str:
+    if not findings:
+        return ""
+    items = []
+    for each in findings:
+        remedies = "<br>".join(f"<code>{escape(printable(remedy))}</code>" for remedy in each.remedies)
+        items.append(
+            f'<li class="{each.severity.split()[0]}"><p><b>{escape(each.name)}</b> <span class="soft">{escape(each.severity)}'
+            f"</span></p><p>{escape(printable(each.sentence))}</p>{f'<p>{remedies}</p>' if remedies else ''}</li>"
+        )
+    return f'<ul class="findings">{"".join(items)}</ul>'
+
+
 # ---- several runs
 
 
@@ -171,13 +208,13 @@ def comparison(runs: Sequence[RunFiles]) -> Section:
     ]
     rows = [[what, *(value(run) for run in runs)] for what, value in measures]
     names = [run.name for run in runs]
-    body = table(["", *names], rows, caption="Results, of the weights that validation chose")
+    body = table(["", *names], rows, caption="Results")
     changed = differences(runs)
     if not changed:
         body += paragraph("The configs are the same, the seed too.")
     else:
         body += table(["field", *names], [[name, *values] for name, values in changed.items()], caption="What differs")
-        body += _over_seeds(runs, changed)
+        body = f'<div class="side">{body}</div>\n' + _over_seeds(runs, changed)
     if len({run.saved["data"]["fingerprint"] for run in runs}) > 1:
         body += absent("These runs were trained on different data: their accuracies do not compare.")
     elif len({run.saved["data"].get("splits") for run in runs}) > 1:

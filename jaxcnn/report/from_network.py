@@ -15,6 +15,7 @@ from jaxcnn.build import build
 from jaxcnn.config import Config
 from jaxcnn.data import Source, Split, open_source
 from jaxcnn.data.sheet import Row, draw
+from jaxcnn.diagnosis import Predictions
 from jaxcnn.errors import UserError
 from jaxcnn.explain import overlay
 from jaxcnn.feed import Progress
@@ -89,6 +90,18 @@ class Study:
     def names(self) -> list[str]:
         """Of the classes, as they can be printed."""
         return [printable(name) for name in self.model.class_names]
+
+    @property
+    def predictions(self) -> Predictions:
+        """Of the split, for diagnosis."""
+        evaluation, names = self.evaluation, self.model.class_names
+        predicted = evaluation.logits.argmax(axis=1)
+        return Predictions(
+            identifiers=evaluation.identifiers,
+            labels=[names[label] for label in evaluation.labels],
+            predictions=[names[prediction] for prediction in predicted],
+            confidences=evaluation.probabilities.max(axis=1).tolist(),
+        )
 
     @property
     def of_what(self) -> str:
