@@ -1,6 +1,6 @@
 """Writes report.html about runs: python -m jaxcnn.report --workdir DIR [DIR2 …] [--output DIR] [--quick]
 
-One page that needs nothing else, and report/ beside it with its figures as PNGs; in the first run's folder, or --output.
+One page that needs nothing else, and report/ beside it with its figures as PNGs, in the first run's folder or --output.
 Exit codes: 0 done; 1 a section could not be made, which the page says; 2 the command or a folder is wrong.
 """
 
@@ -12,6 +12,7 @@ from typing import Any
 
 from absl import flags
 
+from jaxcnn import __version__
 from jaxcnn import workdir as workdir_lib
 from jaxcnn.errors import RunError, UserError, nearest
 from jaxcnn.logs import RunLog, complain, write_atomically
@@ -76,9 +77,9 @@ def make(runs: list[RunFiles], values: Any, log: RunLog) -> tuple[str, dict[str,
         pictures.update({folder + name: content for name, content in made.pictures.items()})
         return made
 
-    shared = [attempt("Training", lambda: from_files.curves(runs), "")]
+    shared = [attempt("Training", partial(from_files.curves, runs), "")]
     if len(runs) > 1:
-        shared.insert(0, attempt("Results", lambda: from_files.comparison(runs), ""))
+        shared.insert(0, attempt("Results", partial(from_files.comparison, runs), ""))
     alone = len(runs) == 1
     chapters = [] if alone else [Chapter("Comparison", shared)]
     for number, run in enumerate(runs, start=1):
@@ -86,10 +87,10 @@ def make(runs: list[RunFiles], values: Any, log: RunLog) -> tuple[str, dict[str,
         of_run: Attempt = partial(attempt, folder=folder)
         seen, predictions = ([], None) if values.quick else _of_network(run, values, log, of_run)
         sections = [
-            of_run("Diagnosis", lambda run=run, predictions=predictions: from_files.diagnosis(run, predictions)),
+            of_run("Diagnosis", partial(from_files.diagnosis, run, predictions)),
             *(shared if alone else []),
             *seen,
-            of_run("Record", lambda run=run: from_files.record(run)),
+            of_run("Record", partial(from_files.record, run)),
         ]
         lead = "" if alone else paragraph(words(from_files.about(run)), css="soft") + from_files.headline(run)
         chapters.append(Chapter(run.name, sections, lead))
@@ -101,20 +102,22 @@ def make(runs: list[RunFiles], values: Any, log: RunLog) -> tuple[str, dict[str,
         title = f"{len(runs)} runs compared"
         lead = f"<h1>{title}</h1>" + paragraph(", ".join(words(run.name) for run in runs), css="soft")
     quick = " Made with --quick: without it, the network and its data are looked at too." if values.quick else ""
-    return page(title, lead, chapters, footer=f"Made by python -m jaxcnn.report.{quick}"), pictures, bool(failures)
+    footer = f"Made by jaxcnn {__version__}: python -m jaxcnn.report.{quick}"
+    return page(title, lead, chapters, footer=footer), pictures, bool(failures)
 
 
 def _of_network(run: RunFiles, values: Any, log: RunLog, attempt: Attempt) -> tuple[list[Any], Any]:
     """(sections, the split's predictions or None where it could not be measured)."""
     from jaxcnn.parallel import set_up
-    from jaxcnn.report.from_network import SECTIONS, Study
+    from jaxcnn.report.from_network import SECTIONS
+    from jaxcnn.report.study import Study
 
     set_up(None, compilation_cache=run.saved["config"].get("compilation_cache", True))
     study = Study(run, values.step, values.split, values.image, values.data_dir, log.work)
     made = []
     for title, section in SECTIONS.items():
         since = time.perf_counter()
-        made.append(attempt(title, lambda section=section: section(study)))
+        made.append(attempt(title, partial(section, study)))
         log.say(f"{run.name}: {title.lower()}, {time.perf_counter() - since:.1f} s")
     return made, study.predictions if "evaluation" in vars(study) else None
 

@@ -22,6 +22,7 @@ CELLS_WITH_NUMBERS = 20  # classes up to which a confusion matrix says its numbe
 LABELLED_CLASSES = 30  # classes up to which clusters are named and coloured
 LOG_FROM = 20.0  # ratio of highest to lowest from which an axis is logarithmic
 MOST_POINTS = 600  # of a line
+FEW_EXAMPLES = 10  # bins of fewer are drawn pale
 
 
 @dataclass(frozen=True)
@@ -146,15 +147,16 @@ def reliability(confidence: np.ndarray, accuracy: np.ndarray, count: np.ndarray)
         _style(axes)
     number = len(count)
     edges = np.linspace(0, 1, number + 1)
-    filled = count > 0
     above.plot([0, 1], [0, 1], color=colour(SOFT), linewidth=1, linestyle=(0, (4, 3)))
-    for left, right, sure, correct in zip(
-        edges[:-1][filled], edges[1:][filled], confidence[filled], accuracy[filled], strict=True
-    ):
-        start, width, low, high = left + 0.07 / number, (right - left) * 0.86, min(sure, correct), max(sure, correct)
-        above.add_patch(Rectangle((start, 0), width, low, facecolor=(*_rgb(ACCENT), 0.3), linewidth=0))
-        above.add_patch(Rectangle((start, low), width, high - low, facecolor=(*_rgb(WRONG), 0.75), linewidth=0))
-        above.plot([start, start + width], [correct, correct], color=colour(ACCENT), linewidth=2.2, solid_capstyle="butt")
+    for place in np.flatnonzero(count):
+        start, width = edges[place] + 0.07 / number, 0.86 / number
+        low, high = sorted((confidence[place], accuracy[place]))
+        opacity = 1.0 if count[place] >= FEW_EXAMPLES else 0.3
+        for bottom, top, name, strength in ((0.0, low, ACCENT, 0.3), (low, high, WRONG, 0.75)):
+            face = (*_rgb(name), strength * opacity)
+            above.add_patch(Rectangle((start, bottom), width, top - bottom, facecolor=face, linewidth=0))
+        ends, line = [start, start + width], [accuracy[place]] * 2
+        above.plot(ends, line, color=colour(ACCENT), linewidth=2.2, solid_capstyle="butt", alpha=opacity)
     above.set_ylim(0, 1)
     above.set_xlim(0, 1)
     above.set_title("accuracy", loc="left", fontsize=TEXT, color=colour(INK))
@@ -171,16 +173,16 @@ def embedding(points: np.ndarray, labels: np.ndarray, wrong: np.ndarray, names: 
     """Points [n, 2] coloured by class, the classes named where they lie; mistakes are rings around their point."""
     figure, axes = _figure(0.92)
     named = len(names) <= LABELLED_CLASSES
+    x, y = points.T
     if named:
         for number in np.unique(labels):
-            chosen, marker = labels == number, "o^s"[number // 10 % 3]
-            axes.scatter(*points[chosen & ~wrong].T, s=9, color=series(number), alpha=0.75, linewidth=0, marker=marker)
-            axes.scatter(
-                *points[chosen & wrong].T, s=22, facecolor="none", edgecolor=series(number), linewidth=1.0, marker=marker
-            )
+            shade, marker = series(number), "o^s"[number // 10 % 3]
+            right, mistaken = (labels == number) & ~wrong, (labels == number) & wrong
+            axes.scatter(x[right], y[right], s=9, color=shade, alpha=0.75, linewidth=0, marker=marker)
+            axes.scatter(x[mistaken], y[mistaken], s=22, facecolor="none", edgecolor=shade, marker=marker)
     else:
-        axes.scatter(*points[~wrong].T, s=7, color=colour(RIGHT), alpha=0.6, linewidth=0)
-        axes.scatter(*points[wrong].T, s=9, color=colour(WRONG), alpha=0.9, linewidth=0)
+        axes.scatter(x[~wrong], y[~wrong], s=7, color=colour(RIGHT), alpha=0.6, linewidth=0)
+        axes.scatter(x[wrong], y[wrong], s=9, color=colour(WRONG), alpha=0.9, linewidth=0)
     axes.set_title(title, loc="left", fontsize=TEXT, color=colour(INK))
     axes.set_xticks([])
     axes.set_yticks([])
@@ -262,7 +264,7 @@ def _name_ends(axes: Axes, lines: Sequence[Line]) -> None:
 
 
 def apart(heights: Sequence[float], *, gap: float) -> list[float]:
-    """The heights, moved as little as it takes for neighbours to be a gap apart, and kept within 0..1 where they fit."""
+    """The heights, moved as little as it takes for neighbours to be a gap apart; within 0..1 where they fit."""
     order = np.argsort(heights, kind="stable")
     placed = np.array(heights, float)[order]
     for _ in range(200):
@@ -285,7 +287,8 @@ def _name_clusters(axes: Axes, points: np.ndarray, labels: np.ndarray, names: Se
     to_share = axes.transData + axes.transAxes.inverted()
     for number, place in zip(numbers, untangled(to_share.transform(middles), width=0.2, height=0.055), strict=True):
         axes.text(
-            *place,
+            place[0],
+            place[1],
             short(names[number]),
             transform=axes.transAxes,
             ha="center",

@@ -113,4 +113,6 @@ def differences(runs: Sequence[RunFiles]) -> dict[str, list[str]]:
 def printable(text: str) -> str:
     """Any name as one line that can be encoded: classes may be named after files."""
     text = text.encode("utf-8", "replace").decode()
-    return "".join(letter if letter.isprintable() or letter == "\u200d" else " " for letter in text).strip() or "(no name)"
+    joiner = "\u200d"  # holds some letters and many emoji together
+    kept = "".join(letter if letter.isprintable() or letter == joiner else " " for letter in text)
+    return kept.strip() or "(no name)"

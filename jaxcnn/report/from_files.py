@@ -4,6 +4,7 @@ import json
 import shlex
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from html import escape
 
 import numpy as np
@@ -50,7 +51,8 @@ def headline(run: RunFiles) -> str:
 def about(run: RunFiles) -> str:
     """In a sentence."""
     config, data = run.saved["config"], run.saved["data"]
-    sentence = f"{config['model']['name']} on {data['name']}, seed {config['seed']}."
+    experiment, model, seed = run.saved["experiment"], config["model"]["name"], config["seed"]
+    sentence = f"Experiment {experiment}: {model} on {data['name']}, seed {seed}."
     if run.summary is not None:
         return f"{sentence} The weights are those of {run.summary['weights']}."
     return f"{sentence} This run has not finished; figures are as far as it came."
@@ -130,7 +132,7 @@ def _caption(runs: Sequence[RunFiles], name: str, lines: Sequence[Line], what: s
         n = f", n = {counts['validation']:,}" if len(runs) == 1 and "validation" in counts else ""
         direction = "Lower is better" if name == "loss" else "Higher is better"
         if len(runs) > 1:
-            train = f"strong is validation (of the weights' average, where one is kept), thin is training"
+            train = "strong is validation (of the weights' average, where one is kept), thin is training"
         else:
             train = "train is the mean over each logging interval, with augmentation and moving weights"
             train += f"; validation is the whole split as it is{n}" if "validation" in counts else ""
@@ -147,9 +149,11 @@ def _caption(runs: Sequence[RunFiles], name: str, lines: Sequence[Line], what: s
 def _validation_table(run: RunFiles) -> str:
     rows = [row for row in run.metrics if row["split"] == "validation"]
     columns = [name for name in rows[-1] if name not in ("split", "step", "epoch")]
-    kept = [rows[i] for i in np.unique(np.linspace(0, len(rows) - 1, min(len(rows), ROWS_IN_TABLES)).round().astype(int))]
+    chosen = np.unique(np.linspace(0, len(rows) - 1, min(len(rows), ROWS_IN_TABLES)).round().astype(int))
+    kept = [rows[number] for number in chosen]
     cells = [
-        [f"{row['epoch']:g}", f"{row['step']:,}", *(f"{row[c]:.4f}" if c in row else "—" for c in columns)] for row in kept
+        [f"{row['epoch']:g}", f"{row['step']:,}", *(f"{row[c]:.4f}" if c in row else "—" for c in columns)]
+        for row in kept
     ]
     said = f"Validation of {run.name}" + (f", {len(kept)} of {len(rows)} rows" if len(kept) < len(rows) else "")
     return table(["epoch", "step", *columns], cells, caption=said, names=0)
@@ -182,8 +186,9 @@ def _findings(findings: Sequence[Finding]) -> str:
     for each in findings:
         remedies = "<br>".join(f"<code>{escape(printable(remedy))}</code>" for remedy in each.remedies)
         items.append(
-            f'<li class="{each.severity.split()[0]}"><p><b>{escape(each.name)}</b> <span class="soft">{escape(each.severity)}'
-            f"</span></p><p>{escape(printable(each.sentence))}</p>{f'<p>{remedies}</p>' if remedies else ''}</li>"
+            f'<li class="{each.severity.split()[0]}"><p><b>{escape(each.name)}</b> '
+            f'<span class="soft">{escape(each.severity)}</span></p>'
+            f"<p>{escape(printable(each.sentence))}</p>{f'<p>{remedies}</p>' if remedies else ''}</li>"
         )
     return f'<ul class="findings">{"".join(items)}</ul>'
 
@@ -198,7 +203,7 @@ def comparison(runs: Sequence[RunFiles]) -> Section:
     ]
     for split in ("test", "validation"):
         for metric, form in (("accuracy", "{:.2%}"), ("loss", "{:.4f}")):
-            measures.append((f"{split} {metric}", lambda run, s=split, m=metric, f=form: _measured(run, s, m, f)))
+            measures.append((f"{split} {metric}", partial(_measured, split=split, metric=metric, form=form)))
     measures += [
         ("parameters", lambda run: _of_summary(run, lambda s: f"{s['num_params']:,}")),
         ("epochs", lambda run: _of_summary(run, lambda s: f"{s['epochs']:.4g}")),
@@ -228,11 +233,12 @@ def _over_seeds(runs: Sequence[RunFiles], changed: dict[str, list[str]]) -> str:
         return ""
     mean, std = float(np.mean(found)), float(np.std(found, ddof=1))
     return paragraph(
-        f"Only the seed differs: test accuracy {100 * mean:.2f} ± {100 * std:.2f} % (mean ± standard deviation, n = {len(found)})."
+        f"Only the seed differs: test accuracy {100 * mean:.2f} ± {100 * std:.2f} % (mean ± standard deviation, "
+        f"n = {len(found)})."
     )
 
 
-def _measured(run: RunFiles, split: str, metric: str, form: str) -> str:
+def _measured(run: RunFiles, *, split: str, metric: str, form: str) -> str:
     value = (run.summary or {}).get("splits", {}).get(split, {}).get(metric)
     if value is None and split == "validation":
         seen = run.points("validation", metric)[1]

@@ -71,8 +71,9 @@ def _calls(model: nn.Module, variables: Any, images: Any) -> list[_Call]:
         result = next_method(*arguments, **keywords)
         module = context.module
         if context.method_name == "__call__" and len(module.path) == 1:
-            shapes = jax.tree.map(_shape_of, (arguments, keywords))
-            calls.append(_Call(module.path[0], module.clone(parent=None, name=None), *shapes, jnp.shape(result)[1:]))
+            shapes, options = jax.tree.map(_shape_of, (arguments, keywords))
+            alone = module.clone(parent=None, name=None)
+            calls.append(_Call(module.path[0], alone, shapes, options, jnp.shape(result)[1:]))
         return result
 
     with nn.intercept_methods(record):

@@ -1,6 +1,6 @@
-"""What a trained network does with a split's images, as arrays: features, mistakes, filters, maps. Nothing is drawn here.
+"""What a trained network does with a split's images, as arrays: features, mistakes, filters, maps.
 
-Its scores are measure.py's.
+Nothing is drawn here, and its scores are measure.py's.
 """
 
 from collections.abc import Sequence
@@ -15,7 +15,7 @@ from jaxcnn.augment import make_normalise
 from jaxcnn.data import Split, read_or_error
 from jaxcnn.errors import RunError, UserError
 from jaxcnn.measure import Evaluation
-from jaxcnn.models.features import feature_pyramid
+from jaxcnn.models.features import FEATURES, feature_pyramid
 from jaxcnn.trained import TrainedModel
 
 EMBEDDED = 2000  # examples at most: t-SNE of 2,000 takes seconds, of 10,000 a minute
@@ -32,6 +32,16 @@ def images_of(model: TrainedModel, split: Split, places: Sequence[int] | np.ndar
             raise example
         examples.append(example["image"])
     return model.prepare(examples)
+
+
+def shown(model: TrainedModel) -> dict[str, tuple[int, ...]]:
+    """The shapes of what the model shows of its inside for one image, by name: none where it taps nothing."""
+    images = jax.ShapeDtypeStruct((1, *model.image_shape), jnp.float32)
+
+    def look(variables: Any, images: jax.Array) -> Any:
+        return model.module.apply(variables, images, train=False, mutable=[FEATURES])[1].get(FEATURES, {})
+
+    return {name: x.shape for name, x in jax.eval_shape(look, model.variables, images).items()}
 
 
 def mistakes(evaluation: Evaluation, count: int) -> np.ndarray:
@@ -62,7 +72,10 @@ def embed(model: TrainedModel, split: Split, evaluation: Evaluation) -> Embeddin
     """PCA and t-SNE (scikit-learn's) of the features that the head sees. Raises UserError for too few examples."""
     from sklearn.decomposition import PCA
     from sklearn.manifold import TSNE
+    from threadpoolctl import threadpool_limits
 
+    if "pooled" not in shown(model):
+        raise UserError(f"{model.config.model.name} shows no pooled features (models/features.py)")
     chosen = spread(len(evaluation.labels), EMBEDDED)
     if len(chosen) < FEWEST_EMBEDDED:
         raise UserError(f"{len(chosen)} examples are too few to be laid out; it takes {FEWEST_EMBEDDED}")
@@ -72,9 +85,22 @@ def embed(model: TrainedModel, split: Split, evaluation: Evaluation) -> Embeddin
     components = PCA(min(50, *features.shape), random_state=0).fit(features)
     reduced = components.transform(features)
     perplexity = min(30.0, (len(chosen) - 1) / 3)
-    tsne = TSNE(2, perplexity=perplexity, init="pca", random_state=0).fit_transform(reduced)
+    with threadpool_limits(1):  # on a busy machine threads wait for each other longer than they work
+        tsne = TSNE(2, perplexity=perplexity, init="pca", random_state=0).fit_transform(reduced)
     explained = float(np.nan_to_num(components.explained_variance_ratio_[:2].sum()))
     return Embedding(chosen, reduced[:, :2], explained, tsne, features.shape[1], perplexity)
+
+
+def heat_maps(model: TrainedModel, images: np.ndarray) -> tuple[np.ndarray | None, str]:
+    """(Grad-CAM of each for the class it was taken for, or none; why none)."""
+    if images.shape[-1] not in (1, 3):
+        return None, f"images have {images.shape[-1]} channels"
+    if not shown(model):
+        return None, f"{model.config.model.name} shows nothing of its inside (models/features.py)"
+    try:
+        return model.explain(images), ""
+    except UserError as error:
+        return None, str(error)
 
 
 @dataclass(frozen=True)
@@ -88,7 +114,7 @@ class Filters:
 
 
 def first_filters(model: TrainedModel) -> Filters:
-    """Of the layer that meets the images; each is scaled by its own largest weight. UserError where none is a picture."""
+    """Of the layer that meets the images, each scaled by its own largest weight. UserError where none is a picture."""
     from jaxcnn.build import params_in_order
 
     ordered = params_in_order(model.module, model.image_shape)
@@ -129,17 +155,18 @@ class Stage:
 
 def feature_maps(model: TrainedModel, image: np.ndarray) -> list[Stage]:
     """Of one image uint8 [H, W, C], the channels of each stage that answer most. UserError where no stage has a map."""
+    has_maps = [name for name, shape in shown(model).items() if len(shape) == 4 and shape[1] * shape[2] > 1]
+    if not has_maps:
+        raise UserError(f"{model.config.model.name} shows no maps of an image's places")
     normalise = make_normalise(model.mean, model.std)
     call = jax.jit(lambda variables, images: feature_pyramid(model.module, variables, normalise(images)))
+    found_maps = call(model.variables, jnp.asarray(image[None]))
     stages = []
-    for name, found in call(model.variables, jnp.asarray(image[None])).items():
-        if found.ndim != 4 or found.shape[1] * found.shape[2] == 1:
-            continue
+    for name in has_maps:
+        found = found_maps[name]
         maps = np.moveaxis(np.asarray(found[0], np.float32), -1, 0)
         order = np.argsort(-maps.mean(axis=(1, 2)), kind="stable")[:MAPS_A_STAGE]
         low, high = (pick(maps[order], axis=(1, 2), keepdims=True) for pick in (np.min, np.max))
         scaled = (maps[order] - low) / np.where(high > low, high - low, 1)
-        stages.append(Stage(name, np.nan_to_num(scaled), len(maps)))
-    if not stages:
-        raise UserError(f"{model.config.model.name} shows no maps of an image's places")
+        stages.append(Stage(name, scaled, len(maps)))
     return stages

@@ -14,10 +14,12 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from jaxcnn.data.sheet import Row, draw
 from jaxcnn.report.palette import css_variables
 
 _HERE = Path(__file__).parent
 PIXELS_UP_TO = 72  # longer images are photographs: shown smoothly, stored as JPEG
+LONG_NAME = 24  # letters from which a name may be broken anywhere
 STORED_UP_TO = 200  # pixels: the longest side of an image in the page
 
 
@@ -45,11 +47,11 @@ def page(title: str, lead: str, chapters: Sequence[Chapter], *, footer: str) -> 
     script = (_HERE / "page.js").read_text()
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     policy = f"default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'sha256-{digest}'"
-    dark = css_variables(1)
+    dark = f"{{ color-scheme: dark; {css_variables(1)} }}"
     themes = (
         f":root {{ color-scheme: light; {css_variables(0)} }}\n"
-        f"@media screen and (prefers-color-scheme: dark) {{ :root:not([data-theme=light]) {{ color-scheme: dark; {dark} }} }}\n"
-        f"@media screen {{ :root[data-theme=dark] {{ color-scheme: dark; {dark} }} }}\n"
+        f"@media screen and (prefers-color-scheme: dark) {{ :root:not([data-theme=light]) {dark} }}\n"
+        f"@media screen {{ :root[data-theme=dark] {dark} }}\n"
     )
     links, content = [], []
     for number, chapter in enumerate(chapters, start=1):
@@ -75,7 +77,8 @@ def page(title: str, lead: str, chapters: Sequence[Chapter], *, footer: str) -> 
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
         f"<title>{escape(title)}</title>\n<style>\n{themes}{css}</style>\n</head>\n<body>\n"
         f"<header>\n{lead}\n</header>\n"
-        f'<nav aria-label="contents"><div><ul>{menu}</ul><button class="theme" type="button">light / dark</button></div></nav>\n'
+        f'<nav aria-label="contents"><div><ul>{menu}</ul>'
+        '<button class="theme" type="button">light / dark</button></div></nav>\n'
         "<main>\n" + "\n".join(content) + f"\n</main>\n<footer>{footer}</footer>\n"
         f"<script>{script}</script>\n</body>\n</html>\n"
     )
@@ -153,16 +156,19 @@ def table(
 
     def cell(place: int, content: str | Cell) -> str:
         one = content if isinstance(content, Cell) else Cell(content)
-        css = ["name" if place < names else "number", *(["bar"] if one.share is not None else [])]
+        css = ["number"] if place >= names else ["long"] if len(one.text) > LONG_NAME else []
+        css += ["bar"] if one.share is not None else []
         style = "" if one.share is None else f' style="--share:{100 * one.share:.1f}%"'
         value = "" if one.value is None else f' data-value="{one.value:.6g}"'
-        return f'<td class="{" ".join(css)}"{style}{value}>{words(one.text)}</td>'
+        kind = f' class="{" ".join(css)}"' if css else ""
+        return f"<td{kind}{style}{value}>{words(one.text)}</td>"
 
     head_row = "".join(head(*each) for each in enumerate(columns))
     body = "\n".join("<tr>" + "".join(cell(*each) for each in enumerate(row)) + "</tr>" for row in rows)
     title = f"<caption>{escape(caption)}</caption>" if caption else ""
+    name = escape(caption or label or "table")
     return (
-        f'<div class="scroll" tabindex="0" role="region" aria-label="{escape(caption or label or "table")}"><table>{title}'
+        f'<div class="scroll" tabindex="0" role="region" aria-label="{name}"><table>{title}'
         f"<thead><tr>{head_row}</tr></thead>\n<tbody>\n{body}\n</tbody></table></div>\n"
     )
 
@@ -190,3 +196,10 @@ def picture(image: np.ndarray, alt: str) -> str:
         f'<img src="data:image/{kind};base64,{data}" width="{width}" height="{height}"'
         f'{" class=pixels" if small else ""} alt="{escape(alt)}">'
     )
+
+
+def sheet(rows: Sequence[Row]) -> bytes:
+    """Rows of images as one PNG file."""
+    target = io.BytesIO()
+    draw(rows).save(target, format="PNG", optimize=True)
+    return target.getvalue()

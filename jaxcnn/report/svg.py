@@ -41,7 +41,8 @@ def to_svg(figure: "Figure", *, describe: str, titles: Mapping[str, str] | None 
     for name, (light, _) in COLOURS.items():
         text = text.replace(light, f"var(--{name})")
     text = re.sub(r"font: (?:\w+ )*?([\d.]+)px [^;\"]*", r"font-size: \1px", text)
-    text = re.sub(r"<[^>]*>", lambda tag: re.sub(r"(\d\.\d\d)\d+", r"\1", tag[0]), text)  # a hundredth of a point will do
+    # In tags, not in what is written: a hundredth of a point will do.
+    text = re.sub(r"<[^>]*>", lambda tag: re.sub(r"(\d\.\d\d)\d+", r"\1", tag[0]), text)
     text = re.sub(r"\s*\n\s*", "\n", text)
     width, height = (72 * side for side in figure.get_size_inches())
     opening = f'<svg role="img" aria-label="{escape(describe)}" viewBox="0 0 {width:g} {height:g}">'

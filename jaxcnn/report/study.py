@@ -1,0 +1,86 @@
+"""A run's network and data, each opened when a section first needs it."""
+
+import copy
+from dataclasses import dataclass
+from functools import cached_property
+
+from jaxcnn import workdir as workdir_lib
+from jaxcnn.config import Config
+from jaxcnn.data import Source, Split, open_source
+from jaxcnn.diagnosis import Predictions
+from jaxcnn.feed import Progress
+from jaxcnn.measure import Evaluation, evaluate_run, step_of
+from jaxcnn.report.files import RunFiles, printable
+from jaxcnn.trained import TrainedModel, load
+
+
+@dataclass(frozen=True)
+class Study:
+    """A run's network and data, each opened when it is first needed."""
+
+    run: RunFiles
+    step: str  # best, last, or a number
+    split: str
+    image: int  # place in the split of the example whose feature maps are shown
+    data_dir: str | None
+    progress: Progress
+
+    @cached_property
+    def model(self) -> TrainedModel:
+        """The weights that are looked at."""
+        return load(str(self.run.workdir), self.step)
+
+    @cached_property
+    def evaluation(self) -> Evaluation:
+        """Of the split."""
+        return evaluate_run(
+            [self.run.workdir], steps=[self.step], split=self.split, data_dir=self.data_dir, progress=self.progress
+        )
+
+    @cached_property
+    def config(self) -> Config:
+        """The run's, for this machine."""
+        config = copy.deepcopy(self.model.config)
+        config.data.dir = self.data_dir or config.data.dir
+        config.data.exclude = None  # what is left of it stands in the run's splits
+        config.platform = None
+        config.num_devices = 1
+        return config
+
+    @cached_property
+    def source(self) -> Source:
+        """The run's data; that they are the same the evaluation has checked."""
+        assert self.evaluation
+        return open_source(self.config.data, progress=self.progress, kept=workdir_lib.read_splits(self.run.workdir))
+
+    @property
+    def examples(self) -> Split:
+        """Of the split."""
+        return self.source.splits[self.split]
+
+    @property
+    def names(self) -> list[str]:
+        """Of the classes, as they can be printed."""
+        return [printable(name) for name in self.model.class_names]
+
+    @property
+    def predictions(self) -> Predictions:
+        """Of the split, for diagnosis."""
+        evaluation, names = self.evaluation, self.model.class_names
+        predicted = evaluation.logits.argmax(axis=1)
+        return Predictions(
+            identifiers=evaluation.identifiers,
+            labels=[names[label] for label in evaluation.labels],
+            predictions=[names[prediction] for prediction in predicted],
+            confidences=evaluation.probabilities.max(axis=1).tolist(),
+        )
+
+    @property
+    def of_what(self) -> str:
+        """A sentence: which split, how many, which weights."""
+        weights = "the weights' average of" if self.run.averaged() else "the weights of"
+        why = {"last": " (last)", "best": " (best on validation)"}.get(self.step, "")
+        if not self.model.config.checkpoint.keep_best:
+            why = why.replace("best on validation", "last")
+        split = f"{self.split.capitalize()} split, n = {len(self.evaluation.labels):,}"
+        return f"{split}; {weights} step {step_of(self.model):,}{why}."
