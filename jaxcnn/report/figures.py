@@ -274,7 +274,8 @@ def apart(heights: Sequence[float], *, gap: float) -> list[float]:
         for index in np.flatnonzero(short_by > 0):
             placed[index] -= short_by[index] / 2
             placed[index + 1] += short_by[index] / 2
-        placed += max(0.0, -placed[0]) - max(0.0, placed[-1] - 1) if placed[-1] - placed[0] < 1 else 0.0
+        if gap * (len(placed) - 1) <= 1:
+            placed = placed.clip(0, 1)
     result = np.empty(len(placed))
     result[order] = placed
     return [float(height) for height in result]

@@ -44,7 +44,7 @@ def to_svg(figure: "Figure", *, describe: str, titles: Mapping[str, str] | None 
     # In tags, not in what is written: a hundredth of a point will do.
     text = re.sub(r"<[^>]*>", lambda tag: re.sub(r"(\d\.\d\d)\d+", r"\1", tag[0]), text)
     text = re.sub(r"\s*\n\s*", "\n", text)
-    width, height = (72 * side for side in figure.get_size_inches())
+    width, height = (round(72 * side, 2) for side in figure.get_size_inches())
     opening = f'<svg role="img" aria-label="{escape(describe)}" viewBox="0 0 {width:g} {height:g}">'
     return re.sub(r"<svg[^>]*>", lambda _: opening, text, count=1).strip()
 
