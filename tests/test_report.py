@@ -11,6 +11,7 @@ import shutil
 import subprocess
 import threading
 from types import SimpleNamespace
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -21,6 +22,7 @@ from PIL import Image
 
 from jaxcnn.errors import UserError
 from jaxcnn.models import MODELS
+from jaxcnn.models.conv import conv
 from jaxcnn.models.published import PUBLISHED
 from jaxcnn.report import figures, files, from_files, network, page
 from jaxcnn.report.__main__ import main
@@ -67,9 +69,10 @@ def runs(tmp_path_factory):
     saved["data"]["class_names"] = list("0123456789")
     (folder / "second" / "config.json").write_text(json.dumps(saved))
     shutil.copy(folder / "first" / "metrics.jsonl", folder / "second")
-    (folder / "second" / "telemetry.jsonl").write_text(
-        '{"step": 3, "gradient_norm": 2.5}\n{"step": 6, "gradient_norm": 1.5}\n'
-    )
+    telemetry: list[dict[str, Any]] = [
+        {"step": step, "gradient_norm": 3 / step, "layers": {}, "activations": {}} for step in (3, 6)
+    ]
+    (folder / "second" / "telemetry.jsonl").write_text("\n".join(map(json.dumps, telemetry)))
     return folder
 
 
@@ -162,9 +165,9 @@ def test_its_numbers_are_the_evaluations(made, runs):
     summary = json.loads((runs / "first" / "summary.json").read_text())
     accuracy = summary["splits"]["test"]["accuracy"]
     assert f"<dd>{accuracy:.2%}<small>" in text
-    score = re.search(r"<bdi>Accuracy</bdi></td><td[^>]*><bdi>([\d.]+)", text)
-    assert float(score[1]) == pytest.approx(accuracy, abs=5e-5)
-    whole = re.search(r"Rows are labels, columns predictions.*?</table>", text, re.DOTALL)[0]
+    (score,) = re.findall(r"<bdi>Accuracy</bdi></td><td[^>]*><bdi>([\d.]+)", text)
+    assert float(score) == pytest.approx(accuracy, abs=5e-5)
+    whole = re.findall(r"Rows are labels, columns predictions.*?</table>", text, re.DOTALL)[-1]
     rows = [re.findall(r'class="number"[^>]*><bdi>([\d,]+)', row) for row in whole.split("<tr>")[2:]]
     matrix = np.array([[int(value.replace(",", "")) for value in row] for row in rows])
     assert matrix.shape == (10, 10)
@@ -248,7 +251,7 @@ def test_wrong_commands_are_one_line(runs, tmp_path):
 
 
 def test_a_section_that_fails_is_said_and_the_page_stays(runs, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(from_files, "record", lambda run: {}["missing"])
+    monkeypatch.setattr(from_files, "record", lambda run: {"there": 1}["missing"])
     assert report("--workdir", runs / "second", "--quick", "--output", tmp_path)[0] == 1
     assert "Could not be made: KeyError: &#x27;missing&#x27;" in (tmp_path / "report.html").read_text()
     assert "report: 'Record' could not be made: KeyError" in capsys.readouterr().err
@@ -269,7 +272,8 @@ onload = () => {
   const before = paper();
   inside.querySelector("button.theme").click();
   const column = [...inside.querySelectorAll("th")].find(head => head.textContent === "recall");
-  const values = () => [...column.closest("table").tBodies[0].rows].map(row => Number(row.cells[column.cellIndex].dataset.value));
+  const rows = () => [...column.closest("table").tBodies[0].rows];
+  const values = () => rows().map(row => Number(row.cells[column.cellIndex].dataset.value));
   column.firstChild.click();
   const down = values();
   column.firstChild.click();
@@ -304,14 +308,15 @@ def test_in_a_real_browser(made, tmp_path):
     try:
         done = subprocess.run(
             [program, "--headless", "--no-sandbox", "--disable-gpu", "--no-first-run",
-             "--disable-background-networking", "--enable-logging=stderr", f"--user-data-dir={tmp_path / 'profile'}", "--window-size=800,900",
-             "--virtual-time-budget=5000", "--dump-dom", f"http://127.0.0.1:{server.server_port}/probe.html"],
+             "--disable-background-networking", "--enable-logging=stderr", f"--user-data-dir={tmp_path / 'profile'}",
+             "--window-size=800,900", "--virtual-time-budget=5000", "--dump-dom", f"http://127.0.0.1:{server.server_port}/probe.html"],
             capture_output=True, text=True, timeout=120, check=True,
         )  # fmt: skip
     finally:
         server.shutdown()
         server.server_close()
-    found = json.loads(html.unescape(re.search(r"<pre>(.*?)</pre>", done.stdout, re.DOTALL)[1]))
+    (said,) = re.findall(r"<pre>(.*?)</pre>", done.stdout, re.DOTALL)
+    found = json.loads(html.unescape(said))
     assert found["title"] == "test: report"
     assert found["width"] <= 390
     assert found["wide"] == []
@@ -388,12 +393,13 @@ def test_pictures_of_any_size_and_channels():
 
 
 def test_multiply_adds_are_the_published_ones():
-    for name, size in (("resnet20", 32), ("shufflenet_v2_x0_5", 224)):  # strided, grouped and depthwise convolutions
-        model = MODELS[name](num_classes=10 if size == 32 else 1000)
-        images = jax.ShapeDtypeStruct((1, size, size, 3), jnp.float32)
-        variables = jax.eval_shape(functools.partial(model.init, train=False), jax.random.key(0), images)
-        trace = jax.make_jaxpr(functools.partial(model.apply, train=False))(variables, images)
-        assert multiply_adds(trace.jaxpr) / 1e9 == pytest.approx(PUBLISHED[name].macs, rel=0.02)
+    model, images = MODELS["resnet20"](num_classes=10), jax.ShapeDtypeStruct((1, 32, 32, 3), jnp.float32)
+    variables = jax.eval_shape(functools.partial(model.init, train=False), jax.random.key(0), images)
+    trace = jax.make_jaxpr(functools.partial(model.apply, train=False))(variables, images)
+    assert multiply_adds(trace.jaxpr) / 1e9 == pytest.approx(PUBLISHED["resnet20"].macs, rel=0.002)
+    arrays = jnp.ones((2, 8, 8, 6)), jnp.ones((3, 3, 2, 12))
+    grouped = jax.make_jaxpr(functools.partial(conv, strides=2, padding=1, groups=3))(*arrays)
+    assert multiply_adds(grouped.jaxpr) == 2 * 4 * 4 * 12 * 3 * 3 * 2
     looped = jax.make_jaxpr(lambda x: jax.lax.scan(lambda c, _: (c @ x, None), x, None, length=3)[0])(jnp.ones((4, 4)))
     assert multiply_adds(looped.jaxpr) == 3 * 4**3
 
@@ -459,7 +465,7 @@ def test_feature_maps_are_the_channels_that_answer_most():
 
 def test_the_surest_mistakes_come_first():
     logits = np.log(np.array([[0.9, 0.1], [0.6, 0.4], [0.2, 0.8], [0.3, 0.7]], np.float32))
-    evaluation = SimpleNamespace(logits=logits, labels=np.array([1, 1, 1, 0]), probabilities=np.exp(logits))
+    evaluation: Any = SimpleNamespace(logits=logits, labels=np.array([1, 1, 1, 0]), probabilities=np.exp(logits))
     assert network.mistakes(evaluation, 2).tolist() == [0, 3]
     assert network.mistakes(evaluation, 9).tolist() == [0, 3, 1]
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from absl import flags
 
-from jaxcnn import __version__
+import jaxcnn
 from jaxcnn import workdir as workdir_lib
 from jaxcnn.errors import RunError, UserError, nearest
 from jaxcnn.logs import RunLog, complain, write_atomically
@@ -102,7 +102,7 @@ def make(runs: list[RunFiles], values: Any, log: RunLog) -> tuple[str, dict[str,
         title = f"{len(runs)} runs compared"
         lead = f"<h1>{title}</h1>" + paragraph(", ".join(words(run.name) for run in runs), css="soft")
     quick = " Made with --quick: without it, the network and its data are looked at too." if values.quick else ""
-    footer = f"Made by jaxcnn {__version__}: python -m jaxcnn.report.{quick}"
+    footer = f"Made by jaxcnn {jaxcnn.__version__}: python -m jaxcnn.report.{quick}"
     return page(title, lead, chapters, footer=footer), pictures, bool(failures)
 
 
