@@ -100,7 +100,7 @@ def confusion_matrix(matrix: np.ndarray, names: Sequence[str]) -> tuple[Figure, 
         cells = np.zeros((count, count, 4))
         cells[..., :3] = to_rgb(colour(WRONG))
         cells[np.arange(count), np.arange(count), :3] = to_rgb(colour(RIGHT))
-        cells[..., 3] = _strength(share)
+        cells[..., 3] = np.where(share > 0, 0.35 + 0.65 * _strength(share), 0)
         axes.imshow(cells, interpolation="none", aspect="equal")
     else:
         for row, column in np.argwhere(matrix):

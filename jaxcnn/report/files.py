@@ -11,6 +11,7 @@ from jaxcnn import workdir as workdir_lib
 from jaxcnn.logs import read_rows
 
 Row = dict[str, Any]
+LONGEST_NAME = 72  # letters
 
 
 @dataclass(frozen=True)
@@ -24,11 +25,6 @@ class RunFiles:
     metrics: list[Row]
     timing: list[Row]
     telemetry: list[Row]
-
-    @property
-    def class_names(self) -> list[str]:
-        """As they can be printed."""
-        return [printable(name) for name in self.saved["data"]["class_names"]]
 
     @property
     def last_step(self) -> int:
@@ -88,7 +84,7 @@ def _names(paths: Sequence[epath.Path]) -> list[str]:
     """The last parts of the paths, as many as it takes to tell them apart."""
     parts = [[part for part in path.parts if part not in ("/", "")] or ["run"] for path in paths]
     for depth in range(1, max(map(len, parts)) + 1):
-        names = [printable("/".join(each[-depth:])) for each in parts]
+        names = [shown_name("/".join(each[-depth:])) for each in parts]
         if len(set(names)) == len(names):
             return names
     return [f"{number}: {name}" for number, name in enumerate(names, start=1)]
@@ -110,8 +106,15 @@ def differences(runs: Sequence[RunFiles]) -> dict[str, list[str]]:
     return {name: values for name, values in said.items() if len(set(values)) > 1}
 
 
+def shown_name(name: str) -> str:
+    """A name as it can be printed, its middle left out where it is long."""
+    name = printable(name)
+    half = LONGEST_NAME // 2
+    return name if len(name) <= LONGEST_NAME else f"{name[:half]}…{name[-half:]}"
+
+
 def printable(text: str) -> str:
-    """Any name as one line that can be encoded: classes may be named after files."""
+    """Anything as one line that can be encoded: classes may be named after files."""
     text = text.encode("utf-8", "replace").decode()
     joiner = "\u200d"  # holds some letters and many emoji together
     kept = "".join(letter if letter.isprintable() or letter == joiner else " " for letter in text)

@@ -173,7 +173,7 @@ def diagnosis(run: RunFiles, predictions: Predictions | None = None) -> Section:
     findings = diagnose(facts)
     wrong = [each for each in findings if each.severity != "not examined"]
     others = [each for each in findings if each.severity == "not examined"]
-    body = paragraph(f"{len(wrong)} found." if wrong else "Nothing found.") + _findings(wrong)
+    body = paragraph(f"Found: {len(wrong)}." if wrong else "Nothing found.") + _findings(wrong)
     if others:
         body += folded(f"Not examined: {len(others)}", _findings(others))
     return Section("Diagnosis", body)

@@ -12,7 +12,7 @@ from jaxcnn.errors import UserError
 from jaxcnn.explain import overlay
 from jaxcnn.preview import AugmentedImages, augmented_images
 from jaxcnn.report import from_predictions, network
-from jaxcnn.report.files import printable
+from jaxcnn.report.files import shown_name
 from jaxcnn.report.layers import layers
 from jaxcnn.report.page import Cell, Section, figure, paragraph, picture, sheet, table, words
 from jaxcnn.report.study import Study
@@ -57,7 +57,7 @@ def feature_maps(study: Study) -> Section:
     pair = picture(image, f"the image, {names[label]}")
     if heats is not None:
         pair += picture(overlay(image, heats[0]), "where it looked")
-    identifier = words(printable(evaluation.identifiers[study.image]))
+    identifier = words(shown_name(evaluation.identifiers[study.image]))
     body = (
         f'<div class="pictures"><div><div class="pair">{pair}</div></div></div>'
         f'<p class="note">Image {study.image:,} of {study.split}, {identifier}: <b>{words(names[label])}</b>. '
@@ -99,13 +99,13 @@ def model_table(study: Study) -> Section:
             value = getattr(each, name)
             row.append(Cell(text, value, share=None if total else value / most[name]))
         rows.append(row)
-    device = jax.devices()[0]
+    kind = jax.devices()[0].device_kind
     shape = " x ".join(map(str, model.image_shape))
     say = (
         f"Layers with parameters as the model names them, for images of {shape}. MFLOPs an image: two a multiply-add, "
-        f"of convolutions and matrix products. Milliseconds: of {batch} images in evaluation on one "
-        f"{device.device_kind}, each layer compiled and run alone, median; the whole is measured, not summed: what stands between layers, and "
-        "what the compiler makes of them together, is in it."
+        f"of convolutions and matrix products. Milliseconds: of {batch} images in evaluation on one {kind}, each layer "
+        "compiled and run alone, median; the whole is measured, not summed: what stands between layers, and what the "
+        "compiler makes of them together, is in it."
     )
     columns = ["layer", "kind", "output", "parameters", "MFLOPs", "ms"]
     body = table(columns, rows, caption=f"Layers of {model.config.model.name}", names=3)

@@ -5,7 +5,7 @@ import numpy as np
 from jaxcnn.data.sheet import Row
 from jaxcnn.explain import overlay
 from jaxcnn.report import figures, network
-from jaxcnn.report.files import printable
+from jaxcnn.report.files import shown_name
 from jaxcnn.report.page import Cell, Section, absent, figure, folded, grid, paragraph, picture, sheet, table, words
 from jaxcnn.report.study import Study
 from jaxcnn.report.svg import to_png, to_svg
@@ -140,6 +140,8 @@ def calibration(study: Study) -> Section:
             f"Logits divided by a temperature of {found['temperature']:.3f}, fitted on {fitted['split']} "
             f"(n = {fitted['num_examples']:,}), would change"
         )
+        if found["at_limit"]:
+            said += " (it is at the limit of those tried, as where validation has hardly a mistake)"
         parts.append(f"<div>{table(['', 'as it is', 'with temperature'], rows, caption=said)}</div>")
     return Section("Calibration", grid(parts), {"reliability.png": to_png(drawing)})
 
@@ -163,10 +165,10 @@ def mistakes(study: Study) -> Section:
         shown = [image] if heats is None else [image, overlay(image, heats[place])]
         pictures = picture(image, alt)
         if heats is not None:
-            pictures = f'<div class="pair">{pictures}{picture(shown[1], "where it looked")}</div>'
-        identifier = printable(evaluation.identifiers[number])
+            pictures += picture(shown[1], "where it looked")
+        identifier = shown_name(evaluation.identifiers[number])
         items.append(
-            f"<li>{pictures}<div class='said'>said {words(names[prediction])} <span class='wrong'>{sure:.1%}</span><br>"
+            f"<li><div class='pair'>{pictures}</div><div class='said'>said {words(names[prediction])} <span class='wrong'>{sure:.1%}</span><br>"
             f"is <b>{words(names[label])}</b> <span class='soft'>{true:.1%}</span><br>"
             f"<span class='soft'>{words(identifier)}</span></div></li>"
         )

@@ -10,7 +10,7 @@ from jaxcnn.data import Source, Split, open_source
 from jaxcnn.diagnosis import Predictions
 from jaxcnn.feed import Progress
 from jaxcnn.measure import Evaluation, evaluate_run, step_of
-from jaxcnn.report.files import RunFiles, printable
+from jaxcnn.report.files import RunFiles, shown_name
 from jaxcnn.trained import TrainedModel, load
 
 
@@ -61,7 +61,7 @@ class Study:
     @property
     def names(self) -> list[str]:
         """Of the classes, as they can be printed."""
-        return [printable(name) for name in self.model.class_names]
+        return [shown_name(name) for name in self.model.class_names]
 
     @property
     def predictions(self) -> Predictions:
