@@ -215,6 +215,7 @@ def test_only_seeds_differ():
         return files.RunFiles(None, str(seed), saved, summary, [], [], [])
 
     body = from_files.comparison([run(0, 0.90), run(1, 0.92), run(2, 0.94)]).body
+    assert "<bdi>optimizer.name</bdi>" not in body  # which these are too old to have
     assert "92.00 ± 2.00 % (mean ± standard deviation, n = 3)" in body
 
 

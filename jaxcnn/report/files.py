@@ -8,6 +8,7 @@ from typing import Any
 from etils import epath
 
 from jaxcnn import workdir as workdir_lib
+from jaxcnn.config import Config, to_dict
 from jaxcnn.logs import read_rows
 
 Row = dict[str, Any]
@@ -99,8 +100,11 @@ def flat(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def differences(runs: Sequence[RunFiles]) -> dict[str, list[str]]:
-    """The fields in which the runs' configs differ, and each one's value of it as JSON; a dash where it has none."""
-    configs = [flat(run.saved["config"]) for run in runs]
+    """The fields in which the runs' configs differ, and each one's value of it as JSON.
+
+    A field that is younger than a run has its default there; one that this version does not know, a dash.
+    """
+    configs = [flat(to_dict(Config())) | flat(run.saved["config"]) for run in runs]
     fields = list(dict.fromkeys(name for config in configs for name in config))
     said = {name: [json.dumps(each[name]) if name in each else "—" for each in configs] for name in fields}
     return {name: values for name, values in said.items() if len(set(values)) > 1}
