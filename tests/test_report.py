@@ -12,6 +12,7 @@ import subprocess
 import threading
 from types import SimpleNamespace
 from typing import Any
+from unittest import mock
 
 import jax
 import jax.numpy as jnp
@@ -24,7 +25,7 @@ from jaxcnn.errors import UserError
 from jaxcnn.models import MODELS
 from jaxcnn.models.conv import conv
 from jaxcnn.models.published import PUBLISHED
-from jaxcnn.report import figures, files, from_files, network, page
+from jaxcnn.report import figures, files, from_files, network, page, study
 from jaxcnn.report.__main__ import main
 from jaxcnn.report.layers import layers, multiply_adds
 from jaxcnn.report.palette import COLOURS
@@ -219,7 +220,7 @@ def test_only_seeds_differ():
     assert "92.00 ± 2.00 % (mean ± standard deviation, n = 3)" in body
 
 
-def test_what_is_absent_is_said(runs, tmp_path):
+def test_what_is_absent_is_said(runs, tmp_path, monkeypatch):
     """Data that are not here: what needs them says so, what does not is there; and of a run without any row."""
     saved = json.loads((runs / "first" / "config.json").read_text())
     saved["data"]["class_names"] = list("0123456789")
@@ -228,7 +229,10 @@ def test_what_is_absent_is_said(runs, tmp_path):
     run.mkdir()
     (run / "checkpoints").symlink_to(runs / "first" / "checkpoints")
     (run / "config.json").write_text(json.dumps(saved))
+    evaluate = mock.Mock(wraps=study.evaluate_run)
+    monkeypatch.setattr(study, "evaluate_run", evaluate)
     assert report("--workdir", run)[0] == 0
+    assert evaluate.call_count == 1  # not again for each section
     text = (run / "report.html").read_text()
     checked(text)
     for title in ("Scores", "Confusion", "Calibration", "Mistakes", "Embedding", "Feature maps", "Augmentation"):

@@ -92,12 +92,10 @@ def make(runs: list[RunFiles], values: Any, log: RunLog) -> tuple[str, dict[str,
             *seen,
             of_run("Record", partial(from_files.record, run)),
         ]
-        lead = "" if alone else paragraph(words(from_files.about(run)), css="soft") + from_files.headline(run)
-        chapters.append(Chapter(run.name, sections, lead))
+        overview = of_run("Overview", partial(from_files.overview, run)).body
+        chapters.append(Chapter(run.name, sections, "" if alone else overview))
     if alone:
-        title = f"{runs[0].saved['experiment']}: report"
-        lead = f"<h1>{words(runs[0].name)}</h1>" + paragraph(words(from_files.about(runs[0])), css="soft")
-        lead += from_files.headline(runs[0])
+        title, lead = f"{runs[0].saved['experiment']}: report", f"<h1>{words(runs[0].name)}</h1>{overview}"
     else:
         title = f"{len(runs)} runs compared"
         lead = f"<h1>{title}</h1>" + paragraph(", ".join(words(run.name) for run in runs), css="soft")
@@ -119,7 +117,7 @@ def _of_network(run: RunFiles, values: Any, log: RunLog, attempt: Attempt) -> tu
         since = time.perf_counter()
         made.append(attempt(title, partial(section, study)))
         log.say(f"{run.name}: {title.lower()}, {time.perf_counter() - since:.1f} s")
-    return made, study.predictions if "evaluation" in vars(study) else None
+    return made, study.predictions
 
 
 def _attempt(title: str, section: Callable[[], Any], failures: list[str]) -> Any:

@@ -20,9 +20,11 @@ from jaxcnn.run_facts import read_facts
 ROWS_IN_TABLES = 40  # of curves as tables
 
 
-def headline(run: RunFiles) -> str:
-    """The run in large numbers."""
-    data, summary = run.saved["data"], run.summary
+def overview(run: RunFiles) -> Section:
+    """What it is, in a sentence and in large numbers."""
+    config, data, summary = run.saved["config"], run.saved["data"], run.summary
+    experiment, model, seed = run.saved["experiment"], config["model"]["name"], config["seed"]
+    sentence = f"Experiment {experiment}: {model} on {data['name']}, seed {seed}."
     values = []
     for split in ("test", "validation"):
         measured = (summary or {}).get("splits", {}).get(split)
@@ -30,32 +32,23 @@ def headline(run: RunFiles) -> str:
             note = f"{split}, n = {measured['num_examples']:,}"
             values.append((f"{split} accuracy", f"{measured['accuracy']:.2%}", f"loss {measured['loss']:.4f}; {note}"))
     if summary is None:
+        sentence += " This run has not finished; figures are as far as it came."
         found = run.points("validation", "accuracy")[1]
         if found:
             values.append(("validation accuracy so far", f"{found[-1]:.2%}", f"at step {run.last_step:,}"))
         share = f"{run.last_step / run.total_steps:.0%} of {run.total_steps:,} steps"
         values.append(("not finished", f"step {run.last_step:,}", share))
     else:
-        seconds = summary["seconds"]["train"]
+        sentence += f" The weights are those of {summary['weights']}."
         epochs = f"{summary['epochs']:.4g} epochs, {summary['step']:,} steps"
         values.append(("parameters", _short_count(summary["num_params"]), f"{summary['num_params']:,}"))
-        values.append(("training", _duration(seconds), epochs))
+        values.append(("training", _duration(summary["seconds"]["train"]), epochs))
         device = f"{summary['num_devices']} x {summary['platform']}"
         values.append(("images per second", f"{summary['images_per_second']:,.0f}", f"in training, on {device}"))
     shape = " x ".join(map(str, data["image_shape"]))
     examples = " / ".join(f"{count:,} {split}" for split, count in data["num_examples"].items())
     values.append(("classes", f"{len(data['class_names']):,}", f"{shape} pixels; {examples}"))
-    return tiles(values)
-
-
-def about(run: RunFiles) -> str:
-    """In a sentence."""
-    config, data = run.saved["config"], run.saved["data"]
-    experiment, model, seed = run.saved["experiment"], config["model"]["name"], config["seed"]
-    sentence = f"Experiment {experiment}: {model} on {data['name']}, seed {seed}."
-    if run.summary is not None:
-        return f"{sentence} The weights are those of {run.summary['weights']}."
-    return f"{sentence} This run has not finished; figures are as far as it came."
+    return Section("Overview", paragraph(words(printable(sentence)), css="soft") + tiles(values))
 
 
 # ---- curves

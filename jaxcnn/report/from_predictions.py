@@ -168,7 +168,8 @@ def mistakes(study: Study) -> Section:
             pictures += picture(shown[1], "where it looked")
         identifier = shown_name(evaluation.identifiers[number])
         items.append(
-            f"<li><div class='pair'>{pictures}</div><div class='said'>said {words(names[prediction])} <span class='wrong'>{sure:.1%}</span><br>"
+            f"<li><div class='pair'>{pictures}</div><div class='said'>"
+            f"said {words(names[prediction])} <span class='wrong'>{sure:.1%}</span><br>"
             f"is <b>{words(names[label])}</b> <span class='soft'>{true:.1%}</span><br>"
             f"<span class='soft'>{words(identifier)}</span></div></li>"
         )

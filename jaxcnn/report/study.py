@@ -8,6 +8,7 @@ from jaxcnn import workdir as workdir_lib
 from jaxcnn.config import Config
 from jaxcnn.data import Source, Split, open_source
 from jaxcnn.diagnosis import Predictions
+from jaxcnn.errors import RunError, UserError
 from jaxcnn.feed import Progress
 from jaxcnn.measure import Evaluation, evaluate_run, step_of
 from jaxcnn.report.files import RunFiles, shown_name
@@ -31,11 +32,21 @@ class Study:
         return load(str(self.run.workdir), self.step)
 
     @cached_property
+    def _measured(self) -> Evaluation | UserError | RunError:
+        """What cannot be measured is not tried again for each section."""
+        try:
+            return evaluate_run(
+                [self.run.workdir], steps=[self.step], split=self.split, data_dir=self.data_dir, progress=self.progress
+            )
+        except (UserError, RunError) as error:
+            return error
+
+    @property
     def evaluation(self) -> Evaluation:
-        """Of the split."""
-        return evaluate_run(
-            [self.run.workdir], steps=[self.step], split=self.split, data_dir=self.data_dir, progress=self.progress
-        )
+        """Of the split. Raises UserError or RunError where it cannot be measured."""
+        if isinstance(self._measured, Evaluation):
+            return self._measured
+        raise self._measured
 
     @cached_property
     def config(self) -> Config:
@@ -64,9 +75,11 @@ class Study:
         return [shown_name(name) for name in self.model.class_names]
 
     @property
-    def predictions(self) -> Predictions:
-        """Of the split, for diagnosis."""
-        evaluation, names = self.evaluation, self.model.class_names
+    def predictions(self) -> Predictions | None:
+        """Of the split, for diagnosis; none where it cannot be measured."""
+        if not isinstance(self._measured, Evaluation):
+            return None
+        evaluation, names = self._measured, self.model.class_names
         predicted = evaluation.logits.argmax(axis=1)
         return Predictions(
             identifiers=evaluation.identifiers,
