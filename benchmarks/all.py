@@ -41,12 +41,14 @@ GPU = (
     Entry("startup", ("startup", "digits.py", "cifar10.py"), 4),
     Entry("memory", ("memory",), 4),
     Entry("overhead", ("overhead",), 4),
+    Entry("telemetry", ("telemetry",), 4),
 )
 CPU = (
     Entry("step", ("step", "--forward"), 30),
     Entry("step_scan", ("step", "--models", "lenet5,resnet20,airbench94", "--scan", "2", "--no_compile",
                         "--repeats", "3"), 30),
     Entry("overhead", ("overhead",), 10),
+    Entry("telemetry", ("telemetry",), 10),
     Entry("startup", ("startup", "digits.py"), 5),
     Entry("input", ("input",), 10),
     Entry("augment", ("augment", "--size", "32"), 10),

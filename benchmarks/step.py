@@ -3,7 +3,8 @@
 Ours is the jitted train_step, its state donated, on one batch that lies on the device, without augmentation. PyTorch's
 is channels_last, eager and compiled (on a GPU max-autotune, cudnn.benchmark), on the same batch. Both start from uint8
 images, both update by SGD with Nesterov momentum and weight decay. Each side has a process of its own, the others
-waiting; medians of rounds in turn; compiling is apart.
+waiting; medians of rounds in turn; compiling is apart. `--models zoo`: larger networks, beside torchvision's (where its
+release for this PyTorch is built for CUDA: pip install --no-deps torchvision).
 """
 
 import dataclasses
@@ -43,7 +44,7 @@ class Case:
     gpu_batch: int
     num_classes: int = 10
     stem: str = "small"
-    where: tuple[str, ...] = ("cpu", "gpu")  # measured by default
+    where: tuple[str, ...] = ("cpu", "gpu")  # measured by default; "zoo": by `--models zoo`
 
 
 CASES = (
@@ -54,6 +55,10 @@ CASES = (
     Case("resnet50", (224, 224, 3), 8, 256, num_classes=1000, stem="imagenet", where=("gpu",)),
     Case("airbench93", (32, 32, 3), 128, 1024, where=()),
     Case("airbench94_muon", (32, 32, 3), 128, 2000, where=()),
+    *(
+        Case(name, (224, 224, 3), 8, 128, num_classes=1000, stem="imagenet", where=("zoo",))
+        for name in ("vgg16", "mobilenet_v2", "densenet121", "efficientnet_b0", "convnext_tiny")
+    ),
 )
 
 
@@ -65,10 +70,10 @@ class OurStep:
         import optax
 
         from jaxcnn.augment import make_augment, make_normalise
-        from jaxcnn.build import make_model
         from jaxcnn.config import AugmentConfig, LossConfig, ModelConfig, OptimizerConfig
         from jaxcnn.losses import make_loss
         from jaxcnn.metrics import metrics_for
+        from jaxcnn.model import make_model
         from jaxcnn.models import MODELS
         from jaxcnn.optim import make_optimizer
         from jaxcnn.step import init_state, train_step
@@ -80,9 +85,7 @@ class OurStep:
         )  # fp16 is PyTorch's alone
         if "stem" not in {each.name for each in dataclasses.fields(_class_of(MODELS[case.model]))}:
             config.stem = ModelConfig().stem
-        model = make_model(
-            config, MODELS[case.model], num_classes=case.num_classes, image_size=min(case.image_shape[:2])
-        )
+        model = make_model(config, num_classes=case.num_classes, image_size=min(case.image_shape[:2]))
         optimizer = make_optimizer(
             OptimizerConfig(name="nesterov", learning_rate=1e-3, weight_decay=5e-4), optax.constant_schedule(1e-3)
         )
@@ -180,8 +183,7 @@ def torch_side(
     from benchmarks.measure import set_up_torch
 
     set_up_torch()
-    options = {"stem": case.stem} if case.model in ("resnet18", "resnet50") else {}
-    model, batch = torch_peers.MODELS[case.model](num_classes=case.num_classes, **options), random_batch(case, size)
+    model, batch = torch_peers.make(case.model, case.num_classes, stem=case.stem), random_batch(case, size)
     side = torch_peers.Step(model, batch["image"], batch["label"], precision=precision, compiled=compiled)
     call = getattr(side, what)
     first_call = torch_peers.first_call_seconds(call)
@@ -278,7 +280,7 @@ def dearest_operations(ours: OurStep, count: int = 3) -> Counter[str]:
 
 def main() -> None:
     parser = make_parser(__doc__, repeats=7)
-    parser.add_argument("--models", help=f"comma-separated, of {', '.join(case.model for case in CASES)}")
+    parser.add_argument("--models", help=f"comma-separated, of {', '.join(case.model for case in CASES)}; or zoo")
     parser.add_argument("--batch", type=int, help="of every model (default: by model and device)")
     parser.add_argument("--precisions", help="comma-separated, of f32, bf16, fp16 (default: f32; on a GPU bf16)")
     parser.add_argument("--forward", action="store_true", help="rows of the forward pass alone, too")
@@ -290,8 +292,9 @@ def main() -> None:
     from jaxcnn.models import MODELS
 
     report = Report(options.json, "step")
-    place = "gpu" if on_gpu() else "cpu"
-    wanted = options.models.split(",") if options.models else [case.model for case in CASES if place in case.where]
+    place = "zoo" if options.models == "zoo" else "gpu" if on_gpu() else "cpu"
+    by_place = [case.model for case in CASES if place in case.where]
+    wanted = options.models.split(",") if options.models not in (None, "zoo") else by_place
     unknown = set(wanted) - {case.model for case in CASES}
     if unknown:
         raise SystemExit(f"--models: {', '.join(sorted(unknown))} is not among {', '.join(c.model for c in CASES)}")
@@ -301,7 +304,7 @@ def main() -> None:
         GFLOP_by_s=11, compile_s=9, torch_s=8,
     )  # fmt: skip
     ratios: dict[str, list[float]] = {"eager": [], "compiled": []}
-    for precision in (options.precisions or ("bf16" if place == "gpu" else "f32")).split(","):
+    for precision in (options.precisions or ("bf16" if on_gpu() else "f32")).split(","):
         for case in (case for name in wanted for case in CASES if case.model == name):
             if case.model not in MODELS:
                 say(f"{case.model}: skipped, jaxcnn has no such model yet")

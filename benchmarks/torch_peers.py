@@ -215,6 +215,32 @@ MODELS: dict[str, Callable[..., nn.Module]] = {
 }
 
 
+def make(name: str, num_classes: int, *, stem: str) -> nn.Module:
+    """One of ours above, else torchvision's of that name."""
+    if name in MODELS:
+        return MODELS[name](num_classes=num_classes, **({"stem": stem} if name in ("resnet18", "resnet50") else {}))
+    try:
+        return _torchvision(name)(num_classes=num_classes)
+    except ImportError:
+        raise RuntimeError("torchvision is not installed") from None
+
+
+def _torchvision(name: str) -> Callable[..., nn.Module]:
+    # A torchvision built for CUDA has no operators for a PyTorch without it; its classifiers need none, but its import
+    # asks for these two.
+    operators = torch.library.Library("torchvision", "FRAGMENT")
+    for operator in ("nms", "qnms"):
+        if not hasattr(torch.ops.torchvision, operator):
+            operators.define(f"{operator}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+    _KEPT.append(operators)  # what it defines is gone with it
+    import torchvision.models
+
+    return getattr(torchvision.models, name)
+
+
+_KEPT: list[torch.library.Library] = []
+
+
 # ---- a step of ordinary training, on one batch that lies on the device
 
 

@@ -5,7 +5,8 @@
     python -m jaxcnn.transfer probe --config experiments/transfer_cifar10.py
 
 `:scratch` begins from nothing, `:gradual` unfreezes a stage at a time. Fewer or more images:
-`--config.data.examples_per_class=10`. All of them, over seeds: `python -m benchmarks.transfer`. Not run by us yet.
+`--config.data.examples_per_class=10`. All of them, over seeds: `python -m benchmarks.transfer`, whose
+figures (of fewer epochs and steps than here) stand in docs/transfer.md: at 50 images 77 %, from scratch 57 %.
 """
 
 from jaxcnn.config import (

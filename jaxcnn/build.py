@@ -4,7 +4,6 @@ Everything derived from the config (steps, scaled rate, statistics of the data) 
 values.
 """
 
-import dataclasses
 import math
 import platform
 from collections.abc import Callable
@@ -22,26 +21,26 @@ import optax
 from jaxcnn import data as data_lib
 from jaxcnn.augment import Augment, check_augment, make_augment, make_normalise
 from jaxcnn.averaging import Average, make_average
-from jaxcnn.config import Config, FinetuneConfig, ModelConfig
+from jaxcnn.config import Config, FinetuneConfig, parse_steps
 from jaxcnn.data import Source
-from jaxcnn.errors import UserError, nearest
+from jaxcnn.errors import UserError
 from jaxcnn.feed import Feed, Progress, ResidentFeed, StreamingFeed
 from jaxcnn.finetune import EVERYTHING, Finetuning, make_finetuning
 from jaxcnn.losses import Loss, class_weights, make_loss
 from jaxcnn.metrics import Metrics, metrics_for
-from jaxcnn.models import MODELS
-from jaxcnn.models.initializers import INITIALIZERS
-from jaxcnn.models.layers import ACTIVATIONS
-from jaxcnn.models.norm import BatchNorm, GroupNorm, NoNorm
+from jaxcnn.model import check_name, make_model
+from jaxcnn.models.norm import BatchNorm
 from jaxcnn.optim import make_optimizer, make_schedule
 from jaxcnn.parallel import Parallel, make_parallel
 from jaxcnn.step import TrainState, eval_step, init_state, train_step, train_steps
+from jaxcnn.telemetry import telemetry_step
 from jaxcnn.transfer.finding import find
 from jaxcnn.transfer.pretrained import Pretrained, fit, read
 
 RESIDENT_BYTES = 2 * 2**30  # a decoded set up to this size lives on the device
-IMAGENET_STEM_PIXELS = 64  # from this size on a stem that shrinks the image pays
 FIRST_EXAMPLES = 5000  # training images that a model's from_data is handed
+TELEMETRY_ROWS, TELEMETRY_STEPS = 100, 200  # by default so many rows a run, and at least so many steps between two
+TELEMETRY_FROM_STEPS = 1000  # shorter runs have none by default: compiling it would be half of what they take
 MAX_STEPS_PER_CALL = 32  # on accelerators; each call then costs the host 1/32 of a dispatch a step
 
 
@@ -73,6 +72,8 @@ class Run:
     eval_step: Callable  # (variables, batch) -> metrics
     train_call: Callable  # compiled: (state, totals, data, inputs, key) -> (state, totals, step)
     eval_call: Callable  # compiled: (variables, totals, data, inputs) -> totals
+    telemetry_call: Callable  # compiled: (state, data, inputs, key) -> statistics
+    telemetry_every_steps: int  # 0: never
 
     def init(self) -> TrainState:
         """The state before the first step, on the default device: drawn, then what `pretrained` has in its place."""
@@ -172,13 +173,12 @@ def build(
             f"batch_size={config.batch_size} does not divide over {parallel.num_devices} devices x "
             f"optimizer.accumulate={config.optimizer.accumulate}"
         )
-    model_class = _model_class(config.model)
+    check_name(config.model)
     source = _open_source(config, progress, kept_splits, stand_in=stand_in)
     num_train = len(source.splits["train"])
     resident = is_resident(config, source)
     model = make_model(
         config.model,
-        model_class,
         num_classes=len(source.class_names),
         image_size=min(source.image_shape[:2]),
         axis_name=parallel.axis_name,
@@ -220,6 +220,8 @@ def build(
 
     steps_per_epoch = num_train / config.batch_size
     total_steps = config.num_steps or max(1, round(config.num_epochs * steps_per_epoch))
+    if config.profile.steps is not None and parse_steps(config.profile.steps)[1] > total_steps:
+        raise UserError(f"profile.steps={config.profile.steps} goes beyond the {total_steps:,} steps of the run")
     schedule = make_schedule(
         config.schedule, peak=peak_rate(config), total_steps=total_steps, steps_per_epoch=steps_per_epoch
     )
@@ -237,18 +239,21 @@ def build(
         num_classes=len(source.class_names),
         cropped_at_decode=not resident,
     )
-    step = partial(
-        train_step,
+    learning: dict[str, Any] = dict(
         model=model,
         optimizer=optimizer,
         loss=loss,
         augment=augment,
-        metrics=metrics,
         accumulate=config.optimizer.accumulate,
-        average=average,
         finetuning=finetuning,
         axis_name=parallel.axis_name,
     )
+    step = partial(train_step, **learning, metrics=metrics, average=average)
+    look: Callable = partial(telemetry_step, **learning, histograms=config.tensorboard)
+
+    def look_at_first(state, data, inputs, key):
+        return look(state, feed.fetch(data, jax.tree.map(lambda x: x[0], inputs)), key)
+
     evaluate_batch = partial(
         eval_step,
         model=model,
@@ -294,6 +299,8 @@ def build(
             remat=config.model.remat,
         ),
         eval_call=parallel.compile(eval_batch, sharded={3: 0}, donate=(1,)),
+        telemetry_call=parallel.compile(look_at_first, sharded={2: 1}, remat=config.model.remat),
+        telemetry_every_steps=_telemetry_every_steps(config, total_steps),
     )
     return run, feed
 
@@ -377,82 +384,6 @@ def _open_source(
         return source
 
 
-def _model_class(config: ModelConfig) -> Callable[..., nn.Module]:
-    if config.name not in MODELS:
-        raise UserError(f"model.name={config.name!r} is not known; {nearest(config.name, MODELS)}")
-    return MODELS[config.name]
-
-
-# What may be asked of a model that has no such option.
-_CHANGES_NOTHING = {"dropout_rate": 0.0, "stochastic_depth": 0.0, "width": 1.0, "depth": 1.0}
-
-
-def make_model(
-    config: ModelConfig,
-    model_class: Callable[..., nn.Module],
-    *,
-    num_classes: int,
-    image_size: int,
-    axis_name: str | None = None,
-) -> nn.Module:
-    """Builds a model from what the config says and the model takes.
-
-    Args:
-      image_size: the shorter side in pixels, which a stem is chosen by.
-      axis_name: mapped axis over which batch norm is synchronised.
-
-    Raises:
-      UserError: an option that the model does not take, or a name that is not known.
-    """
-    base = model_class.func if isinstance(model_class, partial) else model_class
-    takes = {each.name: each.default for each in dataclasses.fields(base)}  # type: ignore[arg-type]
-    takes |= model_class.keywords if isinstance(model_class, partial) else {}
-    batch_norm = partial(
-        BatchNorm,
-        momentum=config.batch_norm_momentum,
-        axis_name=axis_name,
-        synchronise=config.batch_norm == "global",
-        dtype=jnp.dtype(config.dtype),
-    )
-    norms = {"batch": batch_norm, "group": GroupNorm, "layer": partial(GroupNorm, num_groups=1), "none": NoNorm}
-    options = {
-        "width": config.width,
-        "depth": config.depth,
-        "dropout_rate": config.dropout_rate,
-        "stochastic_depth": config.stochastic_depth,
-        "activation": _named("activation", config.activation, ACTIVATIONS),
-        "norm": norms[config.norm] if config.norm else None,
-        "stem": config.stem,
-        "remat": config.remat or None,
-    }
-    _named("initializer", config.initializer, INITIALIZERS)
-    for option, value in options.items():
-        if value is not None and option not in takes and value != _CHANGES_NOTHING.get(option):
-            raise UserError(
-                f"model.{option}={getattr(config, option)}: {config.name} has no such option; "
-                f"set model.{option}={getattr(ModelConfig(), option)}"
-            )
-    default, uses_batch_norm = ModelConfig(), options["norm"] is batch_norm
-    if options["norm"] is None and takes.get("norm") is BatchNorm:
-        options["norm"], uses_batch_norm = batch_norm, True
-    for name in ("batch_norm", "batch_norm_momentum"):
-        if getattr(config, name) != getattr(default, name) and not uses_batch_norm:
-            raise UserError(
-                f"model.{name}={getattr(config, name)}: {config.name} has no batch norm here; "
-                f"set model.{name}={getattr(default, name)}"
-            )
-    if "stem" in takes and config.stem is None:
-        options["stem"] = "imagenet" if image_size >= IMAGENET_STEM_PIXELS else "small"
-    options = {name: value for name, value in options.items() if value is not None and name in takes}
-    return model_class(num_classes=num_classes, dtype=jnp.dtype(config.dtype), **options)
-
-
-def _named(option: str, name: str | None, table: dict[str, Any]) -> Any:
-    if name is not None and name not in table:
-        raise UserError(f"model.{option}={name!r} is not known; {nearest(name, table)}")
-    return None if name is None else table[name]
-
-
 def _check_traces(model: nn.Module, source: Source) -> None:
     """Traces the model abstractly, so that images too small for it are said before anything is compiled."""
     images = jax.ShapeDtypeStruct((2, *source.image_shape), jnp.float32)
@@ -478,6 +409,13 @@ def is_resident(config: Config, source: Source) -> bool:
     if config.data.resident is not None:
         return config.data.resident
     return data_lib.resident_bytes(source) <= RESIDENT_BYTES and not config.augment.random_resized_crop
+
+
+def _telemetry_every_steps(config: Config, total_steps: int) -> int:
+    """0 for never. A row costs about two steps: by default a hundredth of the time, at most."""
+    if config.telemetry.every_steps is not None:
+        return config.telemetry.every_steps
+    return max(TELEMETRY_STEPS, total_steps // TELEMETRY_ROWS) if total_steps >= TELEMETRY_FROM_STEPS else 0
 
 
 def _steps_per_call(config: Config, parallel: Parallel, resident: bool, steps_per_epoch: float) -> int:

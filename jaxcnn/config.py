@@ -229,6 +229,20 @@ class EarlyStopConfig:
 
 
 @dataclass(slots=True)
+class TelemetryConfig:
+    """What is measured of a step's inside: norms and histograms of weights, gradients, activations. telemetry.py."""
+
+    every_steps: int | None = field(default=None, metadata=_range(0))  # 0: never; none: 100 rows a run; see build.py
+
+
+@dataclass(slots=True)
+class ProfileConfig:
+    """What JAX's profiler records, for TensorBoard."""
+
+    steps: str | None = None  # 10:20: from after step 10 to after step 20; none: nothing
+
+
+@dataclass(slots=True)
 class Config:
     """A run is a pure function of this, the data, and nothing else."""
 
@@ -257,7 +271,10 @@ class Config:
     platform: str | None = field(default=None, metadata=_among("cpu", "gpu", "tpu"))  # none: the best there is
     num_devices: int | None = field(default=None, metadata=_range(1))  # none: all
     steps_per_call: int | None = field(default=None, metadata=_range(1))  # steps in one program; none: by platform
-    tensorboard: bool = True
+    tensorboard: bool = True  # scalars, histograms, the graph, hyperparameters
+    tensorboard_media: bool = False  # images, PR curves, the projector, too: a second or more when the run ends
+    telemetry: TelemetryConfig = field(default_factory=TelemetryConfig)
+    profile: ProfileConfig = field(default_factory=ProfileConfig)
     compilation_cache: bool = True  # compiled programs are kept under ~/.cache/jaxcnn (or $JAXCNN_CACHE_DIR)
 
 
@@ -266,7 +283,8 @@ class Config:
 RESUMABLE_FIELDS = (
     "eval_batch_size", "log_every_steps", "checkpoint.every_epochs", "checkpoint.every_steps", "checkpoint.keep_last",
     "checkpoint.asynchronous", "model.remat", "parallel", "platform", "num_devices", "steps_per_call", "tensorboard",
-    "compilation_cache", "data.dir", "data.cache", "data.damaged", "data.num_workers", "data.prefetch_batches",
+    "tensorboard_media", "telemetry.every_steps", "profile.steps", "compilation_cache", "data.dir", "data.cache",
+    "data.damaged", "data.num_workers", "data.prefetch_batches",
     "data.resident", "data.expected_examples", "data.expected_classes",
     "data.exclude",  # where the list lies; what it says is compared by its digest, in workdir.py
 )  # fmt: skip
@@ -331,6 +349,8 @@ def validate(config: Config) -> None:
         raise UserError("schedule.name=step needs schedule.step_epochs, e.g. --config.schedule.step_epochs='(30,60)'")
     if config.data.fold is not None:
         parse_fold(config.data.fold)
+    if config.profile.steps is not None:
+        parse_steps(config.profile.steps)
     for name, default in (("init_head", "keep"), ("init_adapt", False), ("init_allow", ())):
         if config.init_from is None and getattr(config, name) != default:
             raise UserError(f"{name}={getattr(config, name)} is for init_from, which is not given")
@@ -443,6 +463,14 @@ def validate(config: Config) -> None:
             not optimizer.name.startswith("airbench_") and optimizer.groups != GroupsConfig(),
             "optimizer.groups is for optimizer.name=airbench_sgd and airbench_muon only; leave it as it is",
         ),
+        (
+            config.tensorboard_media and not config.tensorboard,
+            "tensorboard_media=true is written with tensorboard=true only",
+        ),
+        (
+            config.profile.steps is not None and not config.tensorboard,
+            f"profile.steps={config.profile.steps} is written with tensorboard=true only",
+        ),
     ):
         if ignored:
             raise UserError(reason)
@@ -455,6 +483,15 @@ def parse_fold(fold: str) -> tuple[int, int]:
     if not 1 <= number <= count or count < 2:
         raise UserError(f"data.fold={fold!r} is no fold; write 1/5, 2/5, … 5/5 for one of five")
     return number, count
+
+
+def parse_steps(steps: str) -> tuple[int, int]:
+    """`10:20` -> (10, 20). Raises UserError."""
+    match = re.fullmatch(r"([0-9]{1,12}):([0-9]{1,12})", steps)
+    first, last = (int(match[1]), int(match[2])) if match else (0, 0)
+    if not first < last:
+        raise UserError(f"profile.steps={steps!r} are no steps; write 10:20 for the ten steps after the tenth")
+    return first, last
 
 
 def _validate_fields(node: Any, prefix: str) -> None:

@@ -1,7 +1,7 @@
 """What is wrong with a run, in words: each finding with the figure it rests on and what the config offers against it.
 
-Pure: what stands in a run's folder in (`Facts`, which workdir.py reads), findings out. Every threshold stands here with
-its reason; where there is no source it is our own choice, said so, and kept so wide that healthy runs pass.
+Pure: what stands in a run's folder in (`Facts`, which run_facts.py reads), findings out. Every threshold stands here
+with its reason; where there is no source it is our own choice, said so, and kept so wide that healthy runs pass.
 """
 
 import math
@@ -30,13 +30,14 @@ SLOW_FALL, SLOW_SHARE, SLOW_ROWS = 0.25, 0.8, 10  # the loss fell by so little, 
 # ||update|| / ||weights|| a layer. About 1e-3 is usual (Karpathy, CS231n, "ratio of weights:updates"); ours: a hundred
 # times from that.
 UPDATE_RATIO_HIGH, UPDATE_RATIO_LOW = 1e-1, 1e-5
-EXPLODING = 100.0  # a gradient norm / the run's median; ours
+EXPLODING = 100.0  # a gradient norm / the run's median, of more than SPIKE_ROWS; ours
 VANISHING = 1e-4  # a layer's gradient norm / that of the layer where it is largest, in the median; ours
 DEAD = 0.4  # channels without a positive value; "as much as 40 %" die of too high a rate (CS231n, "ReLU")
-IMBALANCE = 10.0  # largest class / smallest; where Buda et al. 2018, figure 3, begin to lose accuracy on CIFAR-10
+IMBALANCE = 10.0  # largest class / smallest, as jaxcnn.data check has it; effects grow from there: Buda et al. 2018
 NEVER_PREDICTED_EXAMPLES = 10  # a class of fewer may be missed by chance
 CONFIDENT, NUM_CONFIDENT_ERRORS = 0.99, 5  # who is so sure may err in 1 %; fewer than five errors tell nothing
-# Validation above training: there is less than the gap above that dropout and augmentation explain; ours.
+# Validation above training, where nothing strong makes training harder and where something does; from so many
+# evaluations on, and while training itself gains less than half of that an evaluation; ours.
 LEAK_GAP, LEAK_GAP_REGULARISED, LEAK_EVALUATIONS = 0.05, 0.2, 5
 IMPROVING_PART, IMPROVING_GAIN = 0.2, 0.01  # of the run, its end; so much accuracy was gained in it; ours
 STOPPED_PART, STOPPED_EVALUATIONS = 1 / 3, 10  # best before this part of the run, of at least so many evaluations; ours
@@ -162,7 +163,7 @@ def _not_examined(facts: Facts) -> Iterator[Finding]:
         yield missing(
             "gradients, dead channels, sizes of updates",
             "there is no telemetry.jsonl",
-            "train with telemetry in a new --workdir",
+            "--config.telemetry.every_steps=100",
         )
     if facts.predictions is None:
         yield missing(

@@ -10,6 +10,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import ArrayLike
 
 from jaxcnn.errors import UserError, nearest
 from jaxcnn.models.features import FEATURES, PERTURBATIONS, feature_pyramid
@@ -36,7 +37,7 @@ def choose_layer(model: nn.Module, variables: Any, image_shape: tuple[int, int, 
 
 
 def grad_cam(
-    model: nn.Module, variables: Any, images: jax.Array, *, layer: str, target: jax.Array | None = None
+    model: nn.Module, variables: Any, images: jax.Array, *, layer: str, target: ArrayLike | None = None
 ) -> tuple[jax.Array, jax.Array]:
     """(heat maps float32 [batch, height, width] of the images' size, logits [batch, classes]).
 
@@ -46,7 +47,7 @@ def grad_cam(
     Args:
       images: normalised, [batch, height, width, channels].
       layer: a stage, from choose_layer.
-      target: the class to explain, int; none: of each image the predicted one.
+      target: the class to explain, int, or of each image one, [batch]; none: the predicted ones.
     """
 
     def apply(perturbation: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -77,8 +78,7 @@ def overlay(image: np.ndarray, heat: np.ndarray, *, opacity: float = 0.5) -> np.
     levels = np.round(255 * heat / highest if highest > 0 else np.zeros(heat.shape)).astype(np.uint8)
     factor = max(1, -(-_SHOWN_SIDE // max(image.shape[:2])))
     size = (image.shape[1] * factor, image.shape[0] * factor)
-    colours = cv2.applyColorMap(cv2.resize(levels, size, interpolation=cv2.INTER_LINEAR), cv2.COLORMAP_TURBO)[
-        :, :, ::-1
-    ]
+    enlarged = cv2.resize(levels, size, interpolation=cv2.INTER_LINEAR)
+    colours = cv2.applyColorMap(enlarged, cv2.COLORMAP_TURBO)[:, :, ::-1]  # from OpenCV's BGR
     shown = cv2.resize(image, size, interpolation=cv2.INTER_NEAREST).reshape(*size[::-1], -1)
     return np.round((1 - opacity) * shown + opacity * colours).astype(np.uint8)

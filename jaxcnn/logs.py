@@ -1,14 +1,12 @@
-"""What a run tells: metrics.jsonl, timing.jsonl, TensorBoard, summary.json, and the lines and bar in the terminal.
+"""What a run tells: metrics.jsonl, timing.jsonl, telemetry.jsonl, summary.json, and the lines and bar in the terminal.
 
-metrics.jsonl holds nothing that depends on the clock: a run that was killed and resumed writes the same bytes as one
-that was not.
+metrics.jsonl and telemetry.jsonl hold nothing that depends on the clock: a run that was killed and resumed writes the
+same bytes as one that was not.
 """
 
 import json
-import math
 import os
 import sys
-import tempfile
 import time
 from pathlib import Path
 from typing import Any
@@ -17,6 +15,8 @@ from etils import epath
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Table
+
+from jaxcnn.tensorboard import TensorBoard
 
 
 def write_atomically(path: epath.Path, content: str | bytes) -> None:
@@ -58,7 +58,7 @@ class RunLog:
         self.console = console or PatientConsole(highlight=False, soft_wrap=True)
         self._rows: dict[str, list[dict[str, Any]]] = {name: [] for name in _FILES}
         self._with_tensorboard = tensorboard
-        self._tensorboard: _TensorBoard | None = None
+        self.tensorboard: TensorBoard | None = None  # from resume on
         self._progress: Progress | None = None
         self._resumed_at = 0
         self._work: Progress | None = None
@@ -71,21 +71,36 @@ class RunLog:
         self._resumed_at = step
         for name in _FILES:
             self._rows[name] = [row for row in read_rows(self._workdir / name) if row["step"] <= step]
-            self._rewrite(name)
+            if name != "telemetry.jsonl" or (self._workdir / name).exists():
+                self._rewrite(name)
         if self._with_tensorboard:
-            self._tensorboard = _TensorBoard(self._workdir / "tensorboard", step)
+            self.tensorboard = TensorBoard(self._workdir / "tensorboard", step)
 
     def metrics(self, step: int, epoch: float, split: str, values: dict[str, float]) -> None:
         """A row of metrics.jsonl and its points in TensorBoard."""
         self._append("metrics.jsonl", {"step": step, "epoch": round(epoch, 4), "split": split, **values})
-        if self._tensorboard:
-            self._tensorboard.scalars(split, step, values)
+        if self.tensorboard:
+            self.tensorboard.scalars(split, step, values)
 
     def timing(self, step: int, values: dict[str, float]) -> None:
         """A row of timing.jsonl: seconds and rates."""
         self._append("timing.jsonl", {"step": step, **{name: float(f"{v:.6g}") for name, v in values.items()}})
-        if self._tensorboard:
-            self._tensorboard.scalars("train", step, values)
+        if self.tensorboard:
+            self.tensorboard.scalars("train", step, values)
+
+    def telemetry(
+        self, step: int, row: dict[str, Any], histograms: dict[str, tuple[Any, Any]], *, shown: set[str]
+    ) -> None:
+        """A row of telemetry.jsonl, and in TensorBoard the histograms, and charts of the layers that are `shown`."""
+        self._append("telemetry.jsonl", {"step": step, **row})
+        if self.tensorboard:
+            charts = {"telemetry/gradient_norm": row["gradient_norm"]}
+            for group in ("layers", "activations"):
+                for layer, values in row[group].items():
+                    if group == "activations" or layer in shown:
+                        charts |= {f"{group}_{name}/{layer}": value for name, value in values.items()}
+            self.tensorboard.scalars("train", step, charts)
+            self.tensorboard.histograms("train", step, histograms)
 
     def _append(self, name: str, row: dict[str, Any]) -> None:
         self._rows[name].append(row)
@@ -100,9 +115,10 @@ class RunLog:
         """Everything told so far is in the run's folder. Called before each save."""
         if self._remote:
             for name in _FILES:
-                self._rewrite(name)
-        if self._tensorboard:
-            self._tensorboard.flush()
+                if name != "telemetry.jsonl" or self._rows[name]:
+                    self._rewrite(name)
+        if self.tensorboard:
+            self.tensorboard.flush()
 
     def say(self, line: str, *, style: str | None = None) -> None:
         """A line on the terminal."""
@@ -182,6 +198,8 @@ class RunLog:
 
     def summary(self, summary: dict[str, Any]) -> None:
         """Writes summary.json, the last act of a run that finished."""
+        if self.tensorboard:
+            self.tensorboard.finished()
         self.flush()
         write_atomically(self._workdir / "summary.json", json.dumps(summary, indent=2) + "\n")
 
@@ -190,8 +208,8 @@ class RunLog:
         self.stop_progress()
         if self._work:
             self._work.stop()
-        if self._tensorboard:
-            self._tensorboard.close()
+        if self.tensorboard:
+            self.tensorboard.close()
 
 
 class PatientConsole(Console):
@@ -203,7 +221,7 @@ class PatientConsole(Console):
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
-_FILES = ("metrics.jsonl", "timing.jsonl")
+_FILES = ("metrics.jsonl", "timing.jsonl", "telemetry.jsonl")  # the last only where there is telemetry
 
 
 def _line(row: dict[str, Any]) -> str:
@@ -234,45 +252,6 @@ def closing_table(console: Console, summary: dict[str, Any]) -> None:
         f"evaluating {seconds['evaluate']:.1f} s, saving {seconds['save']:.1f} s",
         markup=False,
     )
-
-
-class _TensorBoard:
-    """One event file a split, so that TensorBoard draws train and validation in one chart."""
-
-    def __init__(self, folder: epath.Path, step: int):
-        from tensorboardX import SummaryWriter  # takes a moment, and not every run wants it
-
-        self._make_writer = SummaryWriter
-        self._folder, self._step = folder, step
-        self._remote = "://" in os.fspath(folder)  # tensorboardX writes locally; then the files are copied
-        self._local = Path(tempfile.mkdtemp(prefix="jaxcnn-tensorboard-")) if self._remote else Path(folder)
-        self._writers: dict[str, Any] = {}
-
-    def scalars(self, split: str, step: int, values: dict[str, float]) -> None:
-        if split not in self._writers:
-            # Points of a killed run after the step it resumes from are disowned.
-            purge = self._step + 1
-            # Two files of one second would have one name; TensorBoard reads them in the order of their names.
-            suffix = f".{self._step:012d}"
-            self._writers[split] = self._make_writer(str(self._local / split), purge_step=purge, filename_suffix=suffix)
-        for name, value in values.items():
-            if math.isfinite(value):
-                self._writers[split].add_scalar(name, value, step, walltime=time.time())
-
-    def flush(self) -> None:
-        for writer in self._writers.values():
-            writer.flush()
-        if self._remote:
-            for file in self._local.rglob("*"):
-                if file.is_file():
-                    target = self._folder / str(file.relative_to(self._local))
-                    target.parent.mkdir(parents=True, exist_ok=True)
-                    target.write_bytes(file.read_bytes())
-
-    def close(self) -> None:
-        for writer in self._writers.values():
-            writer.close()
-        self.flush()
 
 
 def complain(error: BaseException | str) -> None:

@@ -3,8 +3,9 @@
 import math
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import jax
@@ -13,6 +14,7 @@ import numpy as np
 from jaxcnn.bad_layer import first_bad_layer
 from jaxcnn.build import Run
 from jaxcnn.checkpoint import Checkpoints, DamagedError, flatten
+from jaxcnn.config import parse_steps
 from jaxcnn.errors import Preempted, RunError
 from jaxcnn.evaluation import evaluate
 from jaxcnn.feed import Feed
@@ -21,12 +23,30 @@ from jaxcnn.optim import set_rate_factor
 from jaxcnn.patience import Watch, plateau_metric
 from jaxcnn.step import TrainState
 from jaxcnn.stopping import between_steps
+from jaxcnn.telemetry import Telemetry
+from jaxcnn.tensorboard import profiling
 
 SECONDS_AHEAD = 0.2  # of work that the host hands the devices in advance: enough that they never wait for it
 
 
-def train(run: Run, feed: Feed, log: RunLog, checkpoints: Checkpoints) -> dict[str, Any]:
+def train(
+    run: Run,
+    feed: Feed,
+    log: RunLog,
+    checkpoints: Checkpoints,
+    *,
+    begin: Callable[[int], None] = lambda step: None,
+    end: Callable[[int, dict[str, Any]], None] = lambda step, variables: None,
+) -> dict[str, Any]:
     """Trains to the end, from wherever the checkpoints stand, and measures the result.
+
+    Args:
+      run: with all its pieces.
+      feed: of its data.
+      log: opened here.
+      checkpoints: of its folder.
+      begin: told the step at which this begins, once the log is open.
+      end: told the last step, and the variables on the host that are the run's result.
 
     Returns:
       What summary.json says of it: `step`, `epochs`, `weights`, `splits`, `seconds`, `images_per_second`; and
@@ -48,20 +68,32 @@ def train(run: Run, feed: Feed, log: RunLog, checkpoints: Checkpoints) -> dict[s
         step, tree = 0, {"state": run.init(), "totals": run.metrics.empty()}
         best, clock, watch = None, _Clock(step), Watch()
     log.resume(step)
+    begin(step)
 
     state, totals = parallel.replicate(tree["state"]), parallel.replicate(tree["totals"])
     del tree
     key, data = parallel.replicate(jax.random.key(config.seed)), feed.data("train")
     interval = _Interval(run, feed, log, watch.rate_factor)
     warmup_steps = round(config.schedule.warmup_epochs * run.steps_per_epoch)
+    telemetry = Telemetry(
+        run.telemetry_call,
+        run.telemetry_every_steps,
+        params=run.abstract_state().params,
+        parallel=parallel,
+        log=log,
+        compiling=partial(clock.apart, "compile"),
+    )
+    profiled = None if config.profile.steps is None else parse_steps(config.profile.steps)
     pace = _Pace(feed.max_calls_in_flight)
     first_call = True
     log.start_progress(run.total_steps, step)
-    with between_steps() as signals:
+    with between_steps() as signals, profiling(profiled, log.tensorboard, step, log.say) as profile:
         while step < run.total_steps and not watch.is_over(config):
             num_steps = min(run.steps_per_call - step % run.steps_per_call, run.total_steps - step)
             with clock.waiting("data_wait"):
                 inputs = feed.inputs(step, num_steps)
+            profile.before(step, num_steps)
+            telemetry.observe(step, num_steps, state, data, inputs, key)
             state, totals, ticket = run.train_call(state, totals, data, inputs, key)
             before, step = step, step + num_steps
             if first_call:
@@ -70,7 +102,9 @@ def train(run: Run, feed: Feed, log: RunLog, checkpoints: Checkpoints) -> dict[s
                 log.first_step(clock.lap("compile", step))
             with clock.waiting("device_wait"):
                 pace.follow(ticket)
+            profile.after(step, ticket)
 
+            telemetry.fetch()
             interval.fetch(state, clock)
             last = step == run.total_steps
             evaluating = last or _crossed(before, step, config.eval_every_epochs * run.steps_per_epoch)
@@ -80,6 +114,7 @@ def train(run: Run, feed: Feed, log: RunLog, checkpoints: Checkpoints) -> dict[s
             if not (evaluating or saving or signals):
                 continue
 
+            telemetry.fetch(wait=True)
             interval.fetch(state, clock, wait=True)
             jax.block_until_ready(ticket)
             pace.caught_up()
@@ -133,6 +168,7 @@ def train(run: Run, feed: Feed, log: RunLog, checkpoints: Checkpoints) -> dict[s
         (values,) = evaluate_split(run, feed, split, variables)
         splits[split] = {**values, "num_examples": feed.num_counted(split)}
     clock.lap("evaluate", step)
+    end(step, chosen)
     if feed.num_damaged:
         log.say(f"{feed.num_damaged:,} damaged records were skipped (data.damaged=skip)")
     return {
@@ -299,6 +335,16 @@ class _Clock:
         start = time.perf_counter()
         yield
         self._waits[what] += time.perf_counter() - start
+
+    @contextmanager
+    def apart(self, what: str) -> Iterator[None]:
+        """Counts the block's time as `what`, and not as that of the lap or the interval that it falls into."""
+        start = time.perf_counter()
+        yield
+        passed = time.perf_counter() - start
+        self.seconds[what] += passed
+        self._lap += passed
+        self._interval_start += passed
 
     def lap(self, what: str, step: int) -> float:
         """Seconds since the last lap, counted as `what`."""

@@ -42,7 +42,7 @@ def main(argv: list[str], start: float) -> int:
 
     from jaxcnn.build import build, describe, peak_rate, versions
     from jaxcnn.parallel import set_up
-    from jaxcnn.rate_range import DIVERGED, SUGGESTED, figure, growing_rates, range_test, sparkline
+    from jaxcnn.rate_range import figure, growing_rates, range_test, sparkline
 
     set_up(config.platform, compilation_cache=config.compilation_cache)
     log = RunLog(epath.Path("."), tensorboard=False, start=start)  # writes nothing: it is not told to resume
@@ -57,23 +57,23 @@ def main(argv: list[str], start: float) -> int:
     table = Table(title=f"{experiment}: {len(found.rates)} steps", title_justify="left")
     for column in ("", "learning rate", "loss"):
         table.add_column(column, justify="left" if not column else "right")
-    named = {"first": found.rates[0], "steepest fall": found.steepest, "least loss": found.least}
+    named = {"first": found.rates[0], "steepest fall": found.suggested, "least loss": found.least}
     named |= {"diverged": found.diverged} if found.diverged is not None else {"last": found.rates[-1]}
     for name, rate in named.items():
         loss = found.smoothed[abs(found.rates - rate).argmin()]
         table.add_row(name, f"{rate:.3g}", f"{loss:.4g}")
     log.say(f"loss, smoothed, from {found.rates[0]:.3g} to {found.rates[-1]:.3g}: {sparkline(found.smoothed)}")
     log.console.print(table)
-    if found.diverged is None:
-        log.say(f"it did not diverge (to {DIVERGED:g} times its least): the least may lie beyond --max")
+    if found.still_falling:
+        log.say(f"the loss still falls at --max={values.max:g}: raise it, and look again")
     by_batch = "" if scale == 1 else f", which is x {scale:g} by optimizer.reference_batch_size"
-    log.say(f"suggested, a tenth of the rate with the least loss: {option}{by_batch}")
+    log.say(f"suggested, where the loss falls fastest: {option}{by_batch}")
     if output is not None:
         content = {
             "experiment": experiment,
             **{name: getattr(values, name) for name in ("min", "max", "steps")},
             **{name: _plain(value) for name, value in vars(found).items()},
-            "rule": f"{SUGGESTED:g} x the rate with the least smoothed loss",
+            "rule": "the rate at which the smoothed loss falls fastest",
             "optimizer.learning_rate": found.suggested / scale,
             "versions": versions(),
         }

@@ -87,6 +87,7 @@ def _train(run: Any, feed: Any, experiment: str, workdir: Any, log: RunLog, star
     from jaxcnn import loop
     from jaxcnn.build import describe, versions
     from jaxcnn.checkpoint import Checkpoints
+    from jaxcnn.media import Media
 
     config: Config = run.config
     num_params = sum(leaf.size for leaf in jax.tree.leaves(run.abstract_state().params))
@@ -113,9 +114,10 @@ def _train(run: Any, feed: Any, experiment: str, workdir: Any, log: RunLog, star
         asynchronous=config.checkpoint.asynchronous,
         report=complain,
     )
+    media = Media(run, feed, log)
     set_up_seconds = time.perf_counter() - start
     try:
-        result = loop.train(run, feed, log, checkpoints)
+        result = loop.train(run, feed, log, checkpoints, begin=media.begin, end=media.end)
     finally:
         checkpoints.close()
     summary = {

@@ -195,10 +195,8 @@ def _print_tables(console: Console, rows: Iterator[Row]) -> None:
         table.columns[0].overflow = table.columns[1].overflow = "fold"
         for row in some:
             top = row.get("top", [row])
-            names, shares = (
-                "\n".join(each["class"] for each in top),
-                "\n".join(f"{each['confidence']:.4f}" for each in top),
-            )
+            names = "\n".join(each["class"] for each in top)
+            shares = "\n".join(f"{each['confidence']:.4f}" for each in top)
             table.add_row(Text(_on_one_line(row["path"])), Text(names), Text(shares))
         console.print(table)
 

@@ -18,7 +18,7 @@ from jaxcnn.averaging import Average
 from jaxcnn.finetune import EVERYTHING, Finetuning
 from jaxcnn.losses import Loss
 from jaxcnn.metrics import Metrics, collect, example_values
-from jaxcnn.models.features import AUXILIARY
+from jaxcnn.models.features import AUXILIARY, FEATURES
 from jaxcnn.models.initializers import draw_kernels
 
 # What is random in a run comes from its one key, folded with one of these, so that each can be held still while
@@ -101,11 +101,56 @@ def train_step(
       finetuning: which parameters train, and from which step on; no gradient is computed of those that never do.
       axis_name: mapped axis over the devices that share the global batch; None on one device.
     """
+    grads, batch_stats, values, _ = gradients(
+        state,
+        batch,
+        key,
+        model=model,
+        loss=loss,
+        augment=augment,
+        accumulate=accumulate,
+        finetuning=finetuning,
+        axis_name=axis_name,
+    )
+    updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+    params = optax.apply_updates(state.params, updates)
+    ema, now = state.ema, {"params": params, "batch_stats": batch_stats}
+    if average is not None:
+        ema, now = average(ema, now, state.step + 1)
+    new_state = TrainState(state.step + 1, **now, opt_state=opt_state, ema=ema)
+    size = batch["label"].shape[0]
+    values = {name: value.swapaxes(0, 1).reshape(size) for name, value in values.items()}
+    return new_state, collect(metrics, values, jnp.ones(size, bool), axis_name=axis_name)
+
+
+def gradients(
+    state: TrainState,
+    batch: Batch,
+    key: jax.Array,
+    *,
+    model: nn.Module,
+    loss: Loss,
+    augment: Augment,
+    accumulate: int = 1,
+    finetuning: Finetuning = EVERYTHING,
+    axis_name: str | None = None,
+    observe: Callable[[dict[str, jax.Array]], Any] | None = None,
+) -> tuple[Any, Any, dict[str, jax.Array], Any]:
+    """What a step learns from its batch, before the optimizer makes an update of it; arguments as of `train_step`.
+
+    Args:
+      observe: what is kept of the features that the model shows, models/features.py; none: nothing of them is computed.
+
+    Returns:
+      Gradients of all parameters, over all devices; the new batch statistics; per-example values [accumulate, size /
+      accumulate] of this device's part; and what `observe` returned, with a leading axis of micro-batches.
+    """
     size = batch["label"].shape[0]
     device = 0 if axis_name is None else jax.lax.axis_index(axis_name)
     keys = augment_keys(key, state.step, device * size + jnp.arange(size))
     images, labels = augment(keys, batch["image"], batch["label"], mirrored(key, batch))
     dropout_key = jax.random.fold_in(jax.random.fold_in(jax.random.fold_in(key, DROPOUT_STREAM), state.step), device)
+    shown = [] if observe is None else [FEATURES]
 
     def mean_loss(trained, batch_stats, images, labels, dropout_key):
         with finetuning.norms_held(state.step):
@@ -113,19 +158,20 @@ def train_step(
                 {"params": finetuning.whole(trained, state.params), "batch_stats": batch_stats},
                 images,
                 train=True,
-                mutable=["batch_stats", AUXILIARY],
+                mutable=["batch_stats", AUXILIARY, *shown],
                 rngs={"dropout": dropout_key},
             )
         losses = loss(logits, labels)
         total = losses.mean()
         for auxiliary_logits in jax.tree.leaves(updated.get(AUXILIARY, {})):
             total += model.auxiliary_weight * loss(auxiliary_logits, labels).mean()  # type: ignore[attr-defined]
-        return total, (updated.get("batch_stats", {}), example_values(logits, labels, losses))
+        observed = None if observe is None else observe(updated.get(FEATURES, {}))
+        return total, (updated.get("batch_stats", {}), example_values(logits, labels, losses), observed)
 
     def micro_step(carry, micro_batch):
         batch_stats, total = carry
-        grads, (batch_stats, values) = jax.grad(mean_loss, has_aux=True)(trained, batch_stats, *micro_batch)
-        return (batch_stats, jax.tree.map(jnp.add, total, grads)), values
+        grads, (batch_stats, *found) = jax.grad(mean_loss, has_aux=True)(trained, batch_stats, *micro_batch)
+        return (batch_stats, jax.tree.map(jnp.add, total, grads)), found
 
     # Every accumulate-th example: micro-batch i holds the same examples of the global batch on any number of devices.
     micro_batches = (
@@ -134,20 +180,11 @@ def train_step(
     )
     trained = finetuning.trained(state.params)
     zeros = jax.tree.map(jnp.zeros_like, trained)
-    (batch_stats, grads), values = scan(micro_step, (state.batch_stats, zeros), micro_batches)
+    (batch_stats, grads), (values, observed) = scan(micro_step, (state.batch_stats, zeros), micro_batches)
     grads = jax.tree.map(lambda g: g / accumulate, grads)
     if axis_name is not None:
         grads = jax.lax.pmean(grads, axis_name)
-    grads = finetuning.gradients(grads, state.params, state.step)
-
-    updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-    params = optax.apply_updates(state.params, updates)
-    ema, now = state.ema, {"params": params, "batch_stats": batch_stats}
-    if average is not None:
-        ema, now = average(ema, now, state.step + 1)
-    new_state = TrainState(state.step + 1, **now, opt_state=opt_state, ema=ema)
-    values = {name: value.swapaxes(0, 1).reshape(size) for name, value in values.items()}
-    return new_state, collect(metrics, values, jnp.ones(size, bool), axis_name=axis_name)
+    return finetuning.gradients(grads, state.params, state.step), batch_stats, values, observed
 
 
 def augment_keys(key: jax.Array, step: Any, positions: jax.Array) -> jax.Array:

@@ -13,16 +13,16 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from absl import logging
 from flax import traverse_util
 
 from jaxcnn import workdir as workdir_lib
 from jaxcnn.augment import average_views, make_normalise
-from jaxcnn.build import make_model
 from jaxcnn.config import Config, from_dict
 from jaxcnn.data.given import Given, each_image, prepared
 from jaxcnn.errors import RunError, UserError, nearest
 from jaxcnn.explain import choose_layer, grad_cam
-from jaxcnn.models import MODELS
+from jaxcnn.model import make_model
 from jaxcnn.models.features import feature_pyramid
 from jaxcnn.transfer.pretrained import run_arrays
 
@@ -227,14 +227,16 @@ def load(workdir: str, step: str = "best") -> TrainedModel:
     path = workdir_lib.resolve(str(workdir))
     saved = workdir_lib.read_config(path)
     config, data = from_dict(saved["config"]), saved["data"]
-    tensors, _ = run_arrays(path, str(step))
-    if config.model.name not in MODELS:
-        raise UserError(f"{path}: model.name={config.model.name!r} is not known; {nearest(config.model.name, MODELS)}")
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity(logging.ERROR)  # Orbax warns that what is opened to be read cannot be written
+    try:
+        tensors, _ = run_arrays(path, str(step))
+    finally:
+        logging.set_verbosity(verbosity)
     variables = traverse_util.unflatten_dict(tensors.arrays, sep="/")
     return TrainedModel(
         module=make_model(
             config.model,
-            MODELS[config.model.name],
             num_classes=len(data["class_names"]),
             image_size=min(data["image_shape"][:2]),
         ),

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 import numpy as np
 from etils import epath
@@ -25,6 +26,8 @@ from jaxcnn.config import (
     validate,
 )
 from jaxcnn.logs import RunLog
+from jaxcnn.media import Media
+from jaxcnn.models.features import tap
 from jaxcnn.models.norm import BatchNorm
 
 
@@ -43,7 +46,10 @@ class TinyNet(nn.Module):
             x = nn.Conv(features, (3, 3), strides=2, use_bias=False, dtype=self.dtype, name=f"conv{number}")(x)
             x = self.norm(use_running_average=not train, dtype=self.dtype, name=f"norm{number}")(x)
             x = nn.relu(x)
-        x = nn.Dropout(self.dropout_rate, deterministic=not train)(x.reshape(len(x), -1))
+            tap(self, f"stage{number}", x)
+        x = x.reshape(len(x), -1)
+        tap(self, "pooled", x)
+        x = nn.Dropout(self.dropout_rate, deterministic=not train)(x)
         return nn.Dense(self.num_classes, dtype=self.dtype, name="head")(x).astype(jnp.float32)
 
 
@@ -89,7 +95,20 @@ def train(config: Config, folder: Path, *, report: Any = None) -> dict[str, Any]
         report=report or (lambda line: None),
     )
     with contextlib.closing(feed), contextlib.closing(checkpoints), contextlib.closing(log):
-        return loop.train(run, feed, log, checkpoints)
+        media = Media(run, feed, log)
+        return loop.train(run, feed, log, checkpoints, begin=media.begin, end=media.end)
+
+
+def begin(config: Config, folder: Path) -> None:
+    """A run's folder with a checkpoint of the weights it begins with, for tests that need no better ones."""
+    path = epath.Path(folder)
+    run, feed = build(config)
+    path.mkdir(parents=True)
+    workdir.write_config(path, "test", config, run.data_facts(), versions())
+    checkpoints = Checkpoints(path / "checkpoints", best_metric=loop.best_metric(run), asynchronous=False)
+    checkpoints.save(1, jax.device_get({"state": run.init(), "totals": run.metrics.empty()}), {})
+    checkpoints.close()
+    feed.close()
 
 
 def rows(folder: Path, split: str = "train") -> list[dict[str, Any]]:

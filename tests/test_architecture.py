@@ -13,18 +13,17 @@ PACKAGE = ROOT / "jaxcnn"
 
 # A module imports from strictly lower floors; within a folder sideways, in one direction.
 FLOORS = {
-    "errors": 0,
-    "config": 1, "models": 1, "metrics": 1, "checkpoint": 1, "logs": 1, "stopping": 1,
-    "scores": 1, "diagnosis": 1,
-    "command_line": 2, "losses": 2, "averaging": 2, "finetune": 2, "data": 2, "augment": 2, "workdir": 2,
+    "errors": 0, "tensorboard": 0,
+    "config": 1, "models": 1, "metrics": 1, "checkpoint": 1, "logs": 1, "stopping": 1, "scores": 1, "diagnosis": 1,
+    "command_line": 2, "losses": 2, "averaging": 2, "finetune": 2, "data": 2, "augment": 2, "workdir": 2, "model": 2,
     "confidence": 2, "explain": 2, "patience": 2,
     "step": 3, "optim": 3, "transfer": 3, "run_facts": 3,
     "parallel": 4, "bad_layer": 4,
-    "feed": 5, "evaluation": 5,
+    "feed": 5, "evaluation": 5, "telemetry": 5,
     "build": 6,
-    "preview": 7, "loop": 7, "whole_run": 7, "trained": 7, "rate_range": 7,
+    "preview": 7, "loop": 7, "whole_run": 7, "trained": 7, "rate_range": 7, "media": 7,
     "main": 8, "probe": 8, "measure": 8,
-    "evaluate": 9, "predict": 9, "report": 9, "diagnose": 9, "lr_find": 9,
+    "evaluate": 9, "predict": 9, "diagnose": 9, "lr_find": 9, "report": 9,
 }  # fmt: skip
 
 
@@ -83,7 +82,7 @@ def test_no_loops_within_a_folder():
 READERS = {
     "data": (("data", "config.data", "_config.data"), ("data", "build", "feed")),
     "augment": (("augment", "config.augment"), ("augment", "data", "build", "feed")),
-    "model": (("config", "config.model"), ("build",)),
+    "model": (("config", "config.model"), ("build", "model")),
     "loss": (("config", "config.loss"), ("losses",)),
     "optimizer": (("optimizer", "config.optimizer"), ("optim", "averaging", "build")),
     "groups": (("groups",), ("optim",)),
@@ -91,7 +90,9 @@ READERS = {
     "early_stop": (("config.early_stop",), ("patience",)),
     "finetune": (("finetune",), ("finetune",)),
     "checkpoint": (("config.checkpoint", "cadence"), ("loop", "main")),
-    None: (("config",), ("build", "loop", "main")),
+    "telemetry": (("config.telemetry",), ("build",)),
+    "profile": (("config.profile",), ("build", "loop")),
+    None: (("config",), ("build", "loop", "main", "media")),
 }  # fmt: skip
 
 
@@ -160,7 +161,7 @@ def test_modules_say_what_they_hold():
 
 @pytest.mark.parametrize(
     "name",
-    ["main", "evaluate", "predict", "data.__main__", "report.__main__", "transfer.__main__"],
+    ["main", "evaluate", "predict", "diagnose", "lr_find", "data.__main__", "report.__main__", "transfer.__main__"],
 )
 def test_importing_a_command_imports_no_jax(name):
     """So that --help and a typo are answered at once."""

@@ -101,6 +101,30 @@ def at(column: list[float], place: int, value: float) -> list[float]:
     return [value if number == place % len(column) else each for number, each in enumerate(column)]
 
 
+def zigzag(rises: int) -> list[float]:
+    """40 losses that fall by about 15 %, but rise so many times."""
+    return list(2.3 + np.cumsum([0.0, *[0.001] * rises, *[-0.01] * (39 - rises)]))
+
+
+def named(*, rare: int) -> Predictions:
+    """All right, but a class of so many examples that is called another."""
+    labels = ["common"] * 500 + ["other"] * 480 + ["rare"] * rare
+    return Predictions(labels, labels, [label.replace("rare", "common") for label in labels], [0.9] * len(labels))
+
+
+def waited(seconds: float, devices: float) -> list[dict[str, Any]]:
+    """A row of timing.jsonl in which the host waits for data."""
+    return [{"step": 50, "seconds": seconds, "data_wait": 0.21, "device_wait": devices}]
+
+
+def short(epochs: int, **columns: list[float]) -> Facts:
+    """A run of so many evaluations in which only the given accuracies are not as they should."""
+    train = {"loss": curve(2.3, 0.2, 2 * epochs), "accuracy": columns.get("train", curve(0.1, 0.93, 2 * epochs))}
+    validation = {"loss": curve(2.3, 0.3, epochs), "accuracy": columns.get("validation", curve(0.1, 0.91, epochs))}
+    options = {"model.dropout_rate": 0.0}
+    return facts(train=train, validation=validation, options=options, num_validation=700)
+
+
 NORMS = [1.0] * 20
 LOSSES = curve(2.3, 0.2, 40)
 
@@ -269,6 +293,93 @@ CASES: list[tuple[str, Facts, Facts, tuple[str, ...]]] = [
         ("validation and test share 7 of 10,000 examples",),
     ),
     (
+        "diverged",
+        facts(train={"loss": at(curve(2.3, 0.5, 40), -1, 1.95)}),
+        facts(train={"loss": at(curve(2.3, 0.5, 40), -1, 2.05)}),
+        ("4.1 times its least",),
+    ),
+    (
+        "overfitting",
+        facts(validation={"loss": [*curve(2.3, 1.5, 10), *np.linspace(1.5, 1.85, 10)]}),
+        facts(validation={"loss": [*curve(2.3, 1.5, 10), *np.linspace(1.5, 1.9, 10)]}),
+        ("rose from 1.5 at step 1,100 to 1.9",),
+    ),
+    (
+        "still improving",
+        facts(validation={"accuracy": [*[0.9] * 16, *np.linspace(0.9, 0.9095, 4)]}, num_validation=50000),
+        facts(validation={"accuracy": [*[0.9] * 16, *np.linspace(0.9, 0.9105, 4)]}, num_validation=50000),
+        ("grew by 1.1%",),
+    ),
+    # how many rows, evaluations and examples it takes
+    (
+        "learning rate at the edge",
+        facts(train={"loss": at([2.0] * 40, 4, 5.0)}),
+        facts(train={"loss": at([2.0] * 40, 5, 5.0)}),
+        ("jumps in 1 of 40 rows, the furthest from 2 to 5 at step 300",),
+    ),
+    (
+        "learning rate too small",
+        facts(train={"loss": zigzag(8), "accuracy": [0.5] * 40}),
+        facts(train={"loss": zigzag(7), "accuracy": [0.5] * 40}),
+        ("falls in 82% of 40 rows",),
+    ),
+    (
+        "learning rate too small",
+        dataclasses.replace(facts(), rows=facts(train={"loss": list(np.linspace(2.3, 2.0, 40))}).rows[:13]),
+        dataclasses.replace(facts(), rows=facts(train={"loss": list(np.linspace(2.3, 2.0, 40))}).rows[:14]),
+        ("of 10 rows",),
+    ),
+    (
+        "overfitting",
+        facts(validation={"accuracy": curve(0.1, 0.82)}, num_validation=100),
+        facts(validation={"accuracy": curve(0.1, 0.82)}, num_validation=150),
+        ("93.0% in training",),
+    ),
+    (
+        "validation better than training",
+        short(4, validation=[0.99] * 4, train=[0.9] * 8),
+        short(5, validation=[0.99] * 5, train=[0.9] * 10),
+        ("99.0% in validation and 90.0% in training",),
+    ),
+    (
+        "validation better than training",
+        short(6, validation=[0.99] * 6, train=[0.8] * 10 + [0.9] * 2),  # the weights still move fast
+        short(6, validation=[0.99] * 6, train=[0.88] * 10 + [0.9] * 2),
+        ("99.0% in validation and 90.0% in training",),
+    ),
+    (
+        "still improving",
+        facts(validation={"accuracy": [*[0.88] * 16, *[0.91] * 4]}),
+        facts(validation={"accuracy": [*[0.88] * 17, *[0.91] * 3]}),
+        ("over the last 4 of 20 evaluations",),
+    ),
+    (
+        "stopped improving long ago",
+        short(9, validation=at([0.9] * 9, 1, 0.92)),
+        short(10, validation=at([0.9] * 10, 1, 0.92)),
+        ("step 200 of 1,000, 8 evaluations before the end",),
+    ),
+    (
+        "validation too small",
+        short(6, validation=[0.5, 0.8, 0.9, 0.91, 0.9, 0.91]),
+        short(7, validation=[0.5, 0.8, 0.9, 0.91, 0.9, 0.91, 0.91]),
+        ("the last 4 evaluations",),
+    ),
+    ("devices wait for data", facts(timing=waited(9.9, 0.05)), facts(timing=waited(10.1, 0.05)), ("21%",)),
+    ("devices wait for data", facts(timing=waited(11.0, 0.11)), facts(timing=waited(11.0, 0.09)), ("21%",)),
+    (
+        "exploding gradients",
+        facts(telemetry=telemetry(at(NORMS[:5], 2, 101.0))),
+        facts(telemetry=telemetry(at(NORMS[:6], 2, 101.0))),
+        ("101 times its median",),
+    ),
+    (
+        "class collapse",
+        facts(predictions=named(rare=9)),
+        facts(predictions=named(rare=10)),
+        ("1 of 3 classes are never predicted (rare)",),
+    ),
+    (
         "copies between splits",
         facts(data_check={"kinds": {"duplicate": {"title": "same picture again in its split", "count": 3}}}),
         facts(data_check={"kinds": {"leak": {"title": "same picture in two splits", "count": 3}}}),
@@ -300,7 +411,7 @@ def test_every_remedy_is_an_option_that_exists():
 
 
 def test_what_is_on_already_is_no_remedy():
-    (spike,) = (wrong for name, _, wrong, _ in CASES[2:3])
+    spike = CASES[2][2]
     assert "--config.optimizer.clip_norm=1" in found(spike)["learning rate at the edge"].remedies
     config = {**spike.config, "optimizer": {**spike.config["optimizer"], "clip_norm": 1.0}}
     same = found(dataclasses.replace(spike, config=config))["learning rate at the edge"]
@@ -341,10 +452,10 @@ def test_what_is_missing_is_said_with_what_makes_it():
 
 def test_a_run_that_goes_on_is_not_judged_by_its_end():
     for name in ("underfitting", "nothing learned", "still improving", "stopped improving long ago"):
-        (wrong,) = (wrong for case, _, wrong, _ in CASES if case == name)
+        wrong = next(wrong for case, _, wrong, _ in CASES if case == name)
         assert name in found(wrong)
         assert name not in found(dataclasses.replace(wrong, summary=None))
-    (stopped,) = (wrong for case, _, wrong, _ in CASES if case == "stopped improving long ago")
+    stopped = next(wrong for case, _, wrong, _ in CASES if case == "stopped improving long ago")
     assert not found(dataclasses.replace(stopped, summary={"stopped": "no better validation accuracy"}))
 
 

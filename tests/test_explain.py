@@ -21,6 +21,11 @@ from jaxcnn.models.mobilenet_v3 import SMALL as MOBILENET_V3
 from jaxcnn.models.resnet import CifarResNet
 
 
+@pytest.fixture(autouse=True)
+def quick_to_trace(monkeypatch):
+    monkeypatch.setattr("jaxcnn.models.conv._conv", conv_xla)
+
+
 def random_variables(model, image_shape, seed=0):
     """Also of heads that begin at zero; scales and variances stay positive."""
     shapes = jax.eval_shape(lambda: model.init(jax.random.key(0), jnp.zeros((1, *image_shape)), train=False))
@@ -34,6 +39,17 @@ def random_images(*shape):
     return np.random.default_rng(1).normal(size=shape).astype(np.float32)
 
 
+def explained(model, variables, images, targets, *, layer):
+    """(the layer's features, a heat map a target, logits), all in one program."""
+
+    @jax.jit
+    def everything(variables, images):
+        found = [grad_cam(model, variables, images, layer=layer, target=target) for target in targets]
+        return feature_pyramid(model, variables, images)[layer], [heat for heat, _ in found], found[0][1]
+
+    return jax.tree.map(np.asarray, everything(variables, images))
+
+
 def enlarged(maps, height, width):
     return np.stack([cv2.resize(each, (width, height), interpolation=cv2.INTER_LINEAR) for each in maps])
 
@@ -43,13 +59,11 @@ def test_with_a_linear_head_on_averages_it_is_the_class_activation_map():
     model = CifarResNet(num_classes=5, num_blocks=1, width=0.5)
     variables, images = random_variables(model, (24, 20, 3)), random_images(4, 24, 20, 3)
     assert choose_layer(model, variables, (24, 20, 3)) == "stage3"
-    features = np.asarray(jax.jit(partial(feature_pyramid, model))(variables, images)["stage3"])
+    features, heats, found = explained(model, variables, images, [None, np.full(4, 2)], layer="stage3")
     kernel, bias = (np.asarray(variables["params"]["head"][name]) for name in ("kernel", "bias"))
     logits = features.mean(axis=(1, 2)) @ kernel + bias
-    call = jax.jit(partial(grad_cam, model, layer="stage3"))
-    for classes in (logits.argmax(axis=1), np.full(4, 2)):
-        heat, found = call(variables, images, target=classes)
-        np.testing.assert_allclose(found, logits, rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(found, logits, rtol=1e-4, atol=1e-4)
+    for heat, classes in zip(heats, (logits.argmax(axis=1), np.full(4, 2)), strict=True):
         maps = np.maximum(np.einsum("bhwc,cb->bhw", features, kernel[:, classes]), 0) / (6 * 5)
         assert heat.shape == (4, 24, 20)
         assert (maps > 0).any(axis=(1, 2)).all()
@@ -60,7 +74,8 @@ def test_through_a_tail_that_is_not_linear_it_is_what_finite_differences_give():
     model, layer = MODELS["cnn"](num_classes=3), "stage2"
     variables, images = random_variables(model, (8, 8, 1)), random_images(2, 8, 8, 1)
     assert choose_layer(model, variables, (8, 8, 1)) == layer
-    features = np.asarray(jax.jit(partial(feature_pyramid, model))(variables, images)[layer], np.float64)
+    features, (heat,), logits = explained(model, variables, images, [None], layer=layer)
+    features = features.astype(np.float64)
     weights = {name: jax.tree.map(lambda x: np.asarray(x, np.float64), variables["params"][name]) for name in
                ("dense1", "head")}  # fmt: skip
 
@@ -70,7 +85,6 @@ def test_through_a_tail_that_is_not_linear_it_is_what_finite_differences_give():
         x = np.maximum(x @ weights["dense1"]["kernel"] + weights["dense1"]["bias"], 0)
         return x @ weights["head"]["kernel"] + weights["head"]["bias"]
 
-    heat, logits = jax.jit(partial(grad_cam, model, layer=layer))(variables, images)
     np.testing.assert_allclose(logits, tail(features), rtol=1e-4)
     shifts = 1e-5 * np.eye(4 * 4 * 64).reshape(-1, 4, 4, 64)
     for row, maps in enumerate(features):
@@ -95,9 +109,8 @@ FAMILIES = [
 
 
 @pytest.mark.parametrize(("name", "keywords", "size"), FAMILIES)
-def test_the_map_explained_by_bears_on_the_logits(monkeypatch, name, keywords, size):
+def test_the_map_explained_by_bears_on_the_logits(name, keywords, size):
     """By a walk through the program, of which only the trace is needed: the logits depend on the perturbation."""
-    monkeypatch.setattr("jaxcnn.models.conv._conv", conv_xla)
     model, images = MODELS[name](num_classes=10, **keywords), jnp.zeros((1, size, size, 3))
     variables = jax.eval_shape(lambda: model.init(jax.random.key(0), images, train=False))
     shown = jax.eval_shape(partial(feature_pyramid, model), variables, images)
@@ -119,21 +132,27 @@ def test_of_a_vision_transformer_the_tokens_are_laid_out_as_the_patches():
     model = MODELS["vit_ti_16"](num_classes=3, features=12, hidden=16, num_layers=4, stem="small")
     variables, images = random_variables(model, (12, 8, 3)), jnp.asarray(random_images(1, 12, 8, 3))
     assert choose_layer(model, variables, (12, 8, 3)) == "stage3"
-    features = jax.jit(partial(feature_pyramid, model))(variables, images)["stage3"]
-    assert features.shape == (1, 3, 2, 12)
+    direction = random_images(1, 3, 2, 12)
+
+    def first_logit(perturbation):
+        logits = model.apply({**variables, PERTURBATIONS: {"stage3": perturbation}}, images, train=False)
+        assert isinstance(logits, jax.Array)
+        return logits[0, 0]
 
     @jax.jit
-    def first_logit(perturbation):
-        return model.apply({**variables, PERTURBATIONS: {"stage3": perturbation}}, images, train=False)[0, 0]
+    def everything():
+        features = feature_pyramid(model, variables, images)["stage3"]
+        ends = jax.lax.map(first_logit, jnp.stack([1e-2 * direction, -1e-2 * direction]))
+        gradient = jax.grad(first_logit)(jnp.zeros_like(features))
+        heat, logits = grad_cam(model, variables, images, layer="stage3", target=0)
+        return features, gradient, ends, first_logit(jnp.zeros_like(features)) - logits[0, 0], heat
 
-    gradient = jax.jit(jax.grad(first_logit))(jnp.zeros_like(features))
-    direction = random_images(*features.shape)
-    slope = (first_logit(1e-2 * direction) - first_logit(-1e-2 * direction)) / 2e-2
-    np.testing.assert_allclose((gradient * direction).sum(), slope, rtol=2e-2)
-    heat, logits = jax.jit(partial(grad_cam, model, layer="stage3", target=0))(variables, images)
-    np.testing.assert_allclose(first_logit(jnp.zeros_like(features)), logits[0, 0], rtol=1e-5)
+    features, gradient, ends, difference, heat = jax.tree.map(np.asarray, everything())
+    assert features.shape == (1, 3, 2, 12)
+    assert difference == 0
+    np.testing.assert_allclose((gradient * direction).sum(), (ends[0] - ends[1]) / 2e-2, rtol=2e-2)
     expected = np.maximum((features * gradient.mean(axis=(1, 2), keepdims=True)).sum(axis=-1), 0)
-    np.testing.assert_allclose(heat, enlarged(np.asarray(expected), 12, 8), rtol=1e-3, atol=1e-6)
+    np.testing.assert_allclose(heat, enlarged(expected, 12, 8), rtol=1e-3, atol=1e-6)
 
 
 def test_says_what_cannot_be_explained():

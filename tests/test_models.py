@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 from flax import linen as nn
 
-from jaxcnn.build import make_model
 from jaxcnn.config import ModelConfig
 from jaxcnn.errors import UserError
+from jaxcnn.model import make_model
 from jaxcnn.models import MODELS
 from jaxcnn.models.conv_cpu import conv_xla
 from jaxcnn.models.efficientnet import ROWS as EFFICIENTNET
@@ -598,6 +598,38 @@ def test_regnets_stages_are_those_of_the_papers_appendix() -> None:
     assert stages_of(16, 48, 27.89, 2.09, 8) == [(48, 1), (104, 3), (208, 6), (440, 6)]  # Y-400MF
 
 
+@pytest.mark.parametrize(
+    ("name", "image_shape", "changes", "same_as"),
+    [
+        ("resnet20", CIFAR, {"depth": 2 / 3}, lambda: MODELS["resnet20"](num_classes=10, num_blocks=2)),
+        ("shufflenet_v2_x0_5", CIFAR, {"depth": 0.25}, lambda: _short_shufflenet((48, 96, 192, 1024))),
+        ("shufflenet_v2_x0_5", CIFAR, {"depth": 0.25, "width": 0.5}, lambda: _short_shufflenet((24, 48, 96, 512))),
+        ("vit_ti_16", CIFAR, {"depth": 1 / 6, "width": 2.0}, lambda: _short_vit()),
+        ("regnet_y_400mf", CIFAR, {"depth": 0.01, "width": 0.5}, lambda: _narrow_regnet()),
+    ],
+)  # fmt: skip
+@pytest.mark.usefixtures("quick_to_trace")
+def test_width_and_depth_are_multiples_of_the_papers(
+    name: str, image_shape: tuple[int, ...], changes: dict[str, float], same_as: Any
+) -> None:
+    config = ModelConfig(name=name, stem="small" if name != "resnet20" else None, **cast(Any, changes))
+    model = make_model(config, num_classes=10, image_size=32)
+    assert shapes_of(model, image_shape) == shapes_of(same_as(), image_shape)
+
+
+def _short_shufflenet(features: tuple[int, ...]) -> nn.Module:
+    return MODELS["shufflenet_v2_x0_5"](num_classes=10, stem="small", stage_sizes=(1, 2, 1), features=features)
+
+
+def _short_vit() -> nn.Module:
+    return MODELS["vit_s_16"](num_classes=10, num_layers=2, stem="small")
+
+
+def _narrow_regnet() -> nn.Module:
+    stages = ((24, 1), (56, 1), (104, 1), (224, 1))  # half of 48, 104, 208 and 440, in groups of 8
+    return MODELS["regnet_y_400mf"](num_classes=10, stem="small", stages=stages)
+
+
 def test_widths_are_multiples_and_never_a_tenth_less() -> None:
     assert [to_multiple(channels) for channels in (3, 12, 11.9, 16, 35.2, 4.8, 20.4)] == [8, 16, 16, 16, 32, 8, 24]
     assert to_multiple(1000, 48) == 1008
@@ -637,7 +669,7 @@ def test_images_that_do_not_suit_the_stem_are_the_users_error(name: str, stem: s
 
 def test_a_model_without_blocks_has_no_rematerialisation() -> None:
     with pytest.raises(UserError, match=r"model.remat=True: cnn has no such option; set model.remat=False"):
-        make_model(ModelConfig(name="cnn", remat=True), MODELS["cnn"], num_classes=10, image_size=28)
+        make_model(ModelConfig(name="cnn", remat=True), num_classes=10, image_size=28)
 
 
 def test_padded_shortcut_subsamples_and_appends_zeros() -> None:

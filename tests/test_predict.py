@@ -1,6 +1,7 @@
 """python -m jaxcnn.predict: any images of any names, streamed to a table, CSV or JSON; and what people type wrong."""
 
 import csv
+import functools
 import io
 import json
 import os
@@ -17,8 +18,9 @@ from PIL import Image
 import jaxcnn
 from jaxcnn import predict
 from jaxcnn.errors import UserError
+from jaxcnn.models.conv import conv_xla
 from tests.nasty_images import damaged_images, nasty_images, write_classes
-from tests.runs import small_config, train
+from tests.runs import begin, small_config
 
 ROOT = Path(__file__).resolve().parents[1]
 NAMES = (
@@ -37,16 +39,24 @@ def trained(tmp_path_factory):
     write_classes(root / "set", {"bar": 12, "[red]füße": 12}, size=(14, 12))
     config = small_config(
         model__name="cnn", data__name=f"folder:{root / 'set'}", data__image_size=12, data__cache=False, batch_size=16,
-        num_steps=2, num_devices=1,
+        eval_batch_size=4, num_devices=1,
     )  # fmt: skip
-    train(config, root / "run")
+    begin(config, root / "run")
     return root / "run"
 
 
+@pytest.fixture(scope="module")
+def load():
+    """Whatever was loaded once is not compiled again."""
+    return functools.cache(jaxcnn.load)
+
+
 @pytest.fixture
-def command(trained, monkeypatch, capfd):
+def command(trained, load, monkeypatch, capfd):
     """Runs the command in this process: (exit code, stdout as bytes, lines on stderr)."""
     monkeypatch.setattr("jaxcnn.parallel.set_up", lambda *arguments, **keywords: None)
+    monkeypatch.setattr("jaxcnn.models.conv._conv", conv_xla)  # quick to compile
+    monkeypatch.setattr("jaxcnn.trained.load", load)
 
     def run(*arguments, stdin=b""):
         monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BufferedReader(io.BytesIO(stdin))))
@@ -77,15 +87,15 @@ def in_order(root):
     return [str(root / name) for name in (*sorted(NAMES), "a/same.png", "b/same.png")]
 
 
-def test_csv_has_the_exact_names_and_what_the_model_says(command, trained, images, tmp_path):
-    code, output, errors = command(images, f"--csv={tmp_path / 'found.csv'}", "--top_k=2", "--batch_size=3")
+def test_csv_has_the_exact_names_and_what_the_model_says(command, trained, load, images, tmp_path):
+    code, output, errors = command(images, f"--csv={tmp_path / 'found.csv'}", "--top_k=2", "--batch_size=2")
     assert (code, errors) == (0, [])
-    assert output == f"8 classified by {trained}, step 2; written to {tmp_path / 'found.csv'}\n"
+    assert output == f"8 classified by {trained}, step 1; written to {tmp_path / 'found.csv'}\n"
     with open(tmp_path / "found.csv", encoding="utf-8", errors="surrogateescape", newline="") as file:
         heading, *rows = csv.reader(file)
     assert heading == ["path", "class", "confidence", "class_2", "confidence_2"]
     assert [row[0] for row in rows] == in_order(images)
-    model = jaxcnn.load(trained)
+    model = load(str(trained), step="best")
     for row, ranked in zip(rows, model.classify([row[0] for row in rows], top_k=2), strict=True):
         assert [row[1], row[3]] == [name for name, _ in ranked]
         np.testing.assert_allclose([float(row[2]), float(row[4])], [share for _, share in ranked], atol=2e-6)
@@ -150,7 +160,7 @@ def test_stdin_has_paths_or_an_image(command, images):
     assert json.loads(output) == [json.loads(expected)[0] | {"path": "-"}]
 
 
-def test_explanations_lie_as_the_images_do(command, trained, images, tmp_path):
+def test_explanations_lie_as_the_images_do(command, trained, load, images, tmp_path):
     code, output, errors = command(images, f"--explain={tmp_path / 'heat'}", "--json=-", "--target=bar")
     assert (code, errors) == (0, [])
     rows = json.loads(output)
@@ -159,7 +169,7 @@ def test_explanations_lie_as_the_images_do(command, trained, images, tmp_path):
     ]
     from jaxcnn.explain import overlay
 
-    model = jaxcnn.load(trained)
+    model = load(str(trained), step="best")
     path = images / "b" / "same.png"
     drawn = np.asarray(Image.open(tmp_path / "heat" / "b" / "same.png.png"))
     expected = overlay(model.prepare(path)[0], model.explain(path, target="bar")[0])
@@ -173,20 +183,24 @@ def test_explanations_lie_as_the_images_do(command, trained, images, tmp_path):
 
 def test_a_run_of_many_is_neither_listed_nor_held(command, images, monkeypatch):
     """Rows come while images are still being taken."""
-    taken, told = 0, []
+    taken, told = 0, list[int]()
     plain = images / "plain.png"
 
     def lines():
         nonlocal taken
-        for _ in range(200):
+        for _ in range(100):
             taken += 1
             yield str(plain), str(plain)
 
+    def dumps(row):
+        told.append(taken)
+        return "{}"
+
     monkeypatch.setattr(predict, "_images", lambda arguments: lines())
-    monkeypatch.setattr(predict, "json", SimpleNamespace(dumps=lambda row: told.append(taken) or "{}"))
+    monkeypatch.setattr(predict, "json", SimpleNamespace(dumps=dumps))
     command("x", "--json=-")
-    assert len(told) == 200
-    assert told[0] <= 1 + 3 * 16 + 1
+    assert len(told) == 100
+    assert told[0] <= 1 + 3 * 4 + 1
 
 
 @pytest.mark.parametrize(

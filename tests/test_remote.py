@@ -167,7 +167,11 @@ def test_it_is_evaluated_where_it_is(bucket: Bucket, whole: str) -> None:
     assert (code, errors) == (0, "")
     found, summary = json.loads(output.splitlines()[-1]), json.loads(bucket.get(f"{whole}/summary.json").data)
     assert found["accuracy"] == summary["splits"]["test"]["accuracy"]
-    assert bucket.generations(whole) == before
+    after = bucket.generations(whole)
+    assert {after.pop(name) is not None for name in ("evaluation.json", "predictions.csv")} == {True}
+    assert after == before
+    written = json.loads(bucket.get(f"{whole}/evaluation.json").data)
+    assert written["scores"]["accuracy"] == found["accuracy"]
 
 
 def test_other_settings_are_refused(bucket: Bucket, whole: str) -> None:

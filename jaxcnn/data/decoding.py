@@ -107,7 +107,8 @@ def from_pillow(image: Any, num_channels: int) -> np.ndarray:
 def from_array(levels: np.ndarray, num_channels: int) -> np.ndarray:
     """[H, W] or [H, W, C] of uint8, uint16 or floats in 0..1, as decode_any. ValueError says what is wrong with it."""
     levels = levels if levels.ndim == 3 else levels[..., None]
-    if 0 in levels.shape or levels.shape[-1] not in (1, 3, 4, num_channels):
+    allowed = (1, 3, 4) if num_channels in (1, 3) else (num_channels,)
+    if 0 in levels.shape or levels.shape[-1] not in allowed:
         shape = "x".join(map(str, levels.shape))
         first = levels.shape[0] in (1, 3, 4) and levels.shape[-1] > 4
         raise ValueError(f"an array of {shape} is no image{'; move its channels to the end' if first else ''}")

@@ -104,7 +104,13 @@ class _File:
 
 
 def open_folder(
-    full_name: str, root: Path, *, channels: int | None = None, progress: Progress | None = None, damaged: bool = False
+    full_name: str,
+    root: Path,
+    *,
+    channels: int | None = None,
+    progress: Progress | None = None,
+    damaged: bool = False,
+    partial: bool = False,
 ) -> StoredSet:
     """A folder a class, below folders of splits or below `root` itself. For the arguments see open_files."""
     try:
@@ -123,24 +129,30 @@ def open_folder(
         raise UserError(f"{full_name}: {error.filename} cannot be read: {_reason(error)}") from None
     names = {split: set(classes) for split, classes in listed.items()}
     train = names.get("train", set())
-    if len(train) == 1:
+    if len(train) == 1 and not partial:
         (only,) = train
         inner = root / folders[0]
         looks_like_set = not has_splits and sum(_has_images(inner / name) for name in _contents(inner)[0]) > 1
         advice = f"did you mean folder:{inner}?" if looks_like_set else _LAYOUT
         raise UserError(f"{full_name} has only one class, {only!r}; {advice}")
     for split, found in names.items():
-        if train and (missing := _natural(train - found)):
+        if train and not partial and (missing := _natural(train - found)):
             raise UserError(
                 f"{full_name}: {split} has no class {missing[0]!r} ({len(missing)} missing); if it is to have no image "
                 f"of it, make an empty folder for it"
             )
     files = {split: [file for files in classes.values() for file in files] for split, classes in listed.items()}
-    return open_files(full_name, root, files, channels=channels, progress=progress, damaged=damaged)
+    return open_files(full_name, root, files, channels=channels, progress=progress, damaged=damaged, partial=partial)
 
 
 def open_csv(
-    full_name: str, file: Path, *, channels: int | None = None, progress: Progress | None = None, damaged: bool = False
+    full_name: str,
+    file: Path,
+    *,
+    channels: int | None = None,
+    progress: Progress | None = None,
+    damaged: bool = False,
+    partial: bool = False,
 ) -> StoredSet:
     """Columns path (from the CSV's folder on), label (a name or a number) and, if given, split."""
     listed: dict[str, list[_File]] = {}
@@ -170,7 +182,9 @@ def open_csv(
         raise UserError(f"{full_name} is no CSV: {one_line(error)}") from None
     if not listed:
         raise UserError(f"{full_name} lists no image; it has a heading and nothing below")
-    return open_files(full_name, file.parent, listed, channels=channels, progress=progress, damaged=damaged)
+    return open_files(
+        full_name, file.parent, listed, channels=channels, progress=progress, damaged=damaged, partial=partial
+    )
 
 
 def open_files(
@@ -181,6 +195,7 @@ def open_files(
     channels: int | None = None,
     progress: Progress | None = None,
     damaged: bool = False,
+    partial: bool = False,
 ) -> StoredSet:
     """The set of these files.
 
@@ -191,11 +206,13 @@ def open_files(
       channels: 1 or 3; none: 1 where every image is grey, else 3.
       progress: told while headers are read, when that takes long.
       damaged: files whose header cannot be read stay in the set; else they are a RunError.
+      partial: it is measured on, not learned from: it may have a single class, no train, and in each split others.
     """
-    if not listed.get("train"):
+    if not listed.get("train") and not partial:
         raise UserError(f"{full_name} has {' and '.join(listed)}, but no train; {_LAYOUT}")
-    class_names = _natural({file.class_name for file in listed["train"]})
-    if len(class_names) == 1:
+    of_classes = [file for files in listed.values() for file in files] if partial else listed["train"]
+    class_names = _natural({file.class_name for file in of_classes})
+    if len(class_names) == 1 and not partial:
         raise UserError(f"{full_name} has only one class, {class_names[0]!r}: there is nothing to tell apart")
     numbers = {name: number for number, name in enumerate(class_names)}
     for split, files in listed.items():

@@ -14,7 +14,7 @@ import numpy as np
 
 from jaxcnn.data.decoding import decode_any, fit_image, from_array, from_pillow
 from jaxcnn.data.folder import image_files
-from jaxcnn.data.records import ImageShape
+from jaxcnn.data.records import ImageShape, one_line
 from jaxcnn.data.streaming import num_cores
 from jaxcnn.errors import UserError
 
@@ -31,25 +31,18 @@ def each_image(images: Any) -> Iterator[Given]:
     Raises:
       UserError: something is none of these, or a path leads nowhere, or to a folder without images.
     """
-    if getattr(images, "ndim", 0) == 1:  # a column of a table, of paths for instance
-        images = list(images)
     if isinstance(images, str | os.PathLike):
         yield from _files(os.path.expanduser(os.fspath(images)))
-    elif not _is_one(images) and isinstance(images, Iterable) and not hasattr(images, "__array__"):
+    elif _is_one(images):
+        yield "the image", images
+    elif isinstance(images, Iterable) and getattr(images, "ndim", 1) in (1, 4):  # 1: a column of a table, of paths
         for number, image in enumerate(images):
             if isinstance(image, str | os.PathLike):
                 yield from each_image(image)
-            elif _is_one(image) or getattr(image, "ndim", 0) in (2, 3):
+            elif _is_one(image):
                 yield f"image {number}", image
             else:
                 raise UserError(f"image {number} is no image but {_what(image)}")
-    elif _is_one(images):
-        yield "the image", images
-    elif hasattr(images, "__array__") and np.ndim(images) == 4:
-        for number, image in enumerate(np.asarray(images)):
-            yield f"image {number}", image
-    elif hasattr(images, "__array__") and np.ndim(images) in (2, 3):
-        yield "the image", np.asarray(images)
     else:
         raise UserError(f"{_what(images)} is no image: give paths, bytes, Pillow's images or arrays")
 
@@ -77,6 +70,8 @@ def prepared(
 
 
 def _prepare(image: Any, image_shape: ImageShape) -> np.ndarray | ValueError:
+    import cv2
+
     channels = image_shape[2]
     try:
         if isinstance(image, Exception):
@@ -93,7 +88,9 @@ def _prepare(image: Any, image_shape: ImageShape) -> np.ndarray | ValueError:
             pixels = from_array(np.asarray(image), channels)
         return fit_image(pixels, image_shape)
     except OSError as error:
-        return ValueError(error.strerror or str(error))
+        return ValueError(error.strerror or one_line(error))
+    except cv2.error as error:  # of sides beyond what OpenCV resizes
+        return ValueError(one_line(error))
     except ValueError as error:
         return error
 
@@ -116,7 +113,9 @@ def _files(path: str) -> Iterator[Given]:
 
 
 def _is_one(image: Any) -> bool:
-    return isinstance(image, bytes | bytearray | memoryview) or hasattr(image, "getexif")  # Pillow's has it
+    """Bytes; Pillow's, which has EXIF; or an array that is not of many."""
+    is_file = isinstance(image, bytes | bytearray | memoryview) or hasattr(image, "getexif")
+    return is_file or (hasattr(image, "__array__") and getattr(image, "ndim", 0) in (2, 3))
 
 
 def _what(image: Any) -> str:

@@ -83,8 +83,10 @@ def open_source(
     )
 
 
-def open_stored(data: DataConfig, *, progress: Progress | None = None, damaged: bool = False) -> StoredSet:
-    """Finds the set as it is stored, with its own splits and sizes. Arguments as for open_source."""
+def open_stored(
+    data: DataConfig, *, progress: Progress | None = None, damaged: bool = False, partial: bool = False
+) -> StoredSet:
+    """Finds the set as it is stored, with its own splits and sizes. Arguments as for open_source and open_files."""
     if data.channels == 2:
         raise UserError("data.channels=2: images have 1 channel (grey) or 3 (RGB)")
     kind, _, rest = data.name.partition(":")
@@ -103,7 +105,7 @@ def open_stored(data: DataConfig, *, progress: Progress | None = None, damaged: 
         if progress is not None:
             progress(f"reading the headers of {data.name}", done, total)
 
-    return open_files(data.name, path, channels=data.channels, progress=headers_read, damaged=damaged)
+    return open_files(data.name, path, channels=data.channels, progress=headers_read, damaged=damaged, partial=partial)
 
 
 def _unknown_name(data: DataConfig) -> UserError:

@@ -12,6 +12,16 @@ from jaxcnn.models.layers import he_normal_out
 from jaxcnn.models.resnet import BasicBlock, Bottleneck, ResNet
 
 
+def largest(x: jax.Array, axis: int) -> jax.Array:
+    """The maximum along an axis, of which the first place that has it gets the gradient, as in PyTorch.
+
+    jnp.max's gradient looks for the maximum again, and where XLA has computed x anew with another rounding finds it
+    nowhere, and divides by that: NaN.
+    """
+    place = jnp.argmax(jax.lax.stop_gradient(x), axis=axis, keepdims=True)
+    return jnp.take_along_axis(x, place, axis=axis)
+
+
 class ConvBlockAttention(nn.Module):
     """Equations 2 and 3: a perceptron on averages and maxima over places; a 7x7 convolution on those over channels."""
 
@@ -21,12 +31,13 @@ class ConvBlockAttention(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         """Same shape: [batch, height, width, channels]."""
-        channels = x.shape[-1]
+        batch, _, _, channels = x.shape
         hidden = nn.Dense(max(1, channels // self.reduction), dtype=self.dtype, name="channel_hidden")
         output = nn.Dense(channels, dtype=self.dtype, name="channel_output")
-        average, maximum = (output(nn.relu(hidden(pool(x, axis=(1, 2))))) for pool in (jnp.mean, jnp.max))
+        over_places = jnp.mean(x, axis=(1, 2)), largest(x.reshape(batch, -1, channels), axis=1)[:, 0]
+        average, maximum = (output(nn.relu(hidden(pooled))) for pooled in over_places)
         x = x * nn.sigmoid(average + maximum)[:, None, None, :]
-        places = jnp.concatenate([jnp.mean(x, axis=-1, keepdims=True), jnp.max(x, axis=-1, keepdims=True)], axis=-1)
+        places = jnp.concatenate([jnp.mean(x, axis=-1, keepdims=True), largest(x, axis=-1)], axis=-1)
         spatial = Conv(
             1, (7, 7), padding=3, use_bias=False, dtype=self.dtype, kernel_init=he_normal_out, name="spatial_conv"
         )

@@ -64,6 +64,7 @@ class Mixer(nn.Module):
     features: int  # of a patch: the paper's C
     token_hidden: int  # the paper's D_S
     channel_hidden: int  # the paper's D_C
+    width: float = 1.0  # times these features and units
     stem: str = "imagenet"
     activation: Activation = nn.gelu
     dropout_rate: float = 0.0  # within the perceptrons
@@ -82,14 +83,17 @@ class Mixer(nn.Module):
                 f"mixer cuts images into patches of {size}x{size} pixels, which do not cover {height}x{width}: set "
                 f"--config.data.image_size={min(height, width) // size * size}"
             )
-        patches = Conv(self.features, (size, size), strides=size, padding=0, dtype=self.dtype, name="stem_conv")(images)
-        x = patches.reshape(batch, -1, self.features)
+        features, token_hidden, channel_hidden = (
+            round(each * self.width) for each in (self.features, self.token_hidden, self.channel_hidden)
+        )
+        patches = Conv(features, (size, size), strides=size, padding=0, dtype=self.dtype, name="stem_conv")(images)
+        x = patches.reshape(batch, -1, features)
         block_class = nn.remat(MixerBlock, static_argnums=(2,)) if self.remat else MixerBlock
         perceptron = partial(Perceptron, activation=self.activation, dropout_rate=self.dropout_rate, dtype=self.dtype)
         for number in range(self.num_blocks):
             x = block_class(
-                self.token_hidden,
-                self.channel_hidden,
+                token_hidden,
+                channel_hidden,
                 perceptron,
                 self.stochastic_depth * number / max(1, self.num_blocks - 1),
                 name=f"block{number + 1}",

@@ -4,6 +4,7 @@ Strided convolutions pad both sides alike and norms have epsilon 1e-5, as in tor
 and 1e-3. Convolutions start He-normal by fan-out, the head with standard deviation 0.01, as in torchvision.
 """
 
+import math
 from functools import partial
 from typing import NamedTuple
 
@@ -83,6 +84,7 @@ class MobileNetV2(nn.Module):
     num_classes: int
     rows: tuple[Row, ...] = ROWS
     stem: str = "imagenet"  # small: the stem and the second stage keep their size
+    depth: float = 1.0  # times the paper's blocks, rounded up
     width: float = 1.0  # times the paper's channels; the last layer has no fewer than the paper's
     norm: Layer = BatchNorm  # lacks only use_running_average; its dtype is this module's
     activation: Activation = nn.relu6
@@ -98,11 +100,12 @@ class MobileNetV2(nn.Module):
         layers = Layers(partial(symmetric_conv, dtype=self.dtype), norm, self.activation)
         block = nn.remat(InvertedResidual, static_argnums=(2,)) if self.remat else InvertedResidual
         strides = strides_for(self.stem, (2, *(row.stride for row in self.rows)))
-        number, last = 0, max(1, sum(row.num_blocks for row in self.rows) - 1)
+        stage_sizes = [math.ceil(row.num_blocks * self.depth) for row in self.rows]
+        number, last = 0, max(1, sum(stage_sizes) - 1)
 
         x = ConvNorm(to_multiple(32 * self.width), 3, layers, strides[0], name="stem")(images)
         for stage, row in enumerate(self.rows, start=1):
-            for index in range(1, row.num_blocks + 1):
+            for index in range(1, stage_sizes[stage - 1] + 1):
                 x = block(
                     expanded=row.expansion * x.shape[-1],
                     features=to_multiple(row.features * self.width),

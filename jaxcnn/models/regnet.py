@@ -4,6 +4,7 @@ X: bottlenecks of one width, with grouped convolutions. Y: with squeeze-and-exci
 appendix D as torchvision has them; initialisation as there: He-normal by fan-out, the head's deviation 0.01.
 """
 
+import math
 from functools import partial
 
 import jax
@@ -80,6 +81,8 @@ class RegNet(nn.Module):
     num_classes: int
     stages: tuple[tuple[int, int], ...]  # channels and blocks
     group_width: int  # channels of a group of the 3x3 convolutions
+    width: float = 1.0  # times the paper's channels; whole groups
+    depth: float = 1.0  # times the paper's blocks, rounded up
     squeeze: float = 0.0  # units of squeeze-and-excitation, times the block's input channels; 0: none
     stem: str = "imagenet"  # small: the stem and the first stage keep their size
     norm: Layer = BatchNorm  # lacks only use_running_average; its dtype is this module's
@@ -96,10 +99,14 @@ class RegNet(nn.Module):
         layers = Layers(partial(symmetric_conv, dtype=self.dtype), norm, self.activation)
         block = nn.remat(Block, static_argnums=(2,)) if self.remat else Block
         strides = strides_for(self.stem, [2] * (1 + len(self.stages)))
-        number, last = 0, max(1, sum(num_blocks for _, num_blocks in self.stages) - 1)
+        stages = [
+            (to_multiple(features * self.width, min(self.group_width, features)), math.ceil(num_blocks * self.depth))
+            for features, num_blocks in self.stages
+        ]
+        number, last = 0, max(1, sum(num_blocks for _, num_blocks in stages) - 1)
 
         x = ConvNorm(32, 3, layers, strides[0], name="stem")(images)
-        for stage, (features, num_blocks) in enumerate(self.stages, start=1):
+        for stage, (features, num_blocks) in enumerate(stages, start=1):
             for index in range(1, num_blocks + 1):
                 hidden = round(self.squeeze * x.shape[-1])
                 x = block(

@@ -21,6 +21,7 @@ from jaxcnn.models.layers import (
     identity,
     strides_for,
     symmetric_conv,
+    to_multiple,
 )
 from jaxcnn.models.norm import BatchNorm
 from jaxcnn.models.pool import max_pool
@@ -64,6 +65,7 @@ class ShuffleNetV2(nn.Module):
     num_classes: int
     features: Sequence[int]  # of the stages and of conv5
     stage_sizes: Sequence[int] = (4, 8, 4)
+    width: float = 1.0  # times these features, in even numbers
     stem: str = "imagenet"  # small: stride 1, and no pool
     norm: Layer = BatchNorm  # lacks only use_running_average; its dtype is this module's
     activation: Activation = nn.relu
@@ -79,14 +81,15 @@ class ShuffleNetV2(nn.Module):
         unit = nn.remat(ShuffleUnit) if self.remat else ShuffleUnit
         stem_stride, pool_stride = strides_for(self.stem, (2, 2))
 
+        widths = [to_multiple(features * self.width, 2) for features in self.features]
         x = ConvNorm(24, 3, layers, stem_stride, name="stem")(images)
         if pool_stride > 1:
             x = max_pool(x, 3, strides=2, padding=1)
-        for stage, (features, num_units) in enumerate(zip(self.features[:-1], self.stage_sizes, strict=True), start=2):
+        for stage, (features, num_units) in enumerate(zip(widths[:-1], self.stage_sizes, strict=True), start=2):
             for index in range(1, num_units + 1):
                 x = unit(features, 2 if index == 1 else 1, layers, name=f"stage{stage}_block{index}")(x)
             x = tap(self, f"stage{stage}", x)
-        x = ConvNorm(self.features[-1], 1, layers, name="conv5")(x)
+        x = ConvNorm(widths[-1], 1, layers, name="conv5")(x)
         x = global_average(x)
         x = tap(self, "pooled", x)
         x = nn.Dropout(self.dropout_rate, deterministic=not train, name="head_dropout")(x)

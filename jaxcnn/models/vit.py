@@ -88,6 +88,7 @@ class VisionTransformer(nn.Module):
     features: int = 768  # of a token: the paper's hidden size D
     hidden: int = 3072  # units of the perceptrons: MLP size
     num_heads: int = 12
+    width: float = 1.0  # times the heads, each as wide as before, and the units of the perceptrons
     stem: str = "imagenet"  # small: patches of a quarter of the size, 4x4 for ViT-B/16
     activation: Activation = ACTIVATIONS["gelu"]
     dropout_rate: float = 0.1  # after every dense layer but those of queries, keys and values, and after the positions
@@ -107,24 +108,24 @@ class VisionTransformer(nn.Module):
                 f"vit cuts images into patches of {size}x{size} pixels, which do not cover {height}x{width}: set "
                 f"--config.data.image_size={min(height, width) // size * size}"
             )
+        num_heads = max(1, round(self.num_heads * self.width))
+        features, hidden = self.features // self.num_heads * num_heads, self.hidden // self.num_heads * num_heads
         lecun = nn.initializers.variance_scaling(1.0, "fan_in", "normal")
-        x = PatchConv(self.features, size, dtype=self.dtype, kernel_init=lecun, name="patch_embedding")(images)
+        x = PatchConv(features, size, dtype=self.dtype, kernel_init=lecun, name="patch_embedding")(images)
         grid = x.shape[1:3]
         tokens = 1 + math.prod(grid)
-        class_token = self.param("class_token", nn.initializers.zeros_init(), (1, 1, self.features), jnp.float32)
-        positions = self.param(
-            "position_embedding", nn.initializers.normal(0.02), (1, tokens, self.features), jnp.float32
-        )
-        class_tokens = jnp.broadcast_to(class_token.astype(self.dtype), (batch, 1, self.features))
-        x = jnp.concatenate([class_tokens, x.reshape(batch, -1, self.features)], axis=1)
+        class_token = self.param("class_token", nn.initializers.zeros_init(), (1, 1, features), jnp.float32)
+        positions = self.param("position_embedding", nn.initializers.normal(0.02), (1, tokens, features), jnp.float32)
+        class_tokens = jnp.broadcast_to(class_token.astype(self.dtype), (batch, 1, features))
+        x = jnp.concatenate([class_tokens, x.reshape(batch, -1, features)], axis=1)
         x = x + positions.astype(self.dtype)
         x = nn.Dropout(self.dropout_rate, deterministic=not train, name="dropout")(x)
 
         layer = nn.remat(EncoderLayer, static_argnums=(2,)) if self.remat else EncoderLayer
         for number in range(1, self.num_layers + 1):
             x = layer(
-                self.num_heads,
-                self.hidden,
+                num_heads,
+                hidden,
                 self.activation,
                 self.dropout_rate,
                 drop_rate=self.stochastic_depth * (number - 1) / max(1, self.num_layers - 1),
