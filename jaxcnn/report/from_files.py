@@ -132,8 +132,8 @@ def _caption(runs: Sequence[RunFiles], name: str, lines: Sequence[Line], what: s
         return f"{what.capitalize()} over the epochs: {train}. {direction}; a gap that widens is overfitting.{thin}"
     return {
         "learning_rate": "The learning rate of each logged step, before any factor of its layer.",
-        "gradient_norm": "The norm of the whole gradient at steps that telemetry looked at: spikes are steps that the "
-        "optimizer may not survive, a fall to nothing a network that no longer learns.",
+        "gradient_norm": "The norm of the whole gradient at the steps that telemetry looked at: a spike may have "
+        "thrown training back, a fall to nothing is a network that no longer learns.",
         "images_per_second": "Training images a second between logged steps, evaluation and saving left out: a dip is "
         "a machine that was busy, or data that came late.",
     }[name] + thin

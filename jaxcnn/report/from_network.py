@@ -107,6 +107,9 @@ def model_table(study: Study) -> Section:
         "compiled and run alone, median; the whole is measured, not summed: what stands between layers, and what the "
         "compiler makes of them together, is in it."
     )
+    rest = whole.num_params - sum(each.num_params for each in found)
+    if rest:
+        say += f" {rest:,} parameters are in no layer that evaluation calls: the model's own, or of auxiliary heads."
     columns = ["layer", "kind", "output", "parameters", "MFLOPs", "ms"]
     body = table(columns, rows, caption=f"Layers of {model.config.model.name}", names=3)
     return Section("Layers", body + paragraph(say, css="note soft"))

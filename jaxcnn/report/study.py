@@ -1,11 +1,10 @@
 """A run's network and data, each opened when a section first needs it."""
 
-import copy
 from dataclasses import dataclass
 from functools import cached_property
 
 from jaxcnn import workdir as workdir_lib
-from jaxcnn.config import Config
+from jaxcnn.config import Config, from_dict
 from jaxcnn.data import Source, Split, open_source
 from jaxcnn.diagnosis import Predictions
 from jaxcnn.errors import RunError, UserError
@@ -51,7 +50,7 @@ class Study:
     @cached_property
     def config(self) -> Config:
         """The run's, for this machine."""
-        config = copy.deepcopy(self.model.config)
+        config: Config = from_dict(self.run.saved["config"])
         config.data.dir = self.data_dir or config.data.dir
         config.data.exclude = None  # what is left of it stands in the run's splits
         config.platform = None
@@ -72,7 +71,7 @@ class Study:
     @property
     def names(self) -> list[str]:
         """Of the classes, as they can be printed."""
-        return [shown_name(name) for name in self.model.class_names]
+        return [shown_name(name) for name in self.run.saved["data"]["class_names"]]
 
     @property
     def predictions(self) -> Predictions | None:

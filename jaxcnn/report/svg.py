@@ -55,5 +55,5 @@ def to_png(figure: "Figure") -> bytes:
     logging.getLogger("matplotlib.font_manager").setLevel(logging.ERROR)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        figure.savefig(target, format="png", dpi=PNG_DOTS_PER_INCH, facecolor=COLOURS[PAPER][0])
+        figure.savefig(target, format="png", dpi=PNG_DOTS_PER_INCH, facecolor=COLOURS[PAPER][0], bbox_inches="tight")
     return target.getvalue()
