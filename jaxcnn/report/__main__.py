@@ -6,7 +6,8 @@ Exit codes: 0 done; 1 a section could not be made, which the page says; 2 the co
 
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
@@ -51,17 +52,25 @@ def main(argv: list[str], start: float) -> int:
     runs = read_runs(workdirs)
     output = workdir_lib.resolve(values.output) if values.output else runs[0].workdir
     log = RunLog(output, tensorboard=False)
+    with writing(output):
+        (output / "report").mkdir(parents=True, exist_ok=True)  # said now, not in a minute
     html, pictures, failed = make(runs, values, log)
-    try:
-        (output / "report").mkdir(parents=True, exist_ok=True)
+    with writing(output):
         for name, content in pictures.items():
             (output / "report" / name).parent.mkdir(parents=True, exist_ok=True)
             write_atomically(output / "report" / name, content)
         write_atomically(output / "report.html", html.encode())
-    except Exception as error:  # a bucket's own errors are no OSError
-        raise UserError(f"{output} cannot be written ({' '.join(str(error).split())}); pass another --output") from None
     log.say(f"{output / 'report.html'}: {len(html.encode()) / 1e6:.1f} MB; {len(pictures)} PNGs in {output / 'report'}")
     return int(failed)
+
+
+@contextmanager
+def writing(folder: Any) -> Iterator[None]:
+    """UserError where it cannot be written."""
+    try:
+        yield
+    except Exception as error:  # a bucket's own errors are no OSError
+        raise UserError(f"{folder} cannot be written ({' '.join(str(error).split())}); pass another --output") from None
 
 
 def make(runs: list[RunFiles], values: Any, log: RunLog) -> tuple[str, dict[str, bytes], bool]:

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import EngFormatter, FuncFormatter, LogLocator, MaxNLocator
@@ -95,11 +96,9 @@ def confusion_matrix(matrix: np.ndarray, names: Sequence[str]) -> tuple[Figure, 
     for side in axes.spines.values():
         side.set_visible(False)
     if count > 2 * CELLS_WITH_NUMBERS:  # too many to be shapes of their own
-        from matplotlib.colors import to_rgb
-
         cells = np.zeros((count, count, 4))
-        cells[..., :3] = to_rgb(colour(WRONG))
-        cells[np.arange(count), np.arange(count), :3] = to_rgb(colour(RIGHT))
+        cells[..., :3] = _rgb(WRONG)
+        cells[np.arange(count), np.arange(count), :3] = _rgb(RIGHT)
         cells[..., 3] = np.where(share > 0, 0.35 + 0.65 * _strength(share), 0)
         axes.imshow(cells, interpolation="none", aspect="equal")
     else:
@@ -163,7 +162,7 @@ def reliability(confidence: np.ndarray, accuracy: np.ndarray, count: np.ndarray)
     middles, width = (edges[:-1] + edges[1:]) / 2, 0.86 / number
     below.bar(middles, count, width=width, color=colour(SOFT), alpha=0.6, linewidth=0)
     below.set_title("examples", loc="left", fontsize=TEXT, color=colour(INK))
-    below.yaxis.set_major_locator(MaxNLocator(2, integer=True))
+    below.yaxis.set_major_locator(MaxNLocator(2, integer=True, prune="lower"))
     below.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
     below.set_xlabel("confidence: the probability of the class that is predicted")
     return figure
@@ -226,8 +225,6 @@ def _style(axes: Axes) -> None:
 
 
 def _rgb(name: str) -> tuple[float, float, float]:
-    from matplotlib.colors import to_rgb
-
     return to_rgb(colour(name))
 
 

@@ -29,8 +29,8 @@ def overview(run: RunFiles) -> Section:
     for split in ("test", "validation"):
         measured = (summary or {}).get("splits", {}).get(split)
         if measured:
-            note = f"{split}, n = {measured['num_examples']:,}"
-            values.append((f"{split} accuracy", f"{measured['accuracy']:.2%}", f"loss {measured['loss']:.4f}; {note}"))
+            note = f"n = {measured['num_examples']:,}; loss {measured['loss']:.4f}"
+            values.append((f"{split} accuracy", f"{measured['accuracy']:.2%}", note))
     if summary is None:
         sentence += " This run has not finished; figures are as far as it came."
         found = run.points("validation", "accuracy")[1]

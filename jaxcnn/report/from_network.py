@@ -39,7 +39,7 @@ def filters(study: Study) -> Section:
 
 
 def feature_maps(study: Study) -> Section:
-    """Feature maps the stages."""
+    """One image on its way through the stages."""
     from matplotlib import colormaps
 
     evaluation, model, names = study.evaluation, study.model, study.names
@@ -125,6 +125,7 @@ def augmentation(study: Study) -> Section:
         kept_splits=workdir_lib.read_splits(study.run.workdir),
     )
     try:
+        workdir_lib.check_data(study.run.workdir, saved, run.data_facts())
         count = min(AUGMENTED_IMAGES, study.config.batch_size)
         shown: AugmentedImages = augmented_images(run, feed, num_images=count, num_versions=AUGMENTED_VERSIONS)
     finally:

@@ -10,7 +10,7 @@ from jaxcnn.report.page import Cell, Section, absent, figure, folded, grid, para
 from jaxcnn.report.study import Study
 from jaxcnn.report.svg import to_png, to_svg
 
-MISTAKES = 12
+MISTAKES = 20
 CONFUSIONS = 10
 CLASSES_OPEN = 30  # classes up to which a table of them is not folded
 _SCORES = {

@@ -59,8 +59,7 @@ class Study:
 
     @cached_property
     def source(self) -> Source:
-        """The run's data; that they are the same the evaluation has checked."""
-        assert self.evaluation
+        """The run's data. Sections ask for the evaluation first, which checks that they are the same."""
         return open_source(self.config.data, progress=self.progress, kept=workdir_lib.read_splits(self.run.workdir))
 
     @property
@@ -90,7 +89,9 @@ class Study:
     @property
     def of_what(self) -> str:
         """A sentence: which split, how many, which weights."""
-        weights = "the weights' average of" if self.run.averaged() else "the weights of"
+        optimizer = self.model.config.optimizer
+        averaged = optimizer.ema_decay is not None or optimizer.lookahead_every_steps is not None
+        weights = "the weights' average of" if averaged else "the weights of"
         why = {"last": " (last)", "best": " (best on validation)"}.get(self.step, "")
         if not self.model.config.checkpoint.keep_best:
             why = why.replace("best on validation", "last")
