@@ -10,6 +10,7 @@ import re
 import shutil
 import subprocess
 import threading
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 from unittest import mock
@@ -137,6 +138,7 @@ def test_the_page_is_whole_and_stands_alone(made):
     checker = checked(text)
     assert re.findall(r'<h2 id="[^"]*">([^<]*)', text) == SECTIONS
     assert "Could not be made" not in text
+    assert "Grad-CAM for the class that was predicted" in text
     assert "Not here" not in text
     assert len(checker.ids) == len(set(checker.ids))
     for tag, attributes in checker.elements:
@@ -336,6 +338,13 @@ def test_in_a_real_browser(made, tmp_path):
 
 
 # ---- figures
+
+
+def test_training_has_no_matplotlib():
+    """Which takes a moment to import."""
+    package = Path(files.__file__).parents[1]
+    found = {path.relative_to(package).parts[0] for path in package.rglob("*.py") if "matplotlib" in path.read_text()}
+    assert found == {"report", "rate_range.py"}
 
 
 def test_a_figure_in_the_page_has_the_pages_colours_and_words():

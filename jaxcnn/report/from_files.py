@@ -12,7 +12,7 @@ import numpy as np
 from jaxcnn.diagnosis import Finding, Predictions, diagnose
 from jaxcnn.report import figures
 from jaxcnn.report.figures import Line
-from jaxcnn.report.files import RunFiles, differences, flat, printable
+from jaxcnn.report.files import RunFiles, differences, flat, printable, spread
 from jaxcnn.report.page import Section, absent, code, figure, folded, grid, paragraph, table, tiles, words
 from jaxcnn.report.svg import to_png, to_svg
 from jaxcnn.run_facts import read_facts
@@ -142,8 +142,7 @@ def _caption(runs: Sequence[RunFiles], name: str, lines: Sequence[Line], what: s
 def _validation_table(run: RunFiles) -> str:
     rows = [row for row in run.metrics if row["split"] == "validation"]
     columns = [name for name in rows[-1] if name not in ("split", "step", "epoch")]
-    chosen = np.unique(np.linspace(0, len(rows) - 1, min(len(rows), ROWS_IN_TABLES)).round().astype(int))
-    kept = [rows[number] for number in chosen]
+    kept = [rows[number] for number in spread(len(rows), ROWS_IN_TABLES)]
     cells = [
         [f"{row['epoch']:g}", f"{row['step']:,}", *(f"{row[c]:.4f}" if c in row else "—" for c in columns)]
         for row in kept

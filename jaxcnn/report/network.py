@@ -16,6 +16,7 @@ from jaxcnn.data import Split, read_or_error
 from jaxcnn.errors import RunError, UserError
 from jaxcnn.measure import Evaluation
 from jaxcnn.models.features import FEATURES, feature_pyramid
+from jaxcnn.report.files import spread
 from jaxcnn.trained import TrainedModel
 
 EMBEDDED = 2000  # examples at most: t-SNE of 2,000 takes seconds, of 10,000 a minute
@@ -49,11 +50,6 @@ def mistakes(evaluation: Evaluation, count: int) -> np.ndarray:
     wrong = np.flatnonzero(evaluation.logits.argmax(axis=1) != evaluation.labels)
     sure = evaluation.probabilities[wrong].max(axis=1)
     return wrong[np.argsort(-sure, kind="stable")[:count]]
-
-
-def spread(count: int, most: int) -> np.ndarray:
-    """At most so many of 0 … count - 1, evenly."""
-    return np.unique(np.linspace(0, count - 1, min(count, most)).round().astype(int))
 
 
 @dataclass(frozen=True)
