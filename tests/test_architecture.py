@@ -23,7 +23,7 @@ FLOORS = {
     "build": 6,
     "preview": 7, "loop": 7, "whole_run": 7, "trained": 7, "rate_range": 7, "media": 7,
     "main": 8, "probe": 8, "measure": 8,
-    "evaluate": 9, "predict": 9, "diagnose": 9, "lr_find": 9,
+    "evaluate": 9, "predict": 9, "diagnose": 9, "lr_find": 9, "report": 9,
 }  # fmt: skip
 
 
@@ -160,7 +160,8 @@ def test_modules_say_what_they_hold():
 
 
 @pytest.mark.parametrize(
-    "name", ["main", "evaluate", "predict", "diagnose", "lr_find", "data.__main__", "transfer.__main__"]
+    "name",
+    ["main", "evaluate", "predict", "diagnose", "lr_find", "data.__main__", "report.__main__", "transfer.__main__"],
 )
 def test_importing_a_command_imports_no_jax(name):
     """So that --help and a typo are answered at once."""

@@ -1,0 +1,1 @@
+"""One page about one run or several: report.html, and its figures as PNGs."""

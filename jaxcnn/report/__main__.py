@@ -1,0 +1,148 @@
+"""Writes report.html about runs: python -m jaxcnn.report --workdir DIR [DIR2 …] [--output DIR] [--quick]
+
+One page that needs nothing else, and report/ beside it with its figures as PNGs, in the first run's folder or --output.
+Exit codes: 0 done; 1 a section could not be made, which the page says; 2 the command or a folder is wrong.
+"""
+
+import re
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
+
+from absl import flags
+
+import jaxcnn
+from jaxcnn import workdir as workdir_lib
+from jaxcnn.errors import RunError, UserError, nearest
+from jaxcnn.logs import RunLog, complain, write_atomically
+from jaxcnn.main import flags_help, run_command, show_help
+from jaxcnn.report.files import RunFiles, read_runs
+
+SPLITS = ("train", "validation", "test")
+Attempt = Callable[[str, Callable[[], Any]], Any]  # a section's title and what makes it -> the section
+
+
+def main(argv: list[str], start: float) -> int:
+    """Parses, gathers, draws, writes; returns the exit code."""
+    del start
+    values = flags.FlagValues()
+    flags.DEFINE_multi_string("workdir", None, "a run's folder; more may follow it", flag_values=values)
+    flags.DEFINE_string("output", None, "where report.html goes; the first run's folder", flag_values=values)
+    flags.DEFINE_bool("quick", False, "only what the runs' files say: no network, no data", flag_values=values)
+    flags.DEFINE_string("split", "test", "train, validation or test: what is measured", flag_values=values)
+    flags.DEFINE_string("step", "best", "which checkpoint: best (on validation), last, or its step", flag_values=values)
+    flags.DEFINE_integer("image", 0, "of the split, whose feature maps are shown", 0, flag_values=values)
+    flags.DEFINE_string("data_dir", None, "where prepared sets lie, if not where they did", flag_values=values)
+    if {"--help", "-help", "-h", "--helpfull"} & set(argv):
+        show_help(f"{__doc__}\n{flags_help(values)}")
+        return 0
+    try:
+        rest = values(argv)
+    except flags.Error as error:
+        raise UserError(" ".join(str(error).split())) from None
+    workdirs = [*(values.workdir or []), *rest[1:]]
+    if not workdirs or not all(workdirs):
+        raise UserError("no run given; pass --workdir, e.g. --workdir runs/digits")
+    if values.split not in SPLITS:
+        raise UserError(f"--split={values.split} is not known; {nearest(values.split, SPLITS)}")
+    if not values.step.isdecimal() and values.step not in ("best", "last"):
+        raise UserError(f"--step={values.step} is neither best, last nor the number of a step")
+    runs = read_runs(workdirs)
+    output = workdir_lib.resolve(values.output) if values.output else runs[0].workdir
+    log = RunLog(output, tensorboard=False)
+    with writing(output):
+        (output / "report").mkdir(parents=True, exist_ok=True)  # said now, not in a minute
+    html, pictures, failed = make(runs, values, log)
+    with writing(output):
+        for name, content in pictures.items():
+            (output / "report" / name).parent.mkdir(parents=True, exist_ok=True)
+            write_atomically(output / "report" / name, content)
+        write_atomically(output / "report.html", html.encode())
+    log.say(f"{output / 'report.html'}: {len(html.encode()) / 1e6:.1f} MB; {len(pictures)} PNGs in {output / 'report'}")
+    return int(failed)
+
+
+@contextmanager
+def writing(folder: Any) -> Iterator[None]:
+    """UserError where it cannot be written."""
+    try:
+        yield
+    except Exception as error:  # a bucket's own errors are no OSError
+        raise UserError(f"{folder} cannot be written ({' '.join(str(error).split())}); pass another --output") from None
+
+
+def make(runs: list[RunFiles], values: Any, log: RunLog) -> tuple[str, dict[str, bytes], bool]:
+    """(the page, PNGs by name, whether a section failed)."""
+    from jaxcnn.report import from_files
+    from jaxcnn.report.page import Chapter, Section, page, paragraph, words
+
+    pictures: dict[str, bytes] = {}
+    failures: list[str] = []
+
+    def attempt(title: str, section: Callable[[], Section], folder: str) -> Section:
+        made = _attempt(title, section, failures)
+        pictures.update({folder + name: content for name, content in made.pictures.items()})
+        return made
+
+    shared = [attempt("Training", partial(from_files.curves, runs), "")]
+    if len(runs) > 1:
+        shared.insert(0, attempt("Results", partial(from_files.comparison, runs), ""))
+    alone = len(runs) == 1
+    chapters = [] if alone else [Chapter("Comparison", shared)]
+    for number, run in enumerate(runs, start=1):
+        folder = "" if alone else f"{number}-{re.sub(r'[^A-Za-z0-9._-]+', '-', run.name).strip('.-')}/"
+        of_run: Attempt = partial(attempt, folder=folder)
+        seen, predictions = ([], None) if values.quick else _of_network(run, values, log, of_run)
+        sections = [
+            of_run("Diagnosis", partial(from_files.diagnosis, run, predictions)),
+            *(shared if alone else []),
+            *seen,
+            of_run("Record", partial(from_files.record, run)),
+        ]
+        overview = of_run("Overview", partial(from_files.overview, run)).body
+        chapters.append(Chapter(run.name, sections, "" if alone else overview))
+    if alone:
+        title, lead = f"{runs[0].saved['experiment']}: report", f"<h1>{words(runs[0].name)}</h1>{overview}"
+    else:
+        title = f"{len(runs)} runs compared"
+        lead = f"<h1>{title}</h1>" + paragraph(", ".join(words(run.name) for run in runs), css="soft")
+    quick = " Made with --quick: without it, the network and its data are looked at too." if values.quick else ""
+    footer = f"Made by jaxcnn {jaxcnn.__version__}: python -m jaxcnn.report.{quick}"
+    return page(title, lead, chapters, footer=footer), pictures, bool(failures)
+
+
+def _of_network(run: RunFiles, values: Any, log: RunLog, attempt: Attempt) -> tuple[list[Any], Any]:
+    """(sections, the split's predictions or None where it could not be measured)."""
+    from jaxcnn.parallel import set_up
+    from jaxcnn.report.from_network import SECTIONS
+    from jaxcnn.report.study import Study
+
+    set_up(None, compilation_cache=run.saved["config"].get("compilation_cache", True))
+    study = Study(run, values.step, values.split, values.image, values.data_dir, log.work)
+    made = []
+    for title, section in SECTIONS.items():
+        since = time.perf_counter()
+        made.append(attempt(title, partial(section, study)))
+        log.say(f"{run.name}: {title.lower()}, {time.perf_counter() - since:.1f} s")
+    return made, study.predictions
+
+
+def _attempt(title: str, section: Callable[[], Any], failures: list[str]) -> Any:
+    """The section; or one that says why it is not there, so that a page is never lost for a piece of it."""
+    from jaxcnn.report.page import Section, absent
+
+    try:
+        return section()
+    except (UserError, RunError) as error:
+        return Section(title, absent(f"Not here: {error}"))
+    except Exception as error:
+        reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
+        complain(f"report: {title!r} could not be made: {reason}")
+        failures.append(title)
+        return Section(title, absent(f"Could not be made: {reason}"))
+
+
+if __name__ == "__main__":
+    run_command(main)

@@ -1,0 +1,206 @@
+"""Sections about what the network said of a split: scores, confusion, calibration, mistakes, embedding."""
+
+import numpy as np
+
+from jaxcnn.data.sheet import Row
+from jaxcnn.explain import overlay
+from jaxcnn.report import figures, network
+from jaxcnn.report.files import shown_name
+from jaxcnn.report.page import Cell, Section, absent, figure, folded, grid, paragraph, picture, sheet, table, words
+from jaxcnn.report.study import Study
+from jaxcnn.report.svg import to_png, to_svg
+
+MISTAKES = 20
+CONFUSIONS = 10
+CLASSES_OPEN = 30  # classes up to which a table of them is not folded
+_SCORES = {
+    "accuracy": "Accuracy",
+    "top5_accuracy": "Top-5 accuracy",
+    "loss": "Loss",
+    "nll": "Negative log likelihood",
+    "balanced_accuracy": "Balanced accuracy",
+    "macro_precision": "Macro precision",
+    "macro_recall": "Macro recall",
+    "macro_f1": "Macro F1",
+    "weighted_f1": "Weighted F1",
+    "cohen_kappa": "Cohen's kappa",
+    "matthews": "Matthews' coefficient",
+    "macro_roc_auc": "Macro ROC AUC",
+    "macro_average_precision": "Macro average precision",
+    "ece": "Calibration error (ECE)",
+    "brier": "Brier score",
+}
+
+
+def scores(study: Study) -> Section:
+    """Every score with its interval."""
+    evaluation = study.evaluation
+    rows = []
+    for name, title in _SCORES.items():
+        value = evaluation.scores.get(name)
+        if value is None:
+            continue
+        low, high = evaluation.intervals.get(name, (None, None))
+        rows.append([title, f"{value:.4f}", "" if low is None else f"{low:.4f} – {high:.4f}"])
+    facts = evaluation.interval_facts
+    whole = table(["score", "value", f"{facts['level']:.0%} interval"], rows, caption="Of all classes")
+    note = f"{study.of_what} Intervals: {facts['method']}, {facts['resamples']:,} resamples, seed {facts['seed']}."
+    if evaluation.tta != "none":
+        note += f" Each image was seen in several views ({evaluation.tta})."
+    each = _classes(study)
+    if len(study.names) <= CLASSES_OPEN:
+        body = paragraph(note, css="note soft") + f'<div class="side">{whole}{each}</div>'
+    else:
+        body = paragraph(note, css="note soft") + whole + folded(f"All {len(study.names):,} classes", each)
+    body += "".join(absent(f"Note: {each}") for each in evaluation.notes)
+    empty = [name for name, count in zip(study.names, evaluation.classes["support"], strict=True) if not count]
+    if empty:
+        body += absent(f"Without images in this split: {', '.join(empty[:10])}{' …' if len(empty) > 10 else ''}.")
+    return Section("Scores", body)
+
+
+def _classes(study: Study) -> str:
+    evaluation, names = study.evaluation, study.names
+    found, matrix = evaluation.classes, np.asarray(evaluation.confusion_matrix)
+    rows: list[list[str | Cell]] = []
+    for number, name in enumerate(names):
+        support = int(found["support"][number])
+        others = np.where(np.arange(len(names)) == number, 0, matrix[number])
+        most = int(others.argmax())
+        row: list[str | Cell] = [name, names[most] if others[most] else "—", Cell(f"{support:,}", support)]
+        for score in ("recall", "precision", "f1", "roc_auc"):
+            value = found[score][number]
+            missing = value is None or (score == "recall" and not support)
+            row.append(Cell("—", -1.0) if missing else Cell(f"{value:.3f}", value, share=value))
+        rows.append(row)
+    columns = ["class", "mostly taken for", "images", "recall", "precision", "F1", "ROC AUC"]
+    return table(columns, rows, caption="Of each class; a column's head sorts", names=2, sortable=True)
+
+
+def confusions(study: Study) -> Section:
+    """The matrix, and the most frequent mistakes in words."""
+    evaluation, names = study.evaluation, study.names
+    matrix = np.asarray(evaluation.confusion_matrix)
+    drawing, titles = figures.confusion_matrix(matrix, names)
+    right = int(np.trace(matrix))
+    say = (
+        "Confusion matrix: a row is what an image is, a column what it was taken for; blue is right "
+        f"({right:,}), orange wrong ({matrix.sum() - right:,}), and the shade goes by the root of its share of the "
+        f"row. {study.of_what}"
+    )
+    wrong = matrix - np.diag(np.diag(matrix))
+    most = np.argsort(-wrong, axis=None, kind="stable")[:CONFUSIONS]
+    places = [
+        (row, column) for row, column in zip(*np.unravel_index(most, wrong.shape), strict=True) if wrong[row, column]
+    ]
+    rows = [
+        [names[row], names[column], f"{wrong[row, column]:,}", f"{wrong[row, column] / matrix[row].sum():.1%}"]
+        for row, column in places
+    ]
+    columns = ["label", "taken for", "images", "of the label"]
+    frequent = paragraph("Not one prediction is wrong.")
+    if rows:
+        frequent = table(columns, rows, names=2, caption="The most frequent mistakes")
+    body = grid([figure(to_svg(drawing, describe=say, titles=titles), say), f"<div>{frequent}</div>"])
+    if len(names) <= figures.CELLS_WITH_NUMBERS:
+        cells = [[name, *(f"{value:,}" for value in row)] for name, row in zip(names, matrix.tolist(), strict=True)]
+        whole = table(["label", *names], cells, caption="Rows are labels, columns predictions")
+        body += folded("The matrix as a table", whole)
+    return Section("Confusion", body, {"confusion_matrix.png": to_png(drawing)})
+
+
+def calibration(study: Study) -> Section:
+    """The reliability diagram, and what a temperature would change."""
+    evaluation = study.evaluation
+    bins = {
+        name: np.array([np.nan if value is None else value for value in values], float)
+        for name, values in evaluation.reliability.items()
+    }
+    drawing = figures.reliability(bins["confidence"], bins["accuracy"], bins["count"])
+    ece = evaluation.scores["ece"]
+    mean = float(np.nansum(bins["confidence"] * bins["count"]) / bins["count"].sum())
+    accuracy = evaluation.scores["accuracy"] or 0.0
+    tendency = "surer than right" if mean > accuracy else "less sure than right"
+    say = (
+        "Reliability: a blue line is the share of the predictions of that confidence that is right; orange is the gap "
+        f"to what they claim (dashed: none); pale bins have fewer than {figures.FEW_EXAMPLES} images. Expected "
+        f"calibration error {ece:.4f} over {len(bins['count'])} bins; on average {tendency} ({mean:.4f} against "
+        f"{accuracy:.4f}). {study.of_what}"
+    )
+    parts = [figure(to_svg(drawing, describe=say), say)]
+    found = evaluation.calibration
+    if "not_done" in found:
+        parts.append(f"<div>{absent('No temperature: ' + found['not_done'] + '.')}</div>")
+    else:
+        rows = [
+            [_SCORES[name], f"{found['before'][name]:.4f}", f"{found['after'][name]:.4f}"] for name in found["after"]
+        ]
+        fitted = found["fitted_on"]
+        said = (
+            f"Logits divided by a temperature of {found['temperature']:.3f}, fitted on {fitted['split']} "
+            f"(n = {fitted['num_examples']:,}), would change"
+        )
+        if found["at_limit"]:
+            said += " (it is at the limit of those tried, as where validation has hardly a mistake)"
+        parts.append(f"<div>{table(['', 'as it is', 'with temperature'], rows, caption=said)}</div>")
+    return Section("Calibration", grid(parts), {"reliability.png": to_png(drawing)})
+
+
+# ---- images
+
+
+def mistakes(study: Study) -> Section:
+    """The surest wrong predictions, with where the network looked."""
+    evaluation, model, names = study.evaluation, study.model, study.names
+    chosen = network.mistakes(evaluation, MISTAKES)
+    if not len(chosen):
+        return Section("Mistakes", paragraph(f"None: every prediction is right. {study.of_what}"))
+    images = network.images_of(model, study.examples, evaluation.places[chosen])
+    heats, without = network.heat_maps(model, images)
+    probabilities, items, rows = evaluation.probabilities, [], []
+    for place, (number, image) in enumerate(zip(chosen, images, strict=True)):
+        label, prediction = int(evaluation.labels[number]), int(evaluation.logits[number].argmax())
+        sure, true = (float(probabilities[number][each]) for each in (prediction, label))
+        alt = f"{names[label]}, taken for {names[prediction]}"
+        shown = [image] if heats is None else [image, overlay(image, heats[place])]
+        pictures = picture(image, alt)
+        if heats is not None:
+            pictures += picture(shown[1], "where it looked")
+        identifier = shown_name(evaluation.identifiers[number])
+        items.append(
+            f"<li><div class='pair'>{pictures}</div><div class='said'>"
+            f"said {words(names[prediction])} <span class='wrong'>{sure:.1%}</span><br>"
+            f"is <b>{words(names[label])}</b> <span class='soft'>{true:.1%}</span><br>"
+            f"<span class='soft'>{words(identifier)}</span></div></li>"
+        )
+        rows.append(Row(f"{names[label]} as {names[prediction]}", shown))
+    looked = "" if heats is None else (
+        " Right of each, Grad-CAM for the class that was predicted: red is what spoke for it most, blue what did not."
+    )  # fmt: skip
+    count = int((evaluation.logits.argmax(axis=1) != evaluation.labels).sum())
+    say = f"The {len(chosen)} surest of {count:,} mistakes: what it said and how sure, what it is.{looked}"
+    body = paragraph(f"{say} {study.of_what}", css="note soft")
+    body += f'<ul class="pictures">{"".join(items)}</ul>'
+    body += absent(f"No Grad-CAM: {without}.") if without else ""
+    return Section("Mistakes", body, {"mistakes.png": sheet(rows)})
+
+
+def embedding(study: Study) -> Section:
+    """What the head sees of the split, in two dimensions."""
+    evaluation = study.evaluation
+    found = network.embed(study.model, study.examples, evaluation)
+    labels = evaluation.labels[found.chosen]
+    wrong = evaluation.logits[found.chosen].argmax(axis=1) != labels
+    many = len(study.names) > figures.LABELLED_CLASSES
+    colours = "orange points are mistakes" if many else "a colour is a class, a ring a mistake"
+    some = len(labels) < len(evaluation.labels)
+    count = f"{len(labels):,} of {len(evaluation.labels):,} images" if some else f"All {len(labels):,} images"
+    tsne = f"t-SNE (perplexity {found.perplexity:g}): neighbours are alike, distances between groups mean little"
+    pca = f"PCA: the two directions of most variance, {found.explained:.0%} of it; distances are true within them"
+    drawings, pictures = [], {}
+    for name, title, points, how in (("tsne", "t-SNE", found.tsne, tsne), ("pca", "PCA", found.pca, pca)):
+        drawing = figures.embedding(points, labels, wrong, study.names, title=title)
+        say = f"{how}. {count} by the {found.num_features:,} features that the head sees; {colours}."
+        drawings.append(figure(to_svg(drawing, describe=say), say))
+        pictures[f"{name}.png"] = to_png(drawing)
+    return Section("Embedding", grid(drawings) + paragraph(study.of_what, css="note soft"), pictures)
