@@ -29,15 +29,15 @@ RATES = {
     "convnext_tiny": 3e-4,
     "cbam_resnet18": 1e-4,
 }
-BATCH = 16
+BATCH, STEPS = 16, 40
 
 
 def config_of(name: str, dtype: str) -> Config:
     return Config(
         batch_size=BATCH,
-        num_steps=12,
+        num_steps=STEPS,
         data=DataConfig(name="digits", image_size=FAMILIES[name], channels=3),
-        model=ModelConfig(name=name, dtype=dtype),
+        model=ModelConfig(name=name, dtype=dtype, dropout_rate=0.0, stochastic_depth=0.0),
         optimizer=OptimizerConfig(name="adam", learning_rate=RATES.get(name, 1e-3)),
         schedule=ScheduleConfig(name="constant"),
         num_devices=1,
@@ -60,11 +60,10 @@ def test_learns_one_batch_and_evaluates_purely(name: str, dtype: str) -> None:
     built, feed = build(config_of(name, dtype))
     state, batch = built.init(), {k: v for k, v in feed.batch(0).items() if k in ("image", "label")}
     step, losses = jax.jit(built.step, donate_argnums=0), []
-    for _ in range(12):
+    while len(losses) < STEPS and (not losses or losses[-1] > 0.7 * losses[0]):
         state, metrics = step(state, batch, jax.random.key(0))
         losses.append(float(metrics.loss.total / metrics.loss.count))
-    assert np.isfinite(losses).all()
-    assert min(losses[-3:]) < 0.8 * losses[0], losses
+    assert losses[-1] <= 0.7 * losses[0], losses  # a NaN is not
     assert {leaf.dtype for leaf in jax.tree.leaves(state.params)} == {jnp.dtype("float32")}
 
     variables = {"params": state.params, "batch_stats": state.batch_stats}
