@@ -47,6 +47,8 @@ CPU = (
     Entry("step", ("step", "--forward"), 30),
     Entry("step_scan", ("step", "--models", "lenet5,resnet20,airbench94", "--scan", "2", "--no_compile",
                         "--repeats", "3"), 30),
+    Entry("step_zoo", ("step", "--models", "zoo", "--no_compile", "--repeats", "3"), 15),
+    Entry("zoo", ("zoo",), 30),
     Entry("overhead", ("overhead",), 10),
     Entry("telemetry", ("telemetry",), 10),
     Entry("startup", ("startup", "digits.py"), 5),

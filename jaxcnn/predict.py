@@ -43,7 +43,7 @@ def main(argv: list[str], start: float) -> int:
     flags.DEFINE_string("step", "best", "which checkpoint: best (on validation), last, or its step", flag_values=values)
     flags.DEFINE_integer("top_k", 1, "so many of the likeliest classes are told", 1, flag_values=values)
     flags.DEFINE_string(
-        "tta", None, "none, flip or flip_translate: the views averaged over; default the run's", flag_values=values
+        "tta", None, "none, flip, shifts or flip_translate: views averaged over; default the run's", flag_values=values
     )
     flags.DEFINE_integer("batch_size", None, "images on the device; default the run's", 1, flag_values=values)
     flags.DEFINE_string("csv", None, "a file to write, or -, instead of the table", flag_values=values)
