@@ -59,7 +59,8 @@ def test_every_family_is_here():
 def test_learns_one_batch_and_evaluates_purely(name: str, dtype: str) -> None:
     built, feed = build(config_of(name, dtype))
     state, batch = built.init(), {k: v for k, v in feed.batch(0).items() if k in ("image", "label")}
-    step, losses = jax.jit(built.step, donate_argnums=0), []
+    step = jax.jit(built.step, donate_argnums=0)
+    losses: list[float] = []
     while len(losses) < STEPS and (not losses or losses[-1] > 0.7 * losses[0]):
         state, metrics = step(state, batch, jax.random.key(0))
         losses.append(float(metrics.loss.total / metrics.loss.count))
