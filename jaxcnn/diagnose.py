@@ -13,7 +13,7 @@ from jaxcnn import workdir as workdir_lib
 from jaxcnn.diagnosis import diagnose
 from jaxcnn.errors import UserError
 from jaxcnn.logs import PatientConsole
-from jaxcnn.main import flags_help, run_command, show_help
+from jaxcnn.main import flags_help, parse_flags, run_command, show_help
 from jaxcnn.run_facts import read_facts
 
 _STYLES = {"error": "bold red", "warning": "yellow", "note": "cyan", "not examined": "dim"}
@@ -27,12 +27,7 @@ def main(argv: list[str], start: float) -> int:
     if {"--help", "-help", "-h", "--helpfull"} & set(argv):
         show_help(f"{__doc__}\n{flags_help(values)}")
         return 0
-    try:
-        rest = values(argv)
-    except flags.Error as error:
-        raise UserError(" ".join(str(error).split())) from None
-    if len(rest) > 1:
-        raise UserError(f"unexpected argument {rest[1]!r}; options are written --name=value")
+    parse_flags(values, argv, takes_arguments=False)
     if not values.workdir:
         raise UserError("no run given; pass --workdir, e.g. --workdir runs/digits")
     findings = diagnose(read_facts(workdir_lib.resolve(values.workdir)))

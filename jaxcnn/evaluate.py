@@ -17,7 +17,7 @@ from jaxcnn import workdir as workdir_lib
 from jaxcnn.config import Config, from_dict, validate
 from jaxcnn.errors import RunError, UserError, nearest
 from jaxcnn.logs import RunLog, write_atomically
-from jaxcnn.main import flags_help, run_command, show_help
+from jaxcnn.main import flags_help, parse_flags, run_command, show_help
 
 if TYPE_CHECKING:
     from jaxcnn.measure import Evaluation
@@ -48,12 +48,7 @@ def main(argv: list[str], start: float) -> int:
     if {"--help", "-help", "-h", "--helpfull"} & set(argv):
         show_help(f"{__doc__}\n{flags_help(values)}")
         return 0
-    try:
-        rest = values(argv)
-    except flags.Error as error:
-        raise UserError(" ".join(str(error).split())) from None
-    if len(rest) > 1:
-        raise UserError(f"unexpected argument {rest[1]!r}; options are written --name=value")
+    parse_flags(values, argv, takes_arguments=False)
     workdirs, steps = _check(values)
 
     from jaxcnn.measure import evaluate_run

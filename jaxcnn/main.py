@@ -149,6 +149,17 @@ def flags_help(values: flags.FlagValues) -> str:
     return "\n".join(f"  --{name}: {values[name].help} (default {values[name].default})" for name in names)
 
 
+def parse_flags(values: flags.FlagValues, argv: list[str], *, takes_arguments: bool = True) -> list[str]:
+    """Parses a command's own flags; returns the arguments beside them. UserError says what is wrong."""
+    try:
+        rest = values(argv)[1:]
+    except flags.Error as error:
+        raise UserError(" ".join(str(error).split())) from None
+    if rest and not takes_arguments:
+        raise UserError(f"unexpected argument {rest[0]!r}; options are written --name=value")
+    return rest
+
+
 def run_command(command: Any) -> NoReturn:
     """Runs `command(argv, start)` and leaves with the exit code that its outcome has, and one line on stderr."""
     use_huge_pages()

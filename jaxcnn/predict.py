@@ -27,7 +27,7 @@ from jaxcnn.config import from_dict, validate
 from jaxcnn.data.given import Given, each_image
 from jaxcnn.errors import RunError, UserError, nearest
 from jaxcnn.logs import PatientConsole, complain
-from jaxcnn.main import flags_help, run_command, show_help
+from jaxcnn.main import flags_help, parse_flags, run_command, show_help
 
 _TABLE_ROWS = 500  # after so many a table is printed, and another begun
 
@@ -53,10 +53,7 @@ def main(argv: list[str], start: float) -> int:
     if {"--help", "-help", "-h", "--helpfull"} & set(argv):
         show_help(f"{__doc__}\n{flags_help(values)}")
         return 0
-    try:
-        given = values(argv)[1:]
-    except flags.Error as error:
-        raise UserError(" ".join(str(error).split())) from None
+    given = parse_flags(values, argv)
     if not values.workdir:
         raise UserError("no run given; pass --workdir, e.g. --workdir runs/digits")
     if not given:

@@ -13,7 +13,7 @@ from rich.table import Table
 
 from jaxcnn.errors import UserError, nearest
 from jaxcnn.logs import PatientConsole
-from jaxcnn.main import flags_help, run_command, show_help
+from jaxcnn.main import flags_help, parse_flags, run_command, show_help
 from jaxcnn.models import MODELS
 from jaxcnn.models.published import PUBLISHED, Published
 
@@ -27,12 +27,7 @@ def main(argv: list[str], start: float) -> int:
     if {"--help", "-help", "-h", "--helpfull"} & set(argv):
         show_help(f"{__doc__}\n{flags_help(values)}")
         return 0
-    try:
-        rest = values(argv)
-    except flags.Error as error:
-        raise UserError(" ".join(str(error).split())) from None
-    if len(rest) > 1:
-        raise UserError(f"unexpected argument {rest[1]!r}; options are written --name=value")
+    parse_flags(values, argv, takes_arguments=False)
     names = [name for name in MODELS if fnmatch.fnmatchcase(name, values.filter)]
     if not names:
         raise UserError(f"--filter={values.filter}: no model is named so; {nearest(values.filter.strip('*'), MODELS)}")

@@ -17,7 +17,7 @@ import jaxcnn
 from jaxcnn import workdir as workdir_lib
 from jaxcnn.errors import RunError, UserError, nearest
 from jaxcnn.logs import RunLog, complain, write_atomically
-from jaxcnn.main import flags_help, run_command, show_help
+from jaxcnn.main import flags_help, parse_flags, run_command, show_help
 from jaxcnn.report.files import RunFiles, read_runs
 
 SPLITS = ("train", "validation", "test")
@@ -38,11 +38,8 @@ def main(argv: list[str], start: float) -> int:
     if {"--help", "-help", "-h", "--helpfull"} & set(argv):
         show_help(f"{__doc__}\n{flags_help(values)}")
         return 0
-    try:
-        rest = values(argv)
-    except flags.Error as error:
-        raise UserError(" ".join(str(error).split())) from None
-    workdirs = [*(values.workdir or []), *rest[1:]]
+    more = parse_flags(values, argv)
+    workdirs = [*(values.workdir or []), *more]
     if not workdirs or not all(workdirs):
         raise UserError("no run given; pass --workdir, e.g. --workdir runs/digits")
     if values.split not in SPLITS:

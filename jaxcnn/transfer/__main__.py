@@ -19,7 +19,7 @@ from jaxcnn import workdir as workdir_lib
 from jaxcnn.command_line import load_config
 from jaxcnn.errors import UserError, nearest
 from jaxcnn.logs import PatientConsole, write_atomically
-from jaxcnn.main import flags_help, run_command, show_help
+from jaxcnn.main import flags_help, parse_flags, run_command, show_help
 
 _HELP = {"--help", "-help", "-h", "--helpfull"}
 FORMATS = ("torchvision", "timm", "jaxcnn")
@@ -44,10 +44,7 @@ def main(argv: list[str], start: float) -> int:
         raise UserError(
             f"{given}: {nearest(name, [*COMMANDS, 'probe'])}, e.g. python -m jaxcnn.transfer export --workdir DIR FILE"
         )
-    try:
-        rest = values(["jaxcnn.transfer", *argv[2:]])[1:]
-    except flags.Error as error:
-        raise UserError(" ".join(str(error).split())) from None
+    rest = parse_flags(values, ["jaxcnn.transfer", *argv[2:]])
     return COMMANDS[name](values, rest)
 
 
