@@ -12,9 +12,9 @@ from absl import flags
 from jaxcnn import workdir as workdir_lib
 from jaxcnn.diagnosis import diagnose
 from jaxcnn.errors import UserError
-from jaxcnn.logs import PatientConsole
 from jaxcnn.main import flags_help, parse_flags, run_command, show_help
 from jaxcnn.run_facts import read_facts
+from jaxcnn.terminal import PatientConsole
 
 _STYLES = {"error": "bold red", "warning": "yellow", "note": "cyan", "not examined": "dim"}
 

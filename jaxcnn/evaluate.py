@@ -16,7 +16,8 @@ from absl import flags
 from jaxcnn import workdir as workdir_lib
 from jaxcnn.config import Config, from_dict, validate
 from jaxcnn.errors import RunError, UserError, nearest
-from jaxcnn.logs import RunLog, write_atomically
+from jaxcnn.files import write_atomically
+from jaxcnn.logs import RunLog
 from jaxcnn.main import flags_help, parse_flags, run_command, show_help
 
 if TYPE_CHECKING:

@@ -6,7 +6,6 @@ same bytes as one that was not.
 
 import json
 import os
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -16,17 +15,9 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+from jaxcnn.files import write_atomically
 from jaxcnn.tensorboard import TensorBoard
-
-
-def write_atomically(path: epath.Path, content: str | bytes) -> None:
-    """The file holds either what it held before or all of `content`, whenever the process is killed."""
-    partial = path.parent / f".{path.name}.{os.getpid()}.partial"
-    if isinstance(content, bytes):
-        partial.write_bytes(content)
-    else:
-        partial.write_text(content)
-    partial.replace(path)
+from jaxcnn.terminal import PatientConsole
 
 
 def read_rows(path: epath.Path) -> list[dict[str, Any]]:
@@ -212,15 +203,6 @@ class RunLog:
             self.tensorboard.close()
 
 
-class PatientConsole(Console):
-    """Goes quiet, rather than end the run, when whoever read its lines has left."""
-
-    def on_broken_pipe(self) -> None:
-        """Called by rich."""
-        self.quiet = True
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-
-
 _FILES = ("metrics.jsonl", "timing.jsonl", "telemetry.jsonl")  # the last only where there is telemetry
 
 
@@ -252,8 +234,3 @@ def closing_table(console: Console, summary: dict[str, Any]) -> None:
         f"evaluating {seconds['evaluate']:.1f} s, saving {seconds['save']:.1f} s",
         markup=False,
     )
-
-
-def complain(error: BaseException | str) -> None:
-    """One line on stderr."""
-    print(f"jaxcnn: {error}", file=sys.stderr, flush=True)

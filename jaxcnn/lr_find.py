@@ -18,7 +18,8 @@ from jaxcnn import workdir as workdir_lib
 from jaxcnn.command_line import load_config
 from jaxcnn.config import Config, EarlyStopConfig, ScheduleConfig
 from jaxcnn.errors import UserError
-from jaxcnn.logs import RunLog, write_atomically
+from jaxcnn.files import write_atomically
+from jaxcnn.logs import RunLog
 from jaxcnn.main import flags_help, run_command, show_help
 
 FEWEST_STEPS = 20

@@ -18,7 +18,8 @@ from jaxcnn import workdir as workdir_lib
 from jaxcnn.command_line import load_config
 from jaxcnn.config import Config, flatten
 from jaxcnn.errors import Preempted, RunError, UserError
-from jaxcnn.logs import PatientConsole, RunLog, closing_table, complain
+from jaxcnn.logs import RunLog, closing_table
+from jaxcnn.terminal import PatientConsole, complain
 
 
 def main(argv: list[str], start: float) -> int:

@@ -26,8 +26,8 @@ from jaxcnn import workdir as workdir_lib
 from jaxcnn.config import from_dict, validate
 from jaxcnn.data.given import Given, each_image
 from jaxcnn.errors import RunError, UserError, nearest
-from jaxcnn.logs import PatientConsole, complain
 from jaxcnn.main import flags_help, parse_flags, run_command, show_help
+from jaxcnn.terminal import PatientConsole, complain
 
 _TABLE_ROWS = 500  # after so many a table is printed, and another begun
 

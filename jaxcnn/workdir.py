@@ -14,7 +14,7 @@ from etils import epath
 
 from jaxcnn.config import Config, changed_fields, from_dict, to_dict
 from jaxcnn.errors import UserError
-from jaxcnn.logs import write_atomically
+from jaxcnn.files import write_atomically
 
 _LOCK = ".lock"
 

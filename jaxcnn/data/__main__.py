@@ -20,8 +20,9 @@ from jaxcnn.config import Config, DataConfig
 from jaxcnn.data.records import StoredSet
 from jaxcnn.data.sources import open_stored
 from jaxcnn.errors import UserError, nearest
-from jaxcnn.logs import PatientConsole, RunLog
+from jaxcnn.logs import RunLog
 from jaxcnn.main import flags_help, run_command, show_help
+from jaxcnn.terminal import PatientConsole
 
 _EXAMPLES = 3  # of each kind of fault, in the terminal's table
 _SHEET_IMAGES = 16  # rows of a sheet of augmented images

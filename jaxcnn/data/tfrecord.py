@@ -14,7 +14,7 @@ from etils import epath
 
 from jaxcnn.data.downloads import Progress
 from jaxcnn.errors import RunError, UserError
-from jaxcnn.logs import write_atomically
+from jaxcnn.files import write_atomically
 
 
 def convert(folder: Path, *, progress: Progress = lambda *_: None) -> Path:

@@ -12,10 +12,10 @@ from absl import flags
 from rich.table import Table
 
 from jaxcnn.errors import UserError, nearest
-from jaxcnn.logs import PatientConsole
 from jaxcnn.main import flags_help, parse_flags, run_command, show_help
 from jaxcnn.models import MODELS
 from jaxcnn.models.published import PUBLISHED, Published
+from jaxcnn.terminal import PatientConsole
 
 
 def main(argv: list[str], start: float) -> int:

@@ -16,9 +16,11 @@ from absl import flags
 import jaxcnn
 from jaxcnn import workdir as workdir_lib
 from jaxcnn.errors import RunError, UserError, nearest
-from jaxcnn.logs import RunLog, complain, write_atomically
+from jaxcnn.files import write_atomically
+from jaxcnn.logs import RunLog
 from jaxcnn.main import flags_help, parse_flags, run_command, show_help
 from jaxcnn.report.files import RunFiles, read_runs
+from jaxcnn.terminal import complain
 
 SPLITS = ("train", "validation", "test")
 Attempt = Callable[[str, Callable[[], Any]], Any]  # a section's title and what makes it -> the section

@@ -18,8 +18,9 @@ from rich.table import Table
 from jaxcnn import workdir as workdir_lib
 from jaxcnn.command_line import load_config
 from jaxcnn.errors import UserError, nearest
-from jaxcnn.logs import PatientConsole, write_atomically
+from jaxcnn.files import write_atomically
 from jaxcnn.main import flags_help, parse_flags, run_command, show_help
+from jaxcnn.terminal import PatientConsole
 
 _HELP = {"--help", "-help", "-h", "--helpfull"}
 FORMATS = ("torchvision", "timm", "jaxcnn")

@@ -10,7 +10,7 @@ import numpy as np
 from etils import epath
 
 from jaxcnn.errors import RunError, UserError
-from jaxcnn.logs import write_atomically
+from jaxcnn.files import write_atomically
 from jaxcnn.transfer.torch_files import read_torch_file
 
 SUFFIXES = (".pth", ".pt", ".bin", ".safetensors")

@@ -1,0 +1,147 @@
+"""The one door for files: what is read is a regular file of bounded size, what is written is UTF-8, whole and lasting.
+
+Nothing else in the package opens a file by itself; `tests/test_architecture.py` holds that.
+"""
+
+import contextlib
+import json
+import math
+import os
+import secrets
+import stat
+from collections.abc import Mapping
+from typing import IO, Any
+
+from etils import epath
+
+TEXT_LIMIT = 1 << 30  # bytes of a text file: lists and tables of millions of rows fit
+
+
+def open_regular(path: epath.PathLike, *, limit: int | None = None) -> IO[bytes]:
+    """A file to read. Never waits for a FIFO's writer, and refuses what is no regular file, such as /dev/zero.
+
+    Raises:
+      OSError: it cannot be opened, or is of another kind.
+      ValueError: it has more than `limit` bytes.
+    """
+    if is_remote(path):
+        file = epath.Path(path).open("rb")
+    else:
+        descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0))
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            kind = "a folder" if stat.S_ISDIR(os.fstat(descriptor).st_mode) else "a device or pipe"
+            os.close(descriptor)
+            raise OSError(f"{kind}, not a file")
+        file = open(descriptor, "rb")  # noqa: SIM115 - the caller closes it
+    try:
+        check_size(file, limit)
+    except BaseException:
+        file.close()
+        raise
+    return file
+
+
+def check_size(file: IO[bytes], limit: int | None) -> None:
+    """Raises ValueError where an open file has more than `limit` bytes."""
+    if limit is None:
+        return
+    size = file.seek(0, os.SEEK_END)
+    file.seek(0)
+    if size > limit:
+        raise ValueError(f"{size:,} bytes, of at most {limit:,}")
+
+
+def read_bytes(path: epath.PathLike, *, limit: int) -> bytes:
+    """All of a file. Raises as open_regular."""
+    with open_regular(path, limit=limit) as file:
+        return file.read(limit)
+
+
+def read_text(path: epath.PathLike, *, limit: int = TEXT_LIMIT) -> str:
+    """All of a UTF-8 file, with its own ends of lines and without a byte-order mark. Raises as open_regular."""
+    return read_bytes(path, limit=limit).decode("utf-8-sig")
+
+
+def read_json(path: epath.PathLike, *, limit: int = 256 << 20) -> Any:
+    """What a JSON file holds. Raises OSError, or ValueError for what is no JSON, nested too deep, or too large."""
+    return from_json(read_text(path, limit=limit))
+
+
+def from_json(text: str) -> Any:
+    """The inverse of to_json. NaN and Infinity, which are no JSON, but which runs of before may hold, are read."""
+    try:
+        return json.loads(text)
+    except RecursionError:
+        raise ValueError("nested too deep") from None
+
+
+def to_json(value: Any, **options: Any) -> str:
+    """JSON in which what is not finite is null. `options` are those of json.dumps."""
+    return json.dumps(finite(value), allow_nan=False, **options)
+
+
+def finite(value: Any) -> Any:
+    """A tree of plain data with None for every float that is not finite, as JSON has no word for it."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {key: finite(each) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite(each) for each in value]
+    return value
+
+
+def write_atomically(path: epath.PathLike, content: str | bytes) -> None:
+    """The file holds either what it held before or all of `content`, whenever the process or the machine stops.
+
+    A link at `path` is replaced, not followed; a device or a pipe (/dev/stdout) is written to. Raises OSError.
+    """
+    data = content.encode() if isinstance(content, str) else content
+    if is_remote(path):
+        partial = epath.Path(path).parent / f".{epath.Path(path).name}.{os.getpid()}.partial"
+        partial.write_bytes(data)
+        partial.replace(path)
+        return
+    path = os.fspath(path)
+    if _is_device(path):
+        with open(path, "wb") as file:
+            file.write(data)
+        return
+    folder, name = os.path.split(os.path.abspath(path))
+    partial = os.path.join(folder, f".{name[:200]}.{secrets.token_hex(6)}.partial")
+    try:
+        with open(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666), "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(partial, path)
+    except BaseException as error:
+        with contextlib.suppress(OSError):
+            os.unlink(partial)
+        if isinstance(error, OSError) and error.filename == partial:
+            error.filename = path  # a name that the user knows
+        raise
+    _sync_folder(folder)
+
+
+def is_remote(path: epath.PathLike) -> bool:
+    """Whether a path is a URL, as gs://bucket/run."""
+    return "://" in os.fspath(path)
+
+
+def _is_device(path: str) -> bool:
+    try:
+        mode = os.stat(path).st_mode
+    except OSError:
+        return False
+    return not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)) or os.path.abspath(path).startswith(("/dev/", "/proc/"))
+
+
+def _sync_folder(folder: str) -> None:
+    """So that the new name outlasts a loss of power, where the system can promise it."""
+    with contextlib.suppress(OSError):
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
