@@ -93,13 +93,14 @@ def test_a_device_is_written_to_not_replaced():
 
 
 def test_names_reach_a_terminal_as_text():
-    console = PatientConsole(file=io.StringIO(), width=80)
+    written = io.StringIO()
+    console = PatientConsole(file=written, width=80)
     table = Table(title="[old] :smile:")
     table.add_column("n[b]ame")
     table.add_row("[/b]\x1b[2J\r")
     console.print(table)
     console.print("[x]\x9b\u202e\udcff")
-    text = console.file.getvalue()
+    text = written.getvalue()
     for part in ("[old] :smile:", "n[b]ame", r"[/b]\x1b[2J\r", r"[x]\x9b\u202e\udcff"):
         assert part in text
     assert not set(text) & set("\x1b\r\x9b\u202e")
