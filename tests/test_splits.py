@@ -26,7 +26,7 @@ from jaxcnn.data import sources as sources_module
 from jaxcnn.data import splits as splits_module
 from jaxcnn.data.exclusion import read_exclusion, write_exclusion
 from jaxcnn.data.order import Classes
-from jaxcnn.data.records import ImagesInMemory, JoinedRecords, Split, StoredSet, fingerprint_of
+from jaxcnn.data.records import ImagesInMemory, JoinedRecords, Split, StoredSet
 from jaxcnn.data.splits import (
     assign_splits,
     holdout_order,
@@ -40,6 +40,7 @@ from jaxcnn.data.splits import (
 from jaxcnn.data.tfds import TfdsRecords
 from jaxcnn.errors import Preempted, UserError
 from jaxcnn.feed import ResidentFeed
+from jaxcnn.fingerprints import fingerprint_of
 from jaxcnn.losses import class_weights, make_loss
 from jaxcnn.whole_run import Hyperparameters, pieces_of, train_in_chunks
 from tests import runs

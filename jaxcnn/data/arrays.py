@@ -10,8 +10,9 @@ from pathlib import Path
 import numpy as np
 
 from jaxcnn.data.decoding import with_channels
-from jaxcnn.data.records import Example, Progress, Split, StoredSet, fingerprint_of, one_line
+from jaxcnn.data.records import Example, Progress, Split, StoredSet, one_line
 from jaxcnn.errors import RunError, UserError, nearest
+from jaxcnn.fingerprints import fingerprint_of
 
 # Where the images and the labels of a split may stand; {} is the split's name.
 _KEYS = (("x_{}", "y_{}"), ("{}_images", "{}_labels"))

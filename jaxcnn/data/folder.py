@@ -14,13 +14,16 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 
 from jaxcnn.data.decoding import decode_any, read_header
-from jaxcnn.data.records import DamagedRecordError, Example, Split, StoredSet, fingerprint_of, one_line
+from jaxcnn.data.records import DamagedRecordError, Example, Split, StoredSet, one_line
 from jaxcnn.data.resident import Progress
 from jaxcnn.errors import RunError, UserError, nearest
+from jaxcnn.files import open_regular
+from jaxcnn.fingerprints import content_digest, fingerprint_of_files
 
 SUFFIXES = (
     ".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".gif", ".bmp", ".dib", ".tif", ".tiff", ".webp", ".avif", ".heic",
@@ -45,6 +48,7 @@ class FileRecords:
     paths: tuple[str, ...]  # below root, with /
     classes: np.ndarray  # int32 [N]
     image_shape: tuple[int | None, int | None, int]
+    class_by_class: ClassVar[bool] = True  # so that slices are of another order: splits.py
 
     @property
     def files(self) -> tuple[Path, ...]:
@@ -226,7 +230,7 @@ def open_files(
     for file in every:
         if "\n" in file.path or any("\ud800" <= letter <= "\udfff" for letter in file.path):
             raise UserError(f"{full_name}: the name of {file.path!a} cannot be written in a list; rename it")
-    num_bytes, shapes = _read_headers(full_name, root, every, progress, damaged=damaged)
+    num_bytes, contents, shapes = _read_headers(full_name, root, every, progress, damaged=damaged)
     known = shapes[shapes[:, 2] > 0]
     height, width = (int(known[0, axis]) if len(set(known[:, axis])) == 1 else None for axis in (0, 1))
     image_shape = (height, width, channels or int(known[:, 2].max()))
@@ -239,7 +243,8 @@ def open_files(
         )
     facts = [(file.path, file.class_name, size) for file, size in zip(every, num_bytes.tolist(), strict=True)]
     sizes = {split: len(files) for split, files in listed.items()}
-    return StoredSet(class_names, image_shape, splits, fingerprint_of("files", sizes, facts), known[:, :2])
+    fingerprint = fingerprint_of_files("files", sizes, facts, contents=contents)
+    return StoredSet(class_names, image_shape, splits, fingerprint, known[:, :2])
 
 
 def find_path(full_name: str, kind: str, rest: str, data_dir: str | None) -> Path:
@@ -438,16 +443,18 @@ def _rows(full_name: str, lines: Iterable[str]) -> Iterator[tuple[int, dict[str,
 
 def _read_headers(
     full_name: str, root: Path, files: Sequence[_File], progress: Progress | None, *, damaged: bool
-) -> tuple[np.ndarray, np.ndarray]:
-    """Bytes, int64 [N], and shapes, int32 [N, 3], of all files; a shape is zeros where the header cannot be read."""
+) -> tuple[np.ndarray, list[str], np.ndarray]:
+    """Of all files bytes, int64 [N], digests, and shapes, int32 [N, 3]: zeros where the header cannot be read."""
     num_bytes, shapes = np.zeros(len(files), np.int64), np.zeros((len(files), 3), np.int32)
+    contents = [""] * len(files)
     faults: list[tuple[int, Exception]] = []
 
     def read_chunk(start: int) -> int:
         for number, each in enumerate(files[start : start + _CHUNK], start=start):
             try:
-                with open(os.path.join(root, each.path), "rb") as file:
+                with open_regular(os.path.join(root, each.path)) as file:
                     num_bytes[number] = os.fstat(file.fileno()).st_size
+                    contents[number] = content_digest(file)
                     shapes[number] = read_header(file)
             except (OSError, ValueError) as error:
                 faults.append((number, error))
@@ -469,7 +476,7 @@ def _read_headers(
             f"{full_name}: {len(faults):,} of {len(files):,} files cannot be read: {_some(named)}; "
             "replace or remove them"
         )
-    return num_bytes, shapes
+    return num_bytes, contents, shapes
 
 
 def _reason(error: Exception) -> str:

@@ -23,10 +23,11 @@ from jaxcnn.data.records import (
     Progress,
     Split,
     StoredSet,
-    fingerprint_of,
     one_line,
 )
 from jaxcnn.errors import RunError, UserError, nearest
+from jaxcnn.files import open_regular
+from jaxcnn.fingerprints import content_digest, fingerprint_of_files
 
 _LABELS_AT_ONCE = 4096  # records whose bytes are in memory together
 
@@ -202,12 +203,18 @@ def open_tfds(full_name: str, rest: str, data_dir: str | None) -> StoredSet:
         class_names=class_names,
         image_shape=image_shape,
         splits=splits,
-        fingerprint=fingerprint_of(
+        fingerprint=fingerprint_of_files(
             info.full_name,
             [(path.name, path.stat().st_size) for path in files],
             {split_name: len(split) for split_name, split in splits.items()},
+            contents=map(_content, files),
         ),
     )
+
+
+def _content(shard: Path) -> str:
+    with open_regular(shard) as file:
+        return content_digest(file)
 
 
 def tfds_directory(data_dir: str | None) -> Path:
