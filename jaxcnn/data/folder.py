@@ -4,6 +4,7 @@ Opening lists the files and reads the header of each; every mistake that can be 
 """
 
 import csv
+import io
 import logging
 import os
 import re
@@ -13,6 +14,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import ClassVar
 
@@ -22,7 +24,7 @@ from jaxcnn.data.decoding import decode_any, read_header
 from jaxcnn.data.records import DamagedRecordError, Example, Split, StoredSet, one_line
 from jaxcnn.data.resident import Progress
 from jaxcnn.errors import RunError, UserError, nearest
-from jaxcnn.files import open_regular
+from jaxcnn.files import open_regular, read_text, user_path
 from jaxcnn.fingerprints import content_digest, fingerprint_of_files
 
 SUFFIXES = (
@@ -33,6 +35,8 @@ SPLITS = {"train": "train", "validation": "validation", "val": "validation", "va
 
 _LAYOUT = "expected PATH/CLASS/IMAGE or PATH/SPLIT/CLASS/IMAGE, where SPLIT is train, validation or test"
 _NOT_DATA = frozenset(("thumbs.db", "desktop.ini", "__macosx", "@eadir", "lost+found", "$recycle.bin"))
+_NOT_IN_LISTS = re.compile("[\n\r\ud800-\udfff]")  # ends of lines, and what is no UTF-8
+_LONGEST_HEADING = 1 << 16  # characters of a CSV's first line
 _CHUNK = 256  # headers a thread reads at a time
 _PATIENCE = 2.0  # seconds before progress is told
 
@@ -162,28 +166,23 @@ def open_csv(
     listed: dict[str, list[_File]] = {}
     seen: dict[str, tuple[int, str, str]] = {}
     try:
-        with file.open(encoding="utf-8-sig", newline="") as lines:
-            for line, row in _rows(full_name, lines):
-                path, label = row["path"].replace("\\", "/"), unicodedata.normalize("NFC", row["label"])
-                split = row.get("split", "train")
-                for column, value in (("path", path), ("label", label), ("split", split)):
-                    if not value:
-                        raise UserError(f"{full_name}: line {line} has an empty {column}")
-                if split.lower() not in SPLITS:
-                    raise UserError(f"{full_name}: line {line} has split {split!r}; {nearest(split, SPLITS)}")
-                split, path = SPLITS[split.lower()], _below(file.parent, path)
-                if path in seen:
-                    before, other, other_split = seen[path]
-                    what = f"labels {other!r} and {label!r}" if other != label else f"splits {other_split} and {split}"
-                    raise UserError(f"{full_name}: lines {before} and {line} both list {path} ({what}); keep one")
-                seen[path] = line, label, split
-                listed.setdefault(split, []).append(_File(path, label, f"line {line}: "))
-    except OSError as error:
-        raise UserError(f"{full_name} cannot be read: {_reason(error)}") from None
+        text = read_text(file)
     except UnicodeDecodeError:
         raise UserError(f"{full_name} is not UTF-8; save it as CSV in UTF-8") from None
-    except csv.Error as error:
-        raise UserError(f"{full_name} is no CSV: {one_line(error)}") from None
+    except (OSError, ValueError) as error:
+        raise UserError(f"{full_name} cannot be read: {_reason(error)}") from None
+    for line, row in _rows(full_name, text):
+        split = row["split"].lower()
+        if split not in SPLITS:
+            raise UserError(f"{full_name}: line {line} has split {row['split']!r}; {nearest(split, SPLITS)}")
+        split, label = SPLITS[split], unicodedata.normalize("NFC", row["label"])
+        path = _below(file.parent, row["path"].replace("\\", "/"))
+        if path in seen:
+            before, other, other_split = seen[path]
+            what = f"labels {other!r} and {label!r}" if other != label else f"splits {other_split} and {split}"
+            raise UserError(f"{full_name}: lines {before} and {line} both list {path} ({what}); keep one")
+        seen[path] = line, label, split
+        listed.setdefault(split, []).append(_File(path, label, f"line {line}: "))
     if not listed:
         raise UserError(f"{full_name} lists no image; it has a heading and nothing below")
     return open_files(
@@ -228,7 +227,7 @@ def open_files(
     listed = {split: sorted(files, key=lambda f: (numbers[f.class_name], f.path)) for split, files in listed.items()}
     every = [file for files in listed.values() for file in files]
     for file in every:
-        if "\n" in file.path or any("\ud800" <= letter <= "\udfff" for letter in file.path):
+        if _NOT_IN_LISTS.search(file.path):
             raise UserError(f"{full_name}: the name of {file.path!a} cannot be written in a list; rename it")
     num_bytes, contents, shapes = _read_headers(full_name, root, every, progress, damaged=damaged)
     known = shapes[shapes[:, 2] > 0]
@@ -253,9 +252,14 @@ def find_path(full_name: str, kind: str, rest: str, data_dir: str | None) -> Pat
         raise UserError(f"data.name={full_name!r} names no {kind}; pass --config.data.name={kind}:PATH")
     if "://" in rest or "://" in (data_dir or ""):
         raise UserError(f"{full_name}: files are read at random, which only a local disk serves; copy them first")
-    path = Path(os.path.abspath(Path(data_dir or "").expanduser() / Path(rest).expanduser()))
-    if not path.exists():
-        parent = next(above for above in path.parents if above.exists())
+    try:
+        path = Path(os.path.abspath(user_path(rest, data_dir or "")))
+    except ValueError as error:
+        raise UserError(f"{full_name[:200]}: {error}; give the path of a {kind}") from None
+    if os.path.islink(path) and not os.path.exists(path):
+        raise UserError(f"{full_name} is a link that leads nowhere")
+    if not os.path.exists(path):
+        parent = next(above for above in path.parents if os.path.exists(above))
         missing = path.relative_to(parent).parts[0]
         there = [name for name in _names(parent) if name.endswith(f".{kind}") or (parent / name).is_dir()]
         there = [name for name in there if not _is_hidden(name)]
@@ -271,7 +275,15 @@ def find_path(full_name: str, kind: str, rest: str, data_dir: str | None) -> Pat
         raise UserError(f"{full_name} is a file, not a folder; {advice.get(suffix, _LAYOUT)}")
     if kind != "folder" and path.is_dir():
         raise UserError(f"{full_name} is a folder, not a file; did you mean folder:{rest}?")
+    if kind == "folder" and path.stat().st_dev in _kernels_devices():
+        raise UserError(f"{full_name} is the system's own, where no images lie; name another folder")
     return path
+
+
+@cache
+def _kernels_devices() -> frozenset[int]:
+    """What lies in /proc and /sys is no data, and links there lead everywhere."""
+    return frozenset(os.stat(folder).st_dev for folder in ("/proc", "/sys") if os.path.isdir(folder))
 
 
 def _names(folder: Path) -> list[str]:
@@ -314,10 +326,10 @@ def _raise(error: OSError) -> None:
 def _walk(
     folder: Path, above: tuple[tuple[int, int], ...] = (), *, on_error: Callable[[OSError], None] = _raise
 ) -> Iterator[str]:
-    """Every file below. A link to a folder is followed, unless it leads back to one that it lies in."""
+    """Every file below. A link to a folder is followed, unless it leads back to one that it lies in, or to /proc."""
     try:
         here = _identity(folder)
-        if here in above:
+        if here in above or here[0] in _kernels_devices():
             return
         folders, files = _contents(folder)
     except OSError as error:
@@ -417,25 +429,50 @@ def _below(root: Path, path: str) -> str:
     return os.path.relpath(path, root) if os.path.isabs(path) and Path(path).is_relative_to(root) else path
 
 
-def _rows(full_name: str, lines: Iterable[str]) -> Iterator[tuple[int, dict[str, str]]]:
-    """Line number and fields, by the names in the heading; fields lie between commas, semicolons or tabs."""
-    lines = iter(lines)
-    heading = next(lines, "")
-    delimiter = max(",;\t", key=heading.count)
-    columns = [name.strip().lower() for name in next(csv.reader([heading], delimiter=delimiter), [])]
-    for name in ("path", "label"):
-        if name not in columns:
-            raise UserError(
-                f"{full_name} has no column {name!r} in its first line; {nearest(name, filter(None, columns))}"
-            )
+def _rows(full_name: str, text: str) -> Iterator[tuple[int, dict[str, str]]]:
+    """Line number, and path, label and split; fields lie between commas, semicolons or tabs, as the heading tells."""
+    lines = io.StringIO(text, newline="")
+    delimiter, columns = _heading(full_name, lines.readline())
     reader = csv.reader(lines, delimiter=delimiter)
-    for values in reader:
-        line = reader.line_num + 1
-        if not any(value.strip() for value in values):
-            continue
-        if len(values) != len(columns):
-            raise UserError(f"{full_name}: line {line} has {len(values)} fields, not the {len(columns)} of the heading")
-        yield line, {name: value.strip() for name, value in zip(columns, values, strict=True)}
+    try:
+        for values in reader:
+            line = reader.line_num + 1
+            if not any(value.strip() for value in values):
+                continue
+            if len(values) != len(columns):
+                raise UserError(
+                    f"{full_name}: line {line} has {len(values)} fields, not the {len(columns)} of the heading"
+                )
+            fields = {"split": "train", **dict(zip(columns, values, strict=True))}
+            row = {name: _field(full_name, line, name, fields[name]) for name in ("path", "label", "split")}
+            yield line, row
+    except csv.Error as error:
+        raise UserError(f"{full_name}: line {reader.line_num + 1} is no CSV: {one_line(error)}") from None
+
+
+def _heading(full_name: str, heading: str) -> tuple[str, list[str]]:
+    """The delimiter and the names of the columns: path and label are among them, with one delimiter or another."""
+    found = {}
+    for delimiter in sorted(",;\t", key=heading.count, reverse=True):
+        fields = next(csv.reader([heading[:_LONGEST_HEADING]], delimiter=delimiter), [])
+        found[delimiter] = [name.strip().lower() for name in fields]
+        if {"path", "label"} <= set(found[delimiter]):
+            return delimiter, found[delimiter]
+    columns = next(iter(found.values()))
+    missing = "label" if "path" in columns else "path"
+    raise UserError(
+        f"{full_name} has no column {missing!r} in its first line; {nearest(missing, filter(None, columns))}"
+    )
+
+
+def _field(full_name: str, line: int, name: str, value: str) -> str:
+    """A field without space around it; a label of several lines is written in one."""
+    value = re.sub(r"\s*[\r\n]\s*", " ", value.strip()) if name == "label" else value.strip()
+    if not value:
+        raise UserError(f"{full_name}: line {line} has an empty {name}")
+    if control := re.search(r"[\x00-\x1f\x7f-\x9f]", value):
+        raise UserError(f"{full_name}: line {line} has the control character {control[0]!r} in its {name}; take it out")
+    return value
 
 
 # ---- headers

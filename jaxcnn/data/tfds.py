@@ -26,7 +26,7 @@ from jaxcnn.data.records import (
     one_line,
 )
 from jaxcnn.errors import RunError, UserError, nearest
-from jaxcnn.files import open_regular
+from jaxcnn.files import open_regular, user_path
 from jaxcnn.fingerprints import content_digest, fingerprint_of_files
 
 _LABELS_AT_ONCE = 4096  # records whose bytes are in memory together
@@ -225,7 +225,10 @@ def tfds_directory(data_dir: str | None) -> Path:
             f"data.dir={directory!r}: ArrayRecord is read at random, which only a local disk serves; copy the set "
             f"first (gcloud storage cp -r {directory.rstrip('/')}/NAME DIR/) and set data.dir=DIR"
         )
-    return Path(directory).expanduser().absolute()
+    try:
+        return user_path(directory).absolute()
+    except ValueError as error:
+        raise UserError(f"data.dir={directory[:200]!r}: {error}; name the folder of prepared sets") from None
 
 
 def set_folder(full_name: str, rest: str, data_dir: str | None) -> Path:
