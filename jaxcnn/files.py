@@ -131,17 +131,22 @@ def user_path(text: epath.PathLike, folder: epath.PathLike = "") -> Path:
 
     Raises ValueError where no file can have it.
     """
+    path = _at_home(folder) / _at_home(text)
     try:
-        path = Path(folder).expanduser() / Path(text).expanduser()
         os.lstat(path)
-    except RuntimeError:  # pathlib's
-        raise ValueError(f"there is no home folder of {os.fspath(text).split('/')[0]!r}") from None
     except OSError as error:
         if error.errno == errno.ENAMETOOLONG:
             raise ValueError("the name is too long") from None
     except ValueError:
         raise ValueError("a path has no NUL") from None
     return path
+
+
+def _at_home(path: epath.PathLike) -> Path:
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:
+        raise ValueError(f"there is no home folder of {os.fspath(path).split('/')[0]!r}") from None
 
 
 def is_remote(path: epath.PathLike) -> bool:

@@ -109,7 +109,7 @@ def open_stored(
         raise _unknown_name(data)
     path = find_path(data.name, kind, rest, data.dir)
     if kind == "npz":
-        return open_npz(data.name, path, channels=data.channels)
+        return open_npz(data.name, path, channels=data.channels, partial=partial)
     open_files = open_folder if kind == "folder" else open_csv
 
     def headers_read(done: int, total: int) -> None:
