@@ -262,6 +262,8 @@ def test_data_dir_falls_back_to_the_environment(tmp_path: Path, monkeypatch: pyt
         ({"name": "tfds:shapes", "dir": "gs://bucket/sets"}, "gs://bucket/sets.*copy the set"),
         ({"name": "tfds:shapes", "dir": "/nowhere"}, "no folder /nowhere"),
         ({"name": "tfds:shapes", "dir": "~nosuchuser"}, "no home folder of '~nosuchuser'"),
+        ({"name": "tfds:" + "x" * 5000}, "is not prepared: looked in"),
+        ({"name": "tfds:shapes/" + "x" * 5000}, "is not prepared"),
         ({"name": "tfds:shapes", "image_size": 10**30}, "at most 8,192 pixels"),
         ({"name": "tfds:shapes", "train_split": "trian"}, r"data.train_split='trian'.*did you mean 'train'\?"),
         ({"name": "tfds:shapes", "validation_split": "vali"}, "data.validation_split='vali'.*test, train"),

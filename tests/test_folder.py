@@ -184,6 +184,21 @@ def test_the_mess_that_folders_are(tmp_path: Path) -> None:
     np.testing.assert_array_equal(records[by_name["cat/UPPER.JPG"]]["image"], first)
 
 
+def test_links_that_multiply_and_folders_without_end(tmp_path: Path) -> None:
+    """Thirty folders with two links each to the next have a billion paths; a thousand within one another, one."""
+    write_classes(tmp_path / "set", PETS)
+    for number in range(30):
+        (tmp_path / str(number)).mkdir()
+        for name in ("one", "other"):
+            (tmp_path / str(number) / name).symlink_to(tmp_path / str(number + 1), target_is_directory=True)
+    write_classes(tmp_path, {"30": 1})
+    (tmp_path / "set" / "cat" / "link").symlink_to(tmp_path / "0", target_is_directory=True)
+    for depth in range(1, 1201):
+        os.mkdir(str(tmp_path / "set" / "dog") + "/a" * depth)
+    source = opened("folder", tmp_path / "set")
+    assert sum(map(len, source.splits.values())) == sum(PETS.values()) + 1
+
+
 def test_names_composed_and_decomposed_are_one_class(tmp_path: Path) -> None:
     """A Mac writes é as two letters."""
     write_classes(tmp_path / "train", {"caf\u00e9": 9, "tee": 9})

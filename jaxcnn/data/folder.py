@@ -324,20 +324,23 @@ def _raise(error: OSError) -> None:
 
 
 def _walk(
-    folder: Path, above: tuple[tuple[int, int], ...] = (), *, on_error: Callable[[OSError], None] = _raise
+    folder: Path, above: Iterable[tuple[int, int]] = (), *, on_error: Callable[[OSError], None] = _raise
 ) -> Iterator[str]:
-    """Every file below. A link to a folder is followed, unless it leads back to one that it lies in, or to /proc."""
-    try:
-        here = _identity(folder)
-        if here in above or here[0] in _kernels_devices():
-            return
-        folders, files = _contents(folder)
-    except OSError as error:
-        on_error(error)
-        return
-    yield from (os.path.join(folder, name) for name in files)
-    for name in folders:
-        yield from _walk(folder / name, (*above, here), on_error=on_error)
+    """Every file below. Links to folders are followed, but none is entered twice, nor one `above`, nor /proc."""
+    seen, waiting = set(above), [folder]
+    while waiting:
+        here = waiting.pop()
+        try:
+            identity = _identity(here)
+            if identity in seen or identity[0] in _kernels_devices():
+                continue
+            seen.add(identity)
+            folders, files = _contents(here)
+        except OSError as error:
+            on_error(error)
+            continue
+        yield from (os.path.join(here, name) for name in files)
+        waiting += [here / name for name in reversed(folders)]
 
 
 def _identity(folder: Path) -> tuple[int, int]:

@@ -239,7 +239,7 @@ def set_folder(full_name: str, rest: str, data_dir: str | None) -> Path:
         raise UserError(f"data.name={full_name!r} is not of the form tfds:NAME[/CONFIG][:VERSION]")
     name, config, version = match["name"], match["config"], match["version"]
     home = directory / name
-    if not home.is_dir():
+    if not os.path.isdir(home):
         raise NotPreparedError(
             f"{full_name} is not prepared: {_what_is_there(directory, name)}; prepare it once: "
             + how_to_prepare(rest, data_dir)
@@ -266,7 +266,7 @@ def _versions(folder: Path) -> list[str]:
     """Prepared versions in a folder, oldest first."""
     found = [
         path.name
-        for path in (folder.iterdir() if folder.is_dir() else ())
+        for path in (folder.iterdir() if os.path.isdir(folder) else ())
         if re.fullmatch(r"\d+\.\d+\.\d+", path.name) and (path / "dataset_info.json").exists()
     ]
     return sorted(found, key=lambda version: [int(number) for number in version.split(".")])
