@@ -193,9 +193,14 @@ def test_links_that_multiply_and_folders_without_end(tmp_path: Path) -> None:
             (tmp_path / str(number) / name).symlink_to(tmp_path / str(number + 1), target_is_directory=True)
     write_classes(tmp_path, {"30": 1})
     (tmp_path / "set" / "cat" / "link").symlink_to(tmp_path / "0", target_is_directory=True)
-    for depth in range(1, 1201):
-        os.mkdir(str(tmp_path / "set" / "dog") + "/a" * depth)
-    source = opened("folder", tmp_path / "set")
+    deep = [str(tmp_path / "set" / "dog") + "/a" * depth for depth in range(1, 1201)]
+    for folder in deep:
+        os.mkdir(folder)
+    try:
+        source = opened("folder", tmp_path / "set")
+    finally:  # pytest's own clearing up is recursive
+        for folder in reversed(deep):
+            os.rmdir(folder)
     assert sum(map(len, source.splits.values())) == sum(PETS.values()) + 1
 
 
