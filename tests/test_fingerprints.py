@@ -12,7 +12,7 @@ from jaxcnn.config import DataConfig
 from jaxcnn.data import load_arrays, open_source
 from jaxcnn.data.records import Source
 from jaxcnn.errors import UserError
-from jaxcnn.fingerprints import check_same_data, content_digest, files_state, same_data
+from jaxcnn.fingerprints import check_same_data, content_digest, same_data
 from tests.fake_tfds import shard_path, write_set
 
 
@@ -98,15 +98,3 @@ def test_what_two_fingerprints_say() -> None:
     assert not same_data("a-b", "a-c")
     assert not same_data("a-b", "c-b")
     assert not same_data("a", "b")
-
-
-def test_a_files_state_is_more_than_size_and_time(tmp_path: Path) -> None:
-    file = tmp_path / "a.bmp"
-    states = []
-    for content in (b"one", b"two"):
-        (tmp_path / "new").write_bytes(content)
-        os.utime(tmp_path / "new", ns=(1, 1))
-        (tmp_path / "new").rename(file)
-        states += files_state([file])
-    assert states[0][:3] == states[1][:3]
-    assert states[0] != states[1]

@@ -207,14 +207,18 @@ def open_tfds(full_name: str, rest: str, data_dir: str | None) -> StoredSet:
             info.full_name,
             [(path.name, path.stat().st_size) for path in files],
             {split_name: len(split) for split_name, split in splits.items()},
-            contents=map(_content, files),
+            contents=_contents(files),
         ),
     )
 
 
-def _content(shard: Path) -> str:
-    with open_regular(shard) as file:
-        return content_digest(file)
+def _contents(shards: Sequence[Path]) -> list[str]:
+    def content(shard: Path) -> str:
+        with open_regular(shard) as file:
+            return content_digest(file)
+
+    with ThreadPoolExecutor(16) as threads:
+        return list(threads.map(content, shards))
 
 
 def tfds_directory(data_dir: str | None) -> Path:
