@@ -335,6 +335,13 @@ def test_what_is_kept_gives_the_splits_back(fields: dict[str, Any]) -> None:
         assert [again[name][i]["image"].item() for i in range(7)] == [split[i]["image"].item() for i in range(7)]
     with pytest.raises(UserError, match="data are not those"):
         restore_splits(record_numbers(splits, stored, "fingerprint"), stored, "other")
+    for planted in (
+        {"train/0/train": np.array([10**12])},
+        {"train/0/train": np.array([-1])},
+        {"train/0/no": np.zeros(1)},
+    ):
+        with pytest.raises(UserError, match="that the data do not have"):
+            restore_splits({"fingerprint": np.array("f"), **planted}, stored, "f")
 
 
 def test_a_test_that_chose_the_weights_is_said() -> None:

@@ -36,6 +36,7 @@ SPLITS = {"train": "train", "validation": "validation", "val": "validation", "va
 _LAYOUT = "expected PATH/CLASS/IMAGE or PATH/SPLIT/CLASS/IMAGE, where SPLIT is train, validation or test"
 _NOT_DATA = frozenset(("thumbs.db", "desktop.ini", "__macosx", "@eadir", "lost+found", "$recycle.bin"))
 _NOT_IN_LISTS = re.compile("[\n\r\ud800-\udfff]")  # ends of lines, and what is no UTF-8
+_LARGEST_LIST = 1 << 28  # bytes of a CSV: some millions of lines
 _LONGEST_HEADING = 1 << 16  # characters of a CSV's first line
 _CHUNK = 256  # headers a thread reads at a time
 _PATIENCE = 2.0  # seconds before progress is told
@@ -166,7 +167,7 @@ def open_csv(
     listed: dict[str, list[_File]] = {}
     seen: dict[str, tuple[int, str, str]] = {}
     try:
-        text = read_text(file)
+        text = read_text(file, limit=_LARGEST_LIST)
     except UnicodeDecodeError:
         raise UserError(f"{full_name} is not UTF-8; save it as CSV in UTF-8") from None
     except (OSError, ValueError) as error:

@@ -292,5 +292,8 @@ def restore_splits(kept: dict[str, np.ndarray], stored: dict[str, Split], finger
     for key, differences in kept.items():
         if key != "fingerprint":
             split_name, _, name = key.split("/", 2)
-            parts.setdefault(split_name, []).append((stored[name].records, np.cumsum(differences)))
+            numbers = np.cumsum(differences)
+            if name not in stored or not ((numbers >= 0) & (numbers < len(stored[name].records))).all():
+                raise UserError(f"splits.npz names records of {name!r} that the data do not have: it is of another run")
+            parts.setdefault(split_name, []).append((stored[name].records, numbers))
     return {name: join(pieces) for name, pieces in parts.items()}
