@@ -383,6 +383,7 @@ def test_mistakes_in_the_name_are_answered_in_one_line(tmp_path: Path, monkeypat
         "folder:~nosuchuser/pets": "there is no home folder of '~nosuchuser'",
         "folder:a\0b": "a path has no NUL",
         "csv:" + "x" * 5000: "the name is too long",
+        "~\0": "is no known data set",
         "folder:/proc/self": "is the system's own",
         "npz:/dev/zero": "a device or pipe, not a file",
         "csv:/dev/zero": "a device or pipe, not a file",
@@ -677,6 +678,13 @@ def test_mistakes_in_arrays_are_answered_in_one_line(tmp_path: Path, arrays: dic
     assert re.search(says, refused("npz", write_npz(tmp_path, **arrays)))
 
 
+@pytest.mark.parametrize("code", [0x110000, 0xD800])
+def test_names_that_are_no_text(tmp_path: Path, code: int) -> None:
+    names = np.array([97, 98, code], np.uint32).view("<U1")
+    with pytest.raises(RunError, match="is damaged"):
+        opened("npz", write_npz(tmp_path, images=levels(), labels=LABELS, class_names=names))
+
+
 def test_a_part_is_enough_to_measure_on(tmp_path: Path) -> None:
     file = write_npz(tmp_path, x_test=levels(), y_test=LABELS)
     assert "expected x_train and y_train" in refused("npz", file)
@@ -694,7 +702,7 @@ def lying_npz(file: Path, shape: str, content: bytes) -> None:
         archive.writestr("labels.npy", labels.getvalue())
 
 
-@pytest.mark.parametrize("shape", ["(2, 10000000, 10000000)", "(-1, 8, 8)", "'x'", "(2, 8, 8)"])
+@pytest.mark.parametrize("shape", ["(2, 10000000, 10000000)", "(-1, 8, 8)", "'x'", "(2, 8, 8)", "((2, 8"])
 def test_an_npz_that_lies_is_not_unpacked(tmp_path: Path, shape: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(arrays_module, "_read", None)
     lying_npz(tmp_path / "arrays.npz", shape, b"\0" * 100)

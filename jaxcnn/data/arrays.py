@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import sys
 import zipfile
 import zlib
 from collections.abc import Iterator, Sequence
@@ -108,8 +109,7 @@ def _load(full_name: str, file: Path, *, partial: bool) -> tuple[dict[str, tuple
             _check_headers(full_name, keys, headers, file.stat().st_size)
             arrays = {name: _read(archive, members[name]) for name in used}
             if _CLASS_NAMES in arrays:
-                arrays[_CLASS_NAMES] = arrays[_CLASS_NAMES].astype(str)
-                "".join(arrays[_CLASS_NAMES].tolist()).encode()
+                arrays[_CLASS_NAMES] = _as_text(arrays[_CLASS_NAMES])
             return keys, arrays
     except OSError as error:
         raise UserError(f"{full_name} cannot be read: {error.strerror or one_line(error)}") from None
@@ -121,7 +121,10 @@ def _header(archive: zipfile.ZipFile, member: str) -> np.ndarray:
     """The shape and dtype of a stored array, as one that takes no memory. ValueError where it is not so long."""
     with archive.open(member) as file:
         read = {1: np.lib.format.read_array_header_1_0, 2: np.lib.format.read_array_header_2_0}
-        shape, _, dtype = read[np.lib.format.read_magic(file)[0]](file)
+        try:
+            shape, _, dtype = read[np.lib.format.read_magic(file)[0]](file)
+        except Exception as error:  # numpy parses it as Python, whose tokenizer has errors of its own
+            raise ValueError(f"{member} begins with no header: {one_line(error)}") from None
         length = archive.getinfo(member).file_size - file.tell()
     hollow = np.broadcast_to(np.zeros((), dtype), shape)
     if hollow.nbytes != length and not dtype.hasobject:
@@ -132,6 +135,15 @@ def _header(archive: zipfile.ZipFile, member: str) -> np.ndarray:
 def _read(archive: zipfile.ZipFile, member: str) -> np.ndarray:
     with archive.open(member) as file:
         return np.asarray(np.lib.format.read_array(file))  # which refuses Python objects
+
+
+def _as_text(array: np.ndarray) -> np.ndarray:
+    """Names as str [K]. ValueError where a character is none of Unicode's, or half of one."""
+    names = np.ascontiguousarray(array.astype(str))
+    if (names.view(np.uint32) > sys.maxunicode).any():
+        raise ValueError(f"{_CLASS_NAMES} is no text")
+    "".join(names.tolist()).encode()
+    return names
 
 
 def _check_headers(

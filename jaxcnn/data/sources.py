@@ -3,6 +3,7 @@
 Opening never downloads, prepares or needs TensorFlow.
 """
 
+import contextlib
 import logging
 import os
 from dataclasses import replace
@@ -28,6 +29,7 @@ from jaxcnn.data.splits import (
 )
 from jaxcnn.data.tfds import TfdsRecords, open_tfds, prepared_sets, tfds_directory
 from jaxcnn.errors import UserError, nearest
+from jaxcnn.files import user_path
 
 _log = logging.getLogger(__name__)
 
@@ -120,7 +122,10 @@ def open_stored(
 
 
 def _unknown_name(data: DataConfig) -> UserError:
-    if os.path.exists(os.path.expanduser(data.name)):
+    there = False
+    with contextlib.suppress(ValueError):
+        there = os.path.exists(user_path(data.name))
+    if there:
         suffix = os.path.splitext(data.name)[1].lower().removeprefix(".")
         kind = suffix if suffix in OWN_KINDS else "folder"
         return UserError(f"data.name={data.name!r} says not of what kind it is: did you mean {kind}:{data.name}?")
