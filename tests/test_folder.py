@@ -728,6 +728,75 @@ def test_a_damaged_npz(tmp_path: Path) -> None:
         assert "\n" not in str(error.value)
 
 
+# ---- by chance
+
+
+ODD = (
+    b"\0",
+    b"\n",
+    b"\r",
+    b'"',
+    b";",
+    b"\t",
+    b"../",
+    b"/dev/zero",
+    b"\xff",
+    b"\x1b[2J",
+    b"99999999999",
+    b"-1",
+    b"(",
+    b"|O",
+)
+
+
+def mutated(content: bytes, generator: np.random.Generator) -> bytes:
+    changed = bytearray(content)
+    for _ in range(generator.choice([1, 1, 2, 4, 10])):
+        at = int(generator.integers(len(changed) + 1))
+        match generator.integers(4):
+            case 0:
+                changed[at : at + 1] = bytes([generator.integers(256)])
+            case 1:
+                changed[at:at] = ODD[generator.integers(len(ODD))]
+            case 2:
+                del changed[at : at + int(generator.integers(1, 20))]
+            case 3:
+                changed[at:at] = changed[generator.integers(len(changed)) :][: int(generator.integers(1, 40))]
+    return bytes(changed)
+
+
+def remade(file: Path, generator: np.random.Generator) -> bytes:
+    """An npz, whole, of which the beginning of one array is mutated."""
+    content = io.BytesIO()
+    with zipfile.ZipFile(file) as before, zipfile.ZipFile(content, "w", zipfile.ZIP_DEFLATED) as after:
+        chosen = generator.choice(before.namelist())
+        for name in before.namelist():
+            array = before.read(name)
+            after.writestr(name, mutated(array[:128], generator) + array[128:] if name == chosen else array)
+    return content.getvalue()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.filterwarnings("ignore:Reading")  # numpy's, of arrays of Python 2
+def test_mutations_are_read_or_refused(tmp_path: Path, seed: int) -> None:
+    """1,000 lists and 1,000 arrays: no error but ours."""
+    generator = np.random.default_rng(seed)
+    listed = write_csv(tmp_path, lines("path;label;split", delimiter=";", split=True)).read_bytes()
+    arrays = write_npz(tmp_path, images=levels(), labels=LABELS, class_names=["a", "b", "c"])
+    found = {"opened": 0, "refused": 0}
+    for _ in range(1000):
+        (tmp_path / "odd.csv").write_bytes(mutated(listed, generator))
+        (tmp_path / "odd.npz").write_bytes(remade(arrays, generator))
+        for kind in ("csv", "npz"):
+            try:
+                open_stored(DataConfig(name=f"{kind}:{tmp_path}/odd.{kind}"))
+                found["opened"] += 1
+            except (UserError, RunError):
+                found["refused"] += 1
+    assert min(found.values()) > 10
+
+
 # ---- the command
 
 
