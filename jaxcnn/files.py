@@ -4,12 +4,14 @@ Nothing else in the package opens a file by itself; `tests/test_architecture.py`
 """
 
 import contextlib
+import errno
 import json
 import math
 import os
 import secrets
 import stat
 from collections.abc import Mapping
+from pathlib import Path
 from typing import IO, Any
 
 from etils import epath
@@ -122,6 +124,29 @@ def write_atomically(path: epath.PathLike, content: str | bytes) -> None:
             error.filename = path  # a name that the user knows
         raise
     _sync_folder(folder)
+
+
+def user_path(text: epath.PathLike, folder: epath.PathLike = "") -> Path:
+    """The path that a user has typed, from `folder` on where it is relative; ~ is a home.
+
+    Raises ValueError where no file can have it.
+    """
+    path = _at_home(folder) / _at_home(text)
+    try:
+        os.lstat(path)
+    except OSError as error:
+        if error.errno == errno.ENAMETOOLONG:
+            raise ValueError("the name is too long") from None
+    except ValueError:
+        raise ValueError("a path has no NUL") from None
+    return path
+
+
+def _at_home(path: epath.PathLike) -> Path:
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:
+        raise ValueError(f"there is no home folder of {os.fspath(path).split('/')[0]!r}") from None
 
 
 def is_remote(path: epath.PathLike) -> bool:

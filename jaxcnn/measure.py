@@ -27,6 +27,7 @@ from jaxcnn.data.splits import join
 from jaxcnn.errors import UserError, nearest
 from jaxcnn.evaluation import collect
 from jaxcnn.feed import Feed, Progress, ResidentFeed, StreamingFeed
+from jaxcnn.fingerprints import same_data
 from jaxcnn.losses import make_loss
 from jaxcnn.parallel import Parallel, make_parallel
 from jaxcnn.trained import TrainedModel, load
@@ -247,7 +248,7 @@ def _some(values: tuple[Any, ...]) -> str:
 
 def _check_same_data(first: epath.Path, other: epath.Path, saved: dict[str, Any], split: str) -> None:
     mine, theirs = (saved[str(each)]["data"] for each in (first, other))
-    if mine["fingerprint"] != theirs["fingerprint"]:
+    if not same_data(mine["fingerprint"], theirs["fingerprint"]):
         raise UserError(
             f"{first} was trained on other data ({mine['name']}) than {other} ({theirs['name']}): their {split} is not "
             "the same; pass --data for one set that both are measured on"
@@ -437,7 +438,7 @@ def _validation(
     if own and split == "validation":
         return "a temperature is fitted on validation, which is what is reported"
     if not own:
-        if source.fingerprint == saved[str(folders[0])]["data"]["fingerprint"]:
+        if same_data(saved[str(folders[0])]["data"]["fingerprint"], source.fingerprint):
             return "the data are the run's own, on whose validation a temperature is fitted"
         try:
             source = _own_source(folders[0], saved[str(folders[0])], config, tell)
@@ -449,7 +450,7 @@ def _validation(
         return f"validation, on which a temperature is fitted, shares {shared:,} examples with {split}"
     for folder in folders[1:]:
         mine, theirs = (saved[str(each)]["data"]["fingerprint"] for each in (folders[0], folder))
-        if mine != theirs or not _same_split(folders[0], folder, saved, "validation"):
+        if not same_data(mine, theirs) or not _same_split(folders[0], folder, saved, "validation"):
             return "the runs have no validation split in common to fit a temperature on"
     return source
 

@@ -14,7 +14,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from jaxcnn.data import cache_dir
+from jaxcnn.data import private_cache
 from jaxcnn.errors import UserError, nearest
 
 AXIS = "data"
@@ -148,9 +148,10 @@ def set_up(platform: str | None, *, compilation_cache: bool) -> None:
     """Settings of JAX that must come before its first use."""
     if platform == "cpu":  # so that no accelerator is taken; a missing one is make_parallel's to say
         jax.config.update("jax_platforms", platform)
-    if compilation_cache and not jax.config.jax_compilation_cache_dir:  # type: ignore[attr-defined]
-        jax.config.update("jax_compilation_cache_dir", str(cache_dir() / "compiled"))
-    if compilation_cache:
+    folder = jax.config.jax_compilation_cache_dir  # type: ignore[attr-defined]
+    if compilation_cache and not folder and (folder := private_cache("compiled")):
+        jax.config.update("jax_compilation_cache_dir", str(folder))
+    if compilation_cache and folder:
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
         jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
     else:

@@ -15,6 +15,7 @@ from etils import epath
 from jaxcnn.config import Config, changed_fields, from_dict, to_dict
 from jaxcnn.errors import UserError
 from jaxcnn.files import write_atomically
+from jaxcnn.fingerprints import check_same_data
 
 _LOCK = ".lock"
 
@@ -97,11 +98,7 @@ def read_splits(workdir: epath.Path) -> dict[str, Any] | None:
 
 def check_data(workdir: epath.Path, saved: dict[str, Any], data: dict[str, Any]) -> None:
     """Raises UserError unless the data and their splits are those of the run. Both are data facts of a run."""
-    if saved["fingerprint"] != data["fingerprint"]:
-        raise UserError(
-            f"the data are not those that the run in {workdir} was trained on; pass another --workdir, or say where "
-            "the run's data lie (training: --config.data.dir, evaluating: --data_dir)"
-        )
+    check_same_data(saved["fingerprint"], data["fingerprint"], f"the run in {workdir}")
     if saved.get("splits") != data["splits"]:
         raise UserError(
             f"workdir {workdir} holds a run with other splits of the data, and no splits.npz of that run; pass another "

@@ -261,6 +261,10 @@ def test_data_dir_falls_back_to_the_environment(tmp_path: Path, monkeypatch: pyt
         ({"name": "tfds:shapes:9.9.9"}, "has version 1.0.0"),
         ({"name": "tfds:shapes", "dir": "gs://bucket/sets"}, "gs://bucket/sets.*copy the set"),
         ({"name": "tfds:shapes", "dir": "/nowhere"}, "no folder /nowhere"),
+        ({"name": "tfds:shapes", "dir": "~nosuchuser"}, "no home folder of '~nosuchuser'"),
+        ({"name": "tfds:" + "x" * 5000}, "is not prepared: looked in"),
+        ({"name": "tfds:shapes/" + "x" * 5000}, "is not prepared"),
+        ({"name": "tfds:shapes", "image_size": 10**30}, "at most 8,192 pixels"),
         ({"name": "tfds:shapes", "train_split": "trian"}, r"data.train_split='trian'.*did you mean 'train'\?"),
         ({"name": "tfds:shapes", "validation_split": "vali"}, "data.validation_split='vali'.*test, train"),
         ({"name": "tfds:shapes", "validation_split": "train"}, "learned from"),
@@ -419,6 +423,28 @@ def test_changed_data_is_decoded_again(tmp_path: Path, cached: Callable[..., tup
     assert (before != after).any()
     os.utime(shard, ns=(1, 1))
     assert cached()[0] == 40
+
+
+def test_a_small_part_of_a_large_set_is_not_all_decoded(
+    cached: Callable[..., tuple[int, Any, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_set(tmp_path)
+    monkeypatch.setattr(resident_module, "_ALWAYS_WHOLE", 0)
+    assert cached("validation")[0] == 4
+    assert [cached(name)[0] for name in ("train", "validation")] == [40, 0]
+
+
+def test_the_cache_is_private(
+    cached: Callable[..., tuple[int, Any, Any]], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    write_set(tmp_path)
+    cached()
+    for folder in (tmp_path / "cache", tmp_path / "cache" / "decoded"):
+        assert folder.stat().st_mode & 0o777 == 0o700
+    assert cached()[0] == 0
+    (tmp_path / "cache" / "decoded").chmod(0o770)  # another may have planted what to train on
+    assert [cached()[0] for _ in range(2)] == [36, 36]
+    assert caplog.text.count("others may write to") == 1
 
 
 @pytest.mark.parametrize("damage", ["flip", "truncate", "shape", "missing", "garbage"])

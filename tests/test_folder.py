@@ -5,8 +5,10 @@ import json
 import os
 import pickle
 import re
+import struct
 import subprocess
 import sys
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,11 +18,14 @@ import pytest
 from PIL import Image
 
 from jaxcnn.config import DataConfig
+from jaxcnn.data import arrays as arrays_module
 from jaxcnn.data import evaluation_batches, load_arrays, open_source
 from jaxcnn.data import folder as folder_module
 from jaxcnn.data.decoding import decode_any, decode_image, read_header, with_channels
 from jaxcnn.data.records import Source
+from jaxcnn.data.sources import open_stored
 from jaxcnn.errors import RunError, UserError
+from jaxcnn.files import open_regular
 from tests.fake_tfds import write_set
 from tests.nasty_images import damaged_images, encode, nasty_images, photo, write_classes
 
@@ -158,6 +163,8 @@ def test_the_mess_that_folders_are(tmp_path: Path) -> None:
     (cat / "a link.png").symlink_to(outside / "000.png")
     (cat / "linked").symlink_to(outside, target_is_directory=True)
     (cat / "nested" / "ring").symlink_to(tmp_path / "set", target_is_directory=True)
+    (cat / "nested" / "system").symlink_to("/proc/self", target_is_directory=True)  # whose links lead everywhere
+    (cat / "\x1b[2J.png").symlink_to(outside / "000.png")
     (cat / "nested" / "itself").symlink_to(cat / "nested", target_is_directory=True)
     source = opened("folder", tmp_path / "set", validation_fraction=0)
     names = identifiers(source, "train") + identifiers(source, "test")
@@ -165,6 +172,7 @@ def test_the_mess_that_folders_are(tmp_path: Path) -> None:
         "cat/UPPER.JPG",
         "cat/nested/deeper/猫 🐈.jpeg",
         "cat/a link.png",
+        "cat/\x1b[2J.png",
         *(f"cat/linked/00{i}.png" for i in range(3)),
     }
     assert len(names) == len(set(names)) == before + len(extra)
@@ -174,6 +182,26 @@ def test_the_mess_that_folders_are(tmp_path: Path) -> None:
     by_name = {records.identifier(record): record for record in range(len(records))}
     first = records[by_name["cat/000.png"]]["image"]
     np.testing.assert_array_equal(records[by_name["cat/UPPER.JPG"]]["image"], first)
+
+
+def test_links_that_multiply_and_folders_without_end(tmp_path: Path) -> None:
+    """Thirty folders with two links each to the next have a billion paths; a thousand within one another, one."""
+    write_classes(tmp_path / "set", PETS)
+    for number in range(30):
+        (tmp_path / str(number)).mkdir()
+        for name in ("one", "other"):
+            (tmp_path / str(number) / name).symlink_to(tmp_path / str(number + 1), target_is_directory=True)
+    write_classes(tmp_path, {"30": 1})
+    (tmp_path / "set" / "cat" / "link").symlink_to(tmp_path / "0", target_is_directory=True)
+    deep = [str(tmp_path / "set" / "dog") + "/a" * depth for depth in range(1, 1201)]
+    for folder in deep:
+        os.mkdir(folder)
+    try:
+        source = opened("folder", tmp_path / "set")
+    finally:  # pytest's own clearing up is recursive
+        for folder in reversed(deep):
+            os.rmdir(folder)
+    assert sum(map(len, source.splits.values())) == sum(PETS.values()) + 1
 
 
 def test_names_composed_and_decomposed_are_one_class(tmp_path: Path) -> None:
@@ -297,6 +325,11 @@ def _odd_name(root: Path) -> None:
     os.rename(root / "cat" / "000.png", os.fsencode(root) + b"/cat/\xff.png")
 
 
+def _pipe(root: Path) -> None:
+    write_classes(root, PETS)
+    os.mkfifo(root / "cat" / "x.png")
+
+
 def _broken_link(root: Path) -> None:
     write_classes(root, PETS)
     (root / "cat" / "x.png").symlink_to("gone.png")
@@ -320,6 +353,8 @@ FOLDER_MISTAKES: dict[str, tuple[Callable[[Path], Any], str]] = {
     "a split misspelled": (_splits(train=PETS, vaildation=PETS), r"'vaildation', which is none.* 'validation'\?"),
     "two validations": (_splits(train=PETS, val=PETS, valid=PETS), r"2 folders for validation"),
     "a name that is no text": (_odd_name, r"cannot be written in a list; rename it"),
+    "a name of two lines": (_classes(**{"cat": 2, "dog\rcat": 2}), r"'dog\\rcat/000.png' cannot be written in a list"),
+    "a pipe": (_pipe, r"cat/x.png cannot be read: a device or pipe, not a file"),
     "a link to nothing": (_broken_link, r"cat/x.png cannot be read: No such file"),
 }  # fmt: skip
 
@@ -334,6 +369,7 @@ def test_mistakes_in_the_name_are_answered_in_one_line(tmp_path: Path, monkeypat
     write_classes(tmp_path / "pets", PETS)
     for name in ("list.csv", "arrays.npz", "pets.zip", "notes.txt"):
         (tmp_path / name).write_text("")
+    (tmp_path / "nowhere").symlink_to("gone")
     monkeypatch.chdir(tmp_path)
     for name, says in {
         "folder:": "data.name='folder:' names no folder; pass --config.data.name=folder:PATH",
@@ -344,6 +380,14 @@ def test_mistakes_in_the_name_are_answered_in_one_line(tmp_path: Path, monkeypat
         "folder:pets.zip": "unpack it first",
         "folder:notes.txt": "expected PATH/CLASS/IMAGE",
         "folder:gs://bucket/pets": "only a local disk",
+        "folder:~nosuchuser/pets": "there is no home folder of '~nosuchuser'",
+        "folder:a\0b": "a path has no NUL",
+        "csv:" + "x" * 5000: "the name is too long",
+        "~\0": "is no known data set",
+        "folder:/proc/self": "is the system's own",
+        "npz:/dev/zero": "a device or pipe, not a file",
+        "csv:/dev/zero": "a device or pipe, not a file",
+        "csv:nowhere": "is a link that leads nowhere",
         "csv:pets": r"is a folder, not a file; did you mean folder:pets\?",
         "csv:": "names no csv",
         "npz:pets.npz": "there is no 'pets.npz'",
@@ -363,9 +407,9 @@ def test_a_file_that_may_not_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyP
     def forbidden(path: Any, *rest: Any) -> Any:
         if str(path).endswith("003.png"):
             raise PermissionError(13, "Permission denied", path)
-        return open(path, *rest)
+        return open_regular(path, *rest)
 
-    monkeypatch.setattr(folder_module, "open", forbidden, raising=False)
+    monkeypatch.setattr(folder_module, "open_regular", forbidden)
     assert re.search(r"cat/003.png cannot be read: Permission denied", refused("folder", tmp_path))
 
     def closed(path: Any) -> Any:
@@ -455,6 +499,13 @@ def lines(heading: str, *, delimiter: str = ",", split: bool = False) -> str:
         (lines(" Path;LABEL", delimiter=";"), "utf-8-sig"),
         (lines("path\tlabel", delimiter="\t"), "utf-8"),
         (lines("path,label").replace("/", "\\"), "utf-8"),
+        (
+            lines("path;label", delimiter=";")
+            .replace("l\r", "l;a, note, or two\r")
+            .replace("0\r", "0;\r")
+            .replace("9\r", "9;x\r"),
+            "utf-8",
+        ),
     ],
 )
 def test_a_list_of_files(tmp_path: Path, text: str, encoding: str) -> None:
@@ -502,14 +553,23 @@ CSV = "path,label\nimages/cat/000.png,cat\nimages/dog/000.png,dog\n"
         ("path,label,split\nimages/cat/000.png,cat,train\nimages/cat/000.png,cat,test\n", "splits train and test"),
         ("path,label,split\nimages/cat/000.png,cat,test\n", "has test, but no train"),
         ("path,label\nimages/cat/000.png,cat\n", "only one class, 'cat'"),
-        ("path,label\nimages/cat,cat\nimages/dog,dog\n", "line 2: images/cat cannot be read: Is a directory"),
+        ("path,label\nimages/cat,cat\nimages/dog,dog\n", "line 2: images/cat cannot be read: a folder, not a file"),
         ("path,label\n\udcff,cat\n", "is not UTF-8"),
+        (CSV + "images/cat/\0.png,cat\n", r"line 4 has the control character '\\x00' in its path; take it out"),
+        (CSV + "images/cat/001.png,a\x1b[2J\n", r"line 4 has the control character '\\x1b' in its label"),
+        (CSV + "a" * 200_000 + ",cat\n", "line 4 is no CSV: field larger than field limit"),
+        (CSV + "/dev/zero,cat\n", "line 4: /dev/zero cannot be read: a device or pipe, not a file"),
     ],
 )  # fmt: skip
 def test_mistakes_in_a_list_are_answered_in_one_line(tmp_path: Path, text: str, says: str) -> None:
     file = write_csv(tmp_path, "")
     file.write_bytes(text.encode(errors="surrogateescape"))
     assert re.search(says, refused("csv", file))
+
+
+def test_a_label_of_two_lines_is_one_name(tmp_path: Path) -> None:
+    file = write_csv(tmp_path, lines("path,label").replace(",10", ',"ten\r\n or so"'))
+    assert opened("csv", file).class_names == ("9", "ten or so")
 
 
 # ---- npz
@@ -609,10 +669,53 @@ def test_levels_that_are_exact_are_taken(tmp_path: Path) -> None:
         ({"x_train": levels(), "y_train": LABELS, "x_test": levels(shape=(7, 5)), "y_test": LABELS}, "other shapes"),
         ({"images": np.array([{}]), "labels": LABELS}, "Python objects"),
         ({"images": levels(), "labels": LABELS, "class_names": ["a", "b"]}, "2 names for 3 classes"),
+        ({"images": levels(), "labels": LABELS, "class_names": 5}, r"class_names is int64 of shape \(\); expected str"),
+        ({"images": levels(), "labels": np.int64(3)}, "30 images, but labels has 0 labels"),
+        ({"images": levels(), "labels": np.where(LABELS == 2, 2**31 - 2, LABELS)}, "of labels is 2,147,483,646"),
     ],
 )  # fmt: skip
 def test_mistakes_in_arrays_are_answered_in_one_line(tmp_path: Path, arrays: dict[str, Any], says: str) -> None:
     assert re.search(says, refused("npz", write_npz(tmp_path, **arrays)))
+
+
+@pytest.mark.parametrize("code", [0x110000, 0xD800])
+def test_names_that_are_no_text(tmp_path: Path, code: int) -> None:
+    names = np.array([97, 98, code], np.uint32).view("<U1")
+    with pytest.raises(RunError, match="is damaged"):
+        opened("npz", write_npz(tmp_path, images=levels(), labels=LABELS, class_names=names))
+
+
+def test_a_part_is_enough_to_measure_on(tmp_path: Path) -> None:
+    file = write_npz(tmp_path, x_test=levels(), y_test=LABELS)
+    assert "expected x_train and y_train" in refused("npz", file)
+    stored = open_stored(DataConfig(name=f"npz:{file}"), partial=True)
+    assert (list(stored.splits), stored.class_names) == (["test"], ("0", "1", "2"))
+
+
+def lying_npz(file: Path, shape: str, content: bytes) -> None:
+    """An npz whose images say that they have `shape`."""
+    heading = f"{{'descr': '|u1', 'fortran_order': False, 'shape': {shape}, }}".ljust(117) + "\n"
+    labels = io.BytesIO()
+    np.save(labels, np.arange(2))
+    with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("images.npy", b"\x93NUMPY\x01\0" + struct.pack("<H", 118) + heading.encode() + content)
+        archive.writestr("labels.npy", labels.getvalue())
+
+
+@pytest.mark.parametrize("shape", ["(2, 10000000, 10000000)", "(-1, 8, 8)", "'x'", "(2, 8, 8)", "((2, 8"])
+def test_an_npz_that_lies_is_not_unpacked(tmp_path: Path, shape: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(arrays_module, "_read", None)
+    lying_npz(tmp_path / "arrays.npz", shape, b"\0" * 100)
+    with pytest.raises(RunError, match="is damaged") as error:
+        opened("npz", tmp_path / "arrays.npz")
+    assert "\n" not in str(error.value)
+
+
+def test_an_npz_that_fills_the_memory_is_not_unpacked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(arrays_module, "_read", None)
+    monkeypatch.setattr(arrays_module, "_ALWAYS_TAKEN", 1 << 20)
+    lying_npz(tmp_path / "arrays.npz", "(2, 2000, 1000)", bytes(4_000_000))
+    assert re.search(r"unpacks from 4,\d\d\d to 4,000,016 bytes", refused("npz", tmp_path / "arrays.npz"))
 
 
 def test_a_damaged_npz(tmp_path: Path) -> None:
@@ -623,6 +726,75 @@ def test_a_damaged_npz(tmp_path: Path) -> None:
         with pytest.raises(RunError, match=r"damaged") as error:
             opened("npz", file)
         assert "\n" not in str(error.value)
+
+
+# ---- by chance
+
+
+ODD = (
+    b"\0",
+    b"\n",
+    b"\r",
+    b'"',
+    b";",
+    b"\t",
+    b"../",
+    b"/dev/zero",
+    b"\xff",
+    b"\x1b[2J",
+    b"99999999999",
+    b"-1",
+    b"(",
+    b"|O",
+)
+
+
+def mutated(content: bytes, generator: np.random.Generator) -> bytes:
+    changed = bytearray(content)
+    for _ in range(generator.choice([1, 1, 2, 4, 10])):
+        at = int(generator.integers(len(changed) + 1))
+        match generator.integers(4):
+            case 0:
+                changed[at : at + 1] = bytes([generator.integers(256)])
+            case 1:
+                changed[at:at] = ODD[generator.integers(len(ODD))]
+            case 2:
+                del changed[at : at + int(generator.integers(1, 20))]
+            case 3:
+                changed[at:at] = changed[generator.integers(len(changed)) :][: int(generator.integers(1, 40))]
+    return bytes(changed)
+
+
+def remade(file: Path, generator: np.random.Generator) -> bytes:
+    """An npz, whole, of which the beginning of one array is mutated."""
+    content = io.BytesIO()
+    with zipfile.ZipFile(file) as before, zipfile.ZipFile(content, "w", zipfile.ZIP_DEFLATED) as after:
+        chosen = generator.choice(before.namelist())
+        for name in before.namelist():
+            array = before.read(name)
+            after.writestr(name, mutated(array[:128], generator) + array[128:] if name == chosen else array)
+    return content.getvalue()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.filterwarnings("ignore:Reading")  # numpy's, of arrays of Python 2
+def test_mutations_are_read_or_refused(tmp_path: Path, seed: int) -> None:
+    """1,000 lists and 1,000 arrays: no error but ours."""
+    generator = np.random.default_rng(seed)
+    listed = write_csv(tmp_path, lines("path;label;split", delimiter=";", split=True)).read_bytes()
+    arrays = write_npz(tmp_path, images=levels(), labels=LABELS, class_names=["a", "b", "c"])
+    found = {"opened": 0, "refused": 0}
+    for _ in range(1000):
+        (tmp_path / "odd.csv").write_bytes(mutated(listed, generator))
+        (tmp_path / "odd.npz").write_bytes(remade(arrays, generator))
+        for kind in ("csv", "npz"):
+            try:
+                open_stored(DataConfig(name=f"{kind}:{tmp_path}/odd.{kind}"))
+                found["opened"] += 1
+            except (UserError, RunError):
+                found["refused"] += 1
+    assert min(found.values()) > 10
 
 
 # ---- the command

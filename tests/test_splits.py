@@ -26,7 +26,7 @@ from jaxcnn.data import sources as sources_module
 from jaxcnn.data import splits as splits_module
 from jaxcnn.data.exclusion import read_exclusion, write_exclusion
 from jaxcnn.data.order import Classes
-from jaxcnn.data.records import ImagesInMemory, JoinedRecords, Split, StoredSet, fingerprint_of
+from jaxcnn.data.records import ImagesInMemory, JoinedRecords, Split, StoredSet
 from jaxcnn.data.splits import (
     assign_splits,
     holdout_order,
@@ -40,10 +40,12 @@ from jaxcnn.data.splits import (
 from jaxcnn.data.tfds import TfdsRecords
 from jaxcnn.errors import Preempted, UserError
 from jaxcnn.feed import ResidentFeed
+from jaxcnn.fingerprints import fingerprint_of
 from jaxcnn.losses import class_weights, make_loss
 from jaxcnn.whole_run import Hyperparameters, pieces_of, train_in_chunks
 from tests import runs
 from tests.fake_tfds import shard_path, write_set
+from tests.nasty_images import write_classes
 from tests.runs import small_config
 from tests.test_loop import stop_at  # noqa: F401
 
@@ -121,6 +123,40 @@ def test_slices_make_the_three_splits() -> None:
     assert {records for records, _ in members(splits["validation"])} == {"train", "validation"}
     splits = assign_splits(DataConfig(test_split="validation"), stored)
     assert not num_shared(splits["validation"], splits["test"])
+
+
+def test_slices_of_files_have_all_classes(tmp_path: Path) -> None:
+    """Files lie class by class, so that slices are of another order."""
+    write_classes(tmp_path, {"ant": 20, "bee": 9, "cat": 1})
+    parts = [f"train[{start}%:{start + 25}%]" for start in (0, 25, 50, 75)]
+    taken = []
+    for seed, part in itertools.product((0, 1), parts):
+        data = DataConfig(
+            name=f"folder:{tmp_path}", train_split=part, test_split=parts[parts.index(part) - 1],
+            validation_fraction=0, split_seed=seed,
+        )  # fmt: skip
+        split = open_source(data).splits["train"]
+        assert (np.abs(np.bincount(classes_in(split), minlength=3)[:2] - [5, 2.25]) <= 1).all()
+        assert (np.diff(split.indices) > 0).all()
+        assert (part == parts[0]) == (2 in classes_in(split))  # the only one of a class goes to the first part
+        taken.append(split.indices)
+    for quarters in (taken[:4], taken[4:]):
+        np.testing.assert_array_equal(np.sort(np.concatenate(quarters)), np.arange(30))
+    assert not np.array_equal(taken[0], taken[4])
+
+
+def test_classes_that_train_lacks_are_told(tfds_set: Path, caplog: pytest.LogCaptureFixture) -> None:
+    for data, says in (
+        (DataConfig(train_split="train[:2]", validation_fraction=0), "digits: train has no example of 8 of 10 classes"),
+        (DataConfig(name="tfds:shapes", dir=str(tfds_set), train_split="train[:1]", validation_fraction=0),
+         "tfds:shapes: train has no example of"),
+    ):  # fmt: skip
+        caplog.clear()
+        open_source(data)
+        assert [record.getMessage()[: len(says)] for record in caplog.records] == [says]
+    caplog.clear()
+    open_source(DataConfig())
+    assert not caplog.records
 
 
 @pytest.mark.parametrize(
@@ -299,6 +335,13 @@ def test_what_is_kept_gives_the_splits_back(fields: dict[str, Any]) -> None:
         assert [again[name][i]["image"].item() for i in range(7)] == [split[i]["image"].item() for i in range(7)]
     with pytest.raises(UserError, match="data are not those"):
         restore_splits(record_numbers(splits, stored, "fingerprint"), stored, "other")
+    for planted in (
+        {"train/0/train": np.array([10**12])},
+        {"train/0/train": np.array([-1])},
+        {"train/0/no": np.zeros(1)},
+    ):
+        with pytest.raises(UserError, match="that the data do not have"):
+            restore_splits({"fingerprint": np.array("f"), **planted}, stored, "f")
 
 
 def test_a_test_that_chose_the_weights_is_said() -> None:
@@ -394,8 +437,17 @@ def test_a_list_is_left_out_before_all_else(tmp_path: Path, monkeypatch: Any) ->
     other.write_bytes(b"\xff\xfe\x00")
     with pytest.raises(UserError, match="cannot be read"):
         open_source(DataConfig(exclude=str(other)))
-    with pytest.raises(UserError, match="cannot stand in an exclusion list"):
-        write_exclusion(other, [("a\nb", "")])
+    other.write_bytes(b"train:7\r\n# of another editor\r\ntrain:202\r\ntest:0\r\n")
+    assert read_exclusion(str(other)).digest == read_exclusion(str(file)).digest
+    other.write_bytes(b"train:7\ntrain:1\rtrain:2\n")
+    with pytest.raises(UserError, match=r"line 2 has the control character '\\r'"):
+        read_exclusion(str(other))
+    for name in ("a\nb", "a\rb", "a\x85b", "\ufeffa", "#a", " a", ""):
+        with pytest.raises(UserError, match="cannot stand in an exclusion list"):
+            write_exclusion(other, [(name, "")])
+    for unknown in ("~nosuchuser/list", "a\0b", "/dev/zero"):
+        with pytest.raises(UserError, match="cannot be read"):
+            read_exclusion(unknown)
 
 
 def test_a_list_is_part_of_what_a_run_is(tmp_path: Path) -> None:

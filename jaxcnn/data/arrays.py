@@ -1,6 +1,8 @@
 """A user's own arrays: `npz:PATH`, as Keras (x_train, y_train, …) and MedMNIST (train_images, …) write them."""
 
 import hashlib
+import os
+import sys
 import zipfile
 import zlib
 from collections.abc import Iterator, Sequence
@@ -10,8 +12,10 @@ from pathlib import Path
 import numpy as np
 
 from jaxcnn.data.decoding import with_channels
-from jaxcnn.data.records import Example, Progress, Split, StoredSet, fingerprint_of, one_line
+from jaxcnn.data.records import Example, Progress, Split, StoredSet, one_line
 from jaxcnn.errors import RunError, UserError, nearest
+from jaxcnn.files import open_regular
+from jaxcnn.fingerprints import fingerprint_of
 
 # Where the images and the labels of a split may stand; {} is the split's name.
 _KEYS = (("x_{}", "y_{}"), ("{}_images", "{}_labels"))
@@ -19,6 +23,8 @@ _WHOLE = (("images", "labels"), ("x", "y"))  # of a set that has no splits
 _SPLITS = {"train": ("train",), "validation": ("validation", "val", "valid"), "test": ("test",)}
 _CLASS_NAMES = "class_names"  # may stand in the file too
 
+_MOST_CLASSES = 100_000  # or as many as there are images
+_ALWAYS_TAKEN = 1 << 30  # bytes of arrays, however small the file
 _SUM_TOLERANCE = 1e-3  # of a soft label's shares
 _EXACT = 1e-3  # levels by which float32 misses
 _EXACT_FLOAT16 = 0.13
@@ -59,38 +65,19 @@ class ArrayRecords:
         return (self[int(record)] for record in records)
 
 
-def open_npz(full_name: str, file: Path, *, channels: int | None = None) -> StoredSet:
+def open_npz(full_name: str, file: Path, *, channels: int | None = None, partial: bool = False) -> StoredSet:
     """Images uint8 [N, H, W] or [N, H, W, C], or floats that are exactly levels of 8 bits; labels int or one-hot.
 
-    Labels float [N, K] whose rows sum to one stay soft.
+    Labels float [N, K] whose rows sum to one stay soft. `partial`: it is measured on, not learned from: as open_files.
     """
-    try:
-        with file.open("rb") as opened:
-            if not zipfile.is_zipfile(opened):
-                raise RunError(f"{full_name} is no npz file, or damaged; save it again by np.savez(images=…, labels=…)")
-            opened.seek(0)
-            archive = np.load(opened)
-            keys = _find_keys(full_name, archive.files)
-            arrays = {split: (archive[images], archive[labels]) for split, (images, labels) in keys.items()}
-            given_names = archive[_CLASS_NAMES] if _CLASS_NAMES in archive.files else None
-    except OSError as error:
-        raise UserError(f"{full_name} cannot be read: {error.strerror or one_line(error)}") from None
-    except (ValueError, EOFError, zlib.error, zipfile.BadZipFile) as error:
-        if "allow_pickle" in str(error):
-            raise UserError(f"{full_name} holds Python objects; save plain arrays: images uint8, labels int") from None
-        raise RunError(f"{full_name} is damaged ({one_line(error)}); save it again") from error
-
-    for split, (images_key, labels_key) in keys.items():
-        images, labels = arrays[split]
-        _check_images(full_name, images_key, images)
-        if len(images) != len(labels):
-            raise UserError(
-                f"{full_name}: {images_key} has {len(images):,} images, but {labels_key} has {len(labels):,} labels"
-            )
+    keys, read = _load(full_name, file, partial=partial)
+    names = read[_CLASS_NAMES].tolist() if _CLASS_NAMES in read else None
+    arrays = {split: (read.pop(images), read.pop(labels)) for split, (images, labels) in keys.items()}
     brightest = max((float(images.max()) for images, _ in arrays.values() if images.dtype.kind == "f"), default=0.0)
     scale = 255 if brightest <= 1 else 1  # one for all splits
     targets = {split: _targets(full_name, keys[split][1], labels) for split, (_, labels) in arrays.items()}
-    class_names = _class_names(full_name, given_names, {keys[split][1]: targets[split] for split in keys})
+    labelled = {keys[split][1]: targets[split] for split in keys}
+    class_names = _class_names(full_name, names, labelled, partial=partial)
     splits, facts = {}, []
     for split, (key, _) in keys.items():
         images, labels = _levels(full_name, key, arrays.pop(split)[0], scale), targets[split]
@@ -108,7 +95,84 @@ def open_npz(full_name: str, file: Path, *, channels: int | None = None) -> Stor
     return StoredSet(class_names, shapes.pop(), splits, fingerprint_of("npz", class_names, facts))
 
 
-def _find_keys(full_name: str, found: Sequence[str]) -> dict[str, tuple[str, str]]:
+def _load(full_name: str, file: Path, *, partial: bool) -> tuple[dict[str, tuple[str, str]], dict[str, np.ndarray]]:
+    """The names of each split's images and labels, and the arrays under these names; class names are str."""
+    try:
+        with open_regular(file) as opened:
+            if not zipfile.is_zipfile(opened):
+                raise RunError(f"{full_name} is no npz file, or damaged; save it again by np.savez(images=…, labels=…)")
+            archive = zipfile.ZipFile(opened)
+            members = {name.removesuffix(".npy"): name for name in archive.namelist()}
+            keys = _find_keys(full_name, list(members), partial=partial)
+            used = {name for pair in keys.values() for name in pair} | ({_CLASS_NAMES} & members.keys())
+            headers = {name: _header(archive, members[name]) for name in used}
+            _check_headers(full_name, keys, headers, file.stat().st_size)
+            arrays = {name: _read(archive, members[name]) for name in used}
+            if _CLASS_NAMES in arrays:
+                arrays[_CLASS_NAMES] = _as_text(arrays[_CLASS_NAMES])
+            return keys, arrays
+    except OSError as error:
+        raise UserError(f"{full_name} cannot be read: {error.strerror or one_line(error)}") from None
+    except (ValueError, KeyError, EOFError, zlib.error, zipfile.BadZipFile, RuntimeError) as error:
+        raise RunError(f"{full_name} is damaged ({one_line(error)}); save it again") from error
+
+
+def _header(archive: zipfile.ZipFile, member: str) -> np.ndarray:
+    """The shape and dtype of a stored array, as one that takes no memory. ValueError where it is not so long."""
+    with archive.open(member) as file:
+        read = {1: np.lib.format.read_array_header_1_0, 2: np.lib.format.read_array_header_2_0}
+        try:
+            shape, _, dtype = read[np.lib.format.read_magic(file)[0]](file)
+        except Exception as error:  # numpy parses it as Python, whose tokenizer has errors of its own
+            raise ValueError(f"{member} begins with no header: {one_line(error)}") from None
+        length = archive.getinfo(member).file_size - file.tell()
+    hollow = np.broadcast_to(np.zeros((), dtype), shape)
+    if hollow.nbytes != length and not dtype.hasobject:
+        raise ValueError(f"{member} says that it has {hollow.nbytes:,} bytes, and has {length:,}")
+    return hollow
+
+
+def _read(archive: zipfile.ZipFile, member: str) -> np.ndarray:
+    with archive.open(member) as file:
+        return np.asarray(np.lib.format.read_array(file))  # which refuses Python objects
+
+
+def _as_text(array: np.ndarray) -> np.ndarray:
+    """Names as str [K]. ValueError where a character is none of Unicode's, or half of one."""
+    names = np.ascontiguousarray(array.astype(str))
+    if (names.view(np.uint32) > sys.maxunicode).any():
+        raise ValueError(f"{_CLASS_NAMES} is no text")
+    "".join(names.tolist()).encode()
+    return names
+
+
+def _check_headers(
+    full_name: str, keys: dict[str, tuple[str, str]], headers: dict[str, np.ndarray], file_size: int
+) -> None:
+    """What can be seen before anything is unpacked. Arrays that were made to fill the memory shrink a thousandfold."""
+    if any(header.dtype.hasobject for header in headers.values()):
+        raise UserError(f"{full_name} holds Python objects; save plain arrays: images uint8, labels int")
+    for images, labels in keys.values():
+        _check_images(full_name, images, headers[images])
+        number, other = len(headers[images]), (headers[labels].shape or (0,))[0]
+        if number != other:
+            raise UserError(f"{full_name}: {images} has {number:,} images, but {labels} has {other:,} labels")
+    names = headers.get(_CLASS_NAMES)
+    if names is not None and (names.ndim != 1 or names.dtype.kind not in "Uiu"):
+        raise UserError(f"{full_name}: {_CLASS_NAMES} is {names.dtype} of shape {names.shape}; expected str [K]")
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    size, most = (
+        sum(header.nbytes for header in headers.values()),
+        min(max(_ALWAYS_TAKEN, 100 * file_size), memory // 2),
+    )
+    if size > most:
+        raise UserError(
+            f"{full_name} unpacks from {file_size:,} to {size:,} bytes; at most {most:,} are taken here (half of the "
+            "memory, a hundred times the file): save the images as files"
+        )
+
+
+def _find_keys(full_name: str, found: Sequence[str], *, partial: bool) -> dict[str, tuple[str, str]]:
     """The names of each split's images and labels."""
     pairs = [
         (split, images.format(spelling), labels.format(spelling))
@@ -122,7 +186,7 @@ def _find_keys(full_name: str, found: Sequence[str]) -> dict[str, tuple[str, str
             keys.setdefault(split, (images, labels))
     known = {name for _, *pair in pairs for name in pair}
     unpaired = [name for name in found if name in known and not any(name in pair for pair in keys.values())]
-    if "train" not in keys or unpaired:
+    if ("train" not in keys and not (partial and keys)) or unpaired:
         odd = [name for name in found if name not in known and name != _CLASS_NAMES] or unpaired or [""]
         raise UserError(
             f"{full_name} has {', '.join(found) or 'no arrays'}; expected x_train and y_train, train_images and "
@@ -180,14 +244,21 @@ def _targets(full_name: str, key: str, array: np.ndarray) -> np.ndarray:
     return labels.astype(np.int32)
 
 
-def _class_names(full_name: str, given: np.ndarray | None, targets: dict[str, np.ndarray]) -> tuple[str, ...]:
-    """Those that the file gives, else the numbers of train's labels. `targets` has train first."""
+def _class_names(
+    full_name: str, given: list[str] | None, targets: dict[str, np.ndarray], *, partial: bool
+) -> tuple[str, ...]:
+    """Those that the file gives, else the numbers of train's labels; `partial`: of all. `targets` has train first."""
     counts = {key: array.shape[1] if array.ndim == 2 else int(array.max()) + 1 for key, array in targets.items()}
     train, count = next(iter(counts.items()))
-    names = [str(name) for name in given] if given is not None else [str(number) for number in range(count)]
+    count = max(counts.values()) if partial else count
+    if count > (most := max(_MOST_CLASSES, *map(len, targets.values()))):
+        raise UserError(
+            f"{full_name}: a label of {train} is {count - 1:,}, as of more than {most:,} classes; number them from 0 on"
+        )
+    names = given if given is not None else [str(number) for number in range(count)]
     if len(set(names)) < len(names) or len(names) < count:
         raise UserError(f"{full_name}: {_CLASS_NAMES} has {len(set(names))} names for {count} classes")
-    if len(names) < 2:
+    if len(names) < 2 and not partial:
         raise UserError(f"{full_name}: {train} has only one class: there is nothing to tell apart")
     for key, array in targets.items():
         if counts[key] > len(names) or (array.ndim == 2 and array.shape[1] != len(names)):

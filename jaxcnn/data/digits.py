@@ -8,8 +8,10 @@ from pathlib import Path
 import numpy as np
 
 from jaxcnn.data.order import HOLDOUT_STREAM
-from jaxcnn.data.records import ImagesInMemory, Split, StoredSet, fingerprint_of
+from jaxcnn.data.records import ImagesInMemory, Split, StoredSet
 from jaxcnn.errors import UserError
+from jaxcnn.files import read_bytes
+from jaxcnn.fingerprints import fingerprint_of
 
 
 def open_digits() -> StoredSet:
@@ -33,8 +35,8 @@ def _digits_table() -> tuple[np.ndarray, np.ndarray]:
         raise UserError("data.name='digits' comes with scikit-learn: pip install scikit-learn")
     table = Path(package.submodule_search_locations[0]) / "datasets" / "data" / "digits.csv.gz"
     if table.exists():
-        with gzip.open(table, "rt") as lines:
-            values = np.loadtxt(lines, delimiter=",", dtype=np.int64)
+        lines = gzip.decompress(read_bytes(table, limit=1 << 20)).decode().splitlines()
+        values = np.loadtxt(lines, delimiter=",", dtype=np.int64)
         return values[:, :-1], values[:, -1]
     from sklearn.datasets import load_digits
 

@@ -1,10 +1,11 @@
 """Exclusion lists: text files of record identifiers, one a line, that a run leaves out.
 
-`#` begins a comment where it is a line's first character. Nothing here changes the data.
+`#` begins a comment where it is a line's first character. A line ends with a line feed, and with a carriage return
+before it in lists from other editors; within one there are no control characters. Nothing here changes the data.
 """
 
 import hashlib
-import os
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +14,9 @@ import numpy as np
 
 from jaxcnn.data.records import Records, Split, one_line
 from jaxcnn.errors import UserError
+from jaxcnn.files import read_text, user_path, write_atomically
+
+_CONTROL = re.compile("[\x00-\x1f\x7f-\x9f]")
 
 
 @dataclass(frozen=True)
@@ -31,14 +35,24 @@ class Exclusion:
 def read_exclusion(file: str) -> Exclusion:
     """Raises UserError where the list cannot be read."""
     try:
-        lines = Path(file).expanduser().read_text(encoding="utf-8-sig").split("\n")
+        lines = read_text(user_path(file)).split("\n")
     except (OSError, ValueError) as error:
         raise UserError(
             f"data.exclude={file!r} cannot be read ({one_line(error)}); give a text file of record "
             "identifiers, one a line"
         ) from None
-    named = (line.strip() for line in lines if not line.startswith("#"))
-    return Exclusion(file, tuple(dict.fromkeys(line for line in named if line)))
+    named: dict[str, None] = {}
+    for number, line in enumerate(lines, start=1):
+        identifier = line.strip()
+        if not identifier or line.startswith("#"):
+            continue
+        if control := _CONTROL.search(identifier):
+            raise UserError(
+                f"data.exclude={file!r}: line {number} has the control character {control[0]!r}, which no record's "
+                "name has in a list; write the list anew, a name a line"
+            )
+        named[identifier] = None
+    return Exclusion(file, tuple(named))
 
 
 def write_exclusion(file: Path, entries: Iterable[tuple[str, str]], *, comments: Sequence[str] = ()) -> None:
@@ -56,15 +70,14 @@ def write_exclusion(file: Path, entries: Iterable[tuple[str, str]], *, comments:
     lines = [f"# {comment}" for comment in comments]
     reason_before = ""
     for identifier, reason in entries:
-        if identifier != identifier.strip() or not identifier or identifier.startswith("#") or "\n" in identifier:
+        unusable = not identifier or identifier != identifier.strip() or identifier.startswith(("#", "\ufeff"))
+        if unusable or _CONTROL.search(identifier):
             raise UserError(f"the record {identifier!r} cannot stand in an exclusion list; rename its file")
         if reason != reason_before:
             lines.append(f"# {one_line(Exception(reason))}")
             reason_before = reason
         lines.append(identifier)
-    partial = file.with_name(f".{file.name}.{os.getpid()}.partial")
-    partial.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
-    partial.replace(file)
+    write_atomically(file, "".join(f"{line}\n" for line in lines))
 
 
 def without(stored: dict[str, Split], exclusion: Exclusion, set_name: str) -> tuple[dict[str, Split], int]:

@@ -4,6 +4,7 @@ Opening lists the files and reads the header of each; every mistake that can be 
 """
 
 import csv
+import io
 import logging
 import os
 import re
@@ -13,14 +14,18 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 
 from jaxcnn.data.decoding import decode_any, read_header
-from jaxcnn.data.records import DamagedRecordError, Example, Split, StoredSet, fingerprint_of, one_line
+from jaxcnn.data.records import DamagedRecordError, Example, Split, StoredSet, one_line
 from jaxcnn.data.resident import Progress
 from jaxcnn.errors import RunError, UserError, nearest
+from jaxcnn.files import open_regular, read_text, user_path
+from jaxcnn.fingerprints import content_digest, fingerprint_of_files
 
 SUFFIXES = (
     ".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".gif", ".bmp", ".dib", ".tif", ".tiff", ".webp", ".avif", ".heic",
@@ -30,6 +35,9 @@ SPLITS = {"train": "train", "validation": "validation", "val": "validation", "va
 
 _LAYOUT = "expected PATH/CLASS/IMAGE or PATH/SPLIT/CLASS/IMAGE, where SPLIT is train, validation or test"
 _NOT_DATA = frozenset(("thumbs.db", "desktop.ini", "__macosx", "@eadir", "lost+found", "$recycle.bin"))
+_NOT_IN_LISTS = re.compile("[\n\r\ud800-\udfff]")  # ends of lines, and what is no UTF-8
+_LARGEST_LIST = 1 << 28  # bytes of a CSV: some millions of lines
+_LONGEST_HEADING = 1 << 16  # characters of a CSV's first line
 _CHUNK = 256  # headers a thread reads at a time
 _PATIENCE = 2.0  # seconds before progress is told
 
@@ -45,6 +53,7 @@ class FileRecords:
     paths: tuple[str, ...]  # below root, with /
     classes: np.ndarray  # int32 [N]
     image_shape: tuple[int | None, int | None, int]
+    class_by_class: ClassVar[bool] = True  # so that slices are of another order: splits.py
 
     @property
     def files(self) -> tuple[Path, ...]:
@@ -158,28 +167,23 @@ def open_csv(
     listed: dict[str, list[_File]] = {}
     seen: dict[str, tuple[int, str, str]] = {}
     try:
-        with file.open(encoding="utf-8-sig", newline="") as lines:
-            for line, row in _rows(full_name, lines):
-                path, label = row["path"].replace("\\", "/"), unicodedata.normalize("NFC", row["label"])
-                split = row.get("split", "train")
-                for column, value in (("path", path), ("label", label), ("split", split)):
-                    if not value:
-                        raise UserError(f"{full_name}: line {line} has an empty {column}")
-                if split.lower() not in SPLITS:
-                    raise UserError(f"{full_name}: line {line} has split {split!r}; {nearest(split, SPLITS)}")
-                split, path = SPLITS[split.lower()], _below(file.parent, path)
-                if path in seen:
-                    before, other, other_split = seen[path]
-                    what = f"labels {other!r} and {label!r}" if other != label else f"splits {other_split} and {split}"
-                    raise UserError(f"{full_name}: lines {before} and {line} both list {path} ({what}); keep one")
-                seen[path] = line, label, split
-                listed.setdefault(split, []).append(_File(path, label, f"line {line}: "))
-    except OSError as error:
-        raise UserError(f"{full_name} cannot be read: {_reason(error)}") from None
+        text = read_text(file, limit=_LARGEST_LIST)
     except UnicodeDecodeError:
         raise UserError(f"{full_name} is not UTF-8; save it as CSV in UTF-8") from None
-    except csv.Error as error:
-        raise UserError(f"{full_name} is no CSV: {one_line(error)}") from None
+    except (OSError, ValueError) as error:
+        raise UserError(f"{full_name} cannot be read: {_reason(error)}") from None
+    for line, row in _rows(full_name, text):
+        split = row["split"].lower()
+        if split not in SPLITS:
+            raise UserError(f"{full_name}: line {line} has split {row['split']!r}; {nearest(split, SPLITS)}")
+        split, label = SPLITS[split], unicodedata.normalize("NFC", row["label"])
+        path = _below(file.parent, row["path"].replace("\\", "/"))
+        if path in seen:
+            before, other, other_split = seen[path]
+            what = f"labels {other!r} and {label!r}" if other != label else f"splits {other_split} and {split}"
+            raise UserError(f"{full_name}: lines {before} and {line} both list {path} ({what}); keep one")
+        seen[path] = line, label, split
+        listed.setdefault(split, []).append(_File(path, label, f"line {line}: "))
     if not listed:
         raise UserError(f"{full_name} lists no image; it has a heading and nothing below")
     return open_files(
@@ -224,9 +228,9 @@ def open_files(
     listed = {split: sorted(files, key=lambda f: (numbers[f.class_name], f.path)) for split, files in listed.items()}
     every = [file for files in listed.values() for file in files]
     for file in every:
-        if "\n" in file.path or any("\ud800" <= letter <= "\udfff" for letter in file.path):
+        if _NOT_IN_LISTS.search(file.path):
             raise UserError(f"{full_name}: the name of {file.path!a} cannot be written in a list; rename it")
-    num_bytes, shapes = _read_headers(full_name, root, every, progress, damaged=damaged)
+    num_bytes, contents, shapes = _read_headers(full_name, root, every, progress, damaged=damaged)
     known = shapes[shapes[:, 2] > 0]
     height, width = (int(known[0, axis]) if len(set(known[:, axis])) == 1 else None for axis in (0, 1))
     image_shape = (height, width, channels or int(known[:, 2].max()))
@@ -239,7 +243,8 @@ def open_files(
         )
     facts = [(file.path, file.class_name, size) for file, size in zip(every, num_bytes.tolist(), strict=True)]
     sizes = {split: len(files) for split, files in listed.items()}
-    return StoredSet(class_names, image_shape, splits, fingerprint_of("files", sizes, facts), known[:, :2])
+    fingerprint = fingerprint_of_files("files", sizes, facts, contents=contents)
+    return StoredSet(class_names, image_shape, splits, fingerprint, known[:, :2])
 
 
 def find_path(full_name: str, kind: str, rest: str, data_dir: str | None) -> Path:
@@ -248,9 +253,14 @@ def find_path(full_name: str, kind: str, rest: str, data_dir: str | None) -> Pat
         raise UserError(f"data.name={full_name!r} names no {kind}; pass --config.data.name={kind}:PATH")
     if "://" in rest or "://" in (data_dir or ""):
         raise UserError(f"{full_name}: files are read at random, which only a local disk serves; copy them first")
-    path = Path(os.path.abspath(Path(data_dir or "").expanduser() / Path(rest).expanduser()))
-    if not path.exists():
-        parent = next(above for above in path.parents if above.exists())
+    try:
+        path = Path(os.path.abspath(user_path(rest, data_dir or "")))
+    except ValueError as error:
+        raise UserError(f"{full_name[:200]}: {error}; give the path of a {kind}") from None
+    if os.path.islink(path) and not os.path.exists(path):
+        raise UserError(f"{full_name} is a link that leads nowhere")
+    if not os.path.exists(path):
+        parent = next(above for above in path.parents if os.path.exists(above))
         missing = path.relative_to(parent).parts[0]
         there = [name for name in _names(parent) if name.endswith(f".{kind}") or (parent / name).is_dir()]
         there = [name for name in there if not _is_hidden(name)]
@@ -266,7 +276,15 @@ def find_path(full_name: str, kind: str, rest: str, data_dir: str | None) -> Pat
         raise UserError(f"{full_name} is a file, not a folder; {advice.get(suffix, _LAYOUT)}")
     if kind != "folder" and path.is_dir():
         raise UserError(f"{full_name} is a folder, not a file; did you mean folder:{rest}?")
+    if kind == "folder" and path.stat().st_dev in _kernels_devices():
+        raise UserError(f"{full_name} is the system's own, where no images lie; name another folder")
     return path
+
+
+@cache
+def _kernels_devices() -> frozenset[int]:
+    """What lies in /proc and /sys is no data, and links there lead everywhere."""
+    return frozenset(os.stat(folder).st_dev for folder in ("/proc", "/sys") if os.path.isdir(folder))
 
 
 def _names(folder: Path) -> list[str]:
@@ -307,20 +325,23 @@ def _raise(error: OSError) -> None:
 
 
 def _walk(
-    folder: Path, above: tuple[tuple[int, int], ...] = (), *, on_error: Callable[[OSError], None] = _raise
+    folder: Path, above: Iterable[tuple[int, int]] = (), *, on_error: Callable[[OSError], None] = _raise
 ) -> Iterator[str]:
-    """Every file below. A link to a folder is followed, unless it leads back to one that it lies in."""
-    try:
-        here = _identity(folder)
-        if here in above:
-            return
-        folders, files = _contents(folder)
-    except OSError as error:
-        on_error(error)
-        return
-    yield from (os.path.join(folder, name) for name in files)
-    for name in folders:
-        yield from _walk(folder / name, (*above, here), on_error=on_error)
+    """Every file below. Links to folders are followed, but none is entered twice, nor one `above`, nor /proc."""
+    seen, waiting = set(above), [folder]
+    while waiting:
+        here = waiting.pop()
+        try:
+            identity = _identity(here)
+            if identity in seen or identity[0] in _kernels_devices():
+                continue
+            seen.add(identity)
+            folders, files = _contents(here)
+        except OSError as error:
+            on_error(error)
+            continue
+        yield from (os.path.join(here, name) for name in files)
+        waiting += [here / name for name in reversed(folders)]
 
 
 def _identity(folder: Path) -> tuple[int, int]:
@@ -412,25 +433,50 @@ def _below(root: Path, path: str) -> str:
     return os.path.relpath(path, root) if os.path.isabs(path) and Path(path).is_relative_to(root) else path
 
 
-def _rows(full_name: str, lines: Iterable[str]) -> Iterator[tuple[int, dict[str, str]]]:
-    """Line number and fields, by the names in the heading; fields lie between commas, semicolons or tabs."""
-    lines = iter(lines)
-    heading = next(lines, "")
-    delimiter = max(",;\t", key=heading.count)
-    columns = [name.strip().lower() for name in next(csv.reader([heading], delimiter=delimiter), [])]
-    for name in ("path", "label"):
-        if name not in columns:
-            raise UserError(
-                f"{full_name} has no column {name!r} in its first line; {nearest(name, filter(None, columns))}"
-            )
+def _rows(full_name: str, text: str) -> Iterator[tuple[int, dict[str, str]]]:
+    """Line number, and path, label and split; fields lie between commas, semicolons or tabs, as the heading tells."""
+    lines = io.StringIO(text, newline="")
+    delimiter, columns = _heading(full_name, lines.readline())
     reader = csv.reader(lines, delimiter=delimiter)
-    for values in reader:
-        line = reader.line_num + 1
-        if not any(value.strip() for value in values):
-            continue
-        if len(values) != len(columns):
-            raise UserError(f"{full_name}: line {line} has {len(values)} fields, not the {len(columns)} of the heading")
-        yield line, {name: value.strip() for name, value in zip(columns, values, strict=True)}
+    try:
+        for values in reader:
+            line = reader.line_num + 1
+            if not any(value.strip() for value in values):
+                continue
+            if len(values) != len(columns):
+                raise UserError(
+                    f"{full_name}: line {line} has {len(values)} fields, not the {len(columns)} of the heading"
+                )
+            fields = {"split": "train", **dict(zip(columns, values, strict=True))}
+            row = {name: _field(full_name, line, name, fields[name]) for name in ("path", "label", "split")}
+            yield line, row
+    except csv.Error as error:
+        raise UserError(f"{full_name}: line {reader.line_num + 1} is no CSV: {one_line(error)}") from None
+
+
+def _heading(full_name: str, heading: str) -> tuple[str, list[str]]:
+    """The delimiter and the names of the columns: path and label are among them, with one delimiter or another."""
+    found = {}
+    for delimiter in sorted(",;\t", key=heading.count, reverse=True):
+        fields = next(csv.reader([heading[:_LONGEST_HEADING]], delimiter=delimiter), [])
+        found[delimiter] = [name.strip().lower() for name in fields]
+        if {"path", "label"} <= set(found[delimiter]):
+            return delimiter, found[delimiter]
+    columns = next(iter(found.values()))
+    missing = "label" if "path" in columns else "path"
+    raise UserError(
+        f"{full_name} has no column {missing!r} in its first line; {nearest(missing, filter(None, columns))}"
+    )
+
+
+def _field(full_name: str, line: int, name: str, value: str) -> str:
+    """A field without space around it; a label of several lines is written in one."""
+    value = re.sub(r"\s*[\r\n]\s*", " ", value.strip()) if name == "label" else value.strip()
+    if not value:
+        raise UserError(f"{full_name}: line {line} has an empty {name}")
+    if control := re.search(r"[\x00-\x1f\x7f-\x9f]", value):
+        raise UserError(f"{full_name}: line {line} has the control character {control[0]!r} in its {name}; take it out")
+    return value
 
 
 # ---- headers
@@ -438,16 +484,18 @@ def _rows(full_name: str, lines: Iterable[str]) -> Iterator[tuple[int, dict[str,
 
 def _read_headers(
     full_name: str, root: Path, files: Sequence[_File], progress: Progress | None, *, damaged: bool
-) -> tuple[np.ndarray, np.ndarray]:
-    """Bytes, int64 [N], and shapes, int32 [N, 3], of all files; a shape is zeros where the header cannot be read."""
+) -> tuple[np.ndarray, list[str], np.ndarray]:
+    """Of all files bytes, int64 [N], digests, and shapes, int32 [N, 3]: zeros where the header cannot be read."""
     num_bytes, shapes = np.zeros(len(files), np.int64), np.zeros((len(files), 3), np.int32)
+    contents = [""] * len(files)
     faults: list[tuple[int, Exception]] = []
 
     def read_chunk(start: int) -> int:
         for number, each in enumerate(files[start : start + _CHUNK], start=start):
             try:
-                with open(os.path.join(root, each.path), "rb") as file:
+                with open_regular(os.path.join(root, each.path)) as file:
                     num_bytes[number] = os.fstat(file.fileno()).st_size
+                    contents[number] = content_digest(file)
                     shapes[number] = read_header(file)
             except (OSError, ValueError) as error:
                 faults.append((number, error))
@@ -469,7 +517,7 @@ def _read_headers(
             f"{full_name}: {len(faults):,} of {len(files):,} files cannot be read: {_some(named)}; "
             "replace or remove them"
         )
-    return num_bytes, shapes
+    return num_bytes, contents, shapes
 
 
 def _reason(error: Exception) -> str:

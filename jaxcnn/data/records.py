@@ -4,7 +4,6 @@ Nothing here knows where images come from. Records answer with uint8 images as t
 """
 
 import hashlib
-import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -275,8 +274,3 @@ def classes_of(labels: np.ndarray) -> np.ndarray:
 def one_line(error: Exception) -> str:
     """What a library said, short enough to stand within a message of ours."""
     return " ".join(str(error).split())[:200]
-
-
-def fingerprint_of(*parts: Any) -> str:
-    """A short hash of plain data."""
-    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]

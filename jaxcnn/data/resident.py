@@ -4,6 +4,7 @@ A cache is trusted only while the files it was made from and its own checksums s
 nothing that goes wrong with it ends a run. Nothing is random here.
 """
 
+import functools
 import hashlib
 import json
 import logging
@@ -12,7 +13,6 @@ import os
 import shutil
 import tempfile
 import zlib
-from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -31,18 +31,50 @@ from jaxcnn.data.records import (
     label_shape,
     read_or_error,
 )
+from jaxcnn.files import read_json, write_atomically
+from jaxcnn.fingerprints import files_state
 
 _FORMAT = 2  # raise when decoding or the cache's files change
 _CHUNK = 512  # examples a thread decodes at a time
+_ALWAYS_WHOLE = 2 << 30  # bytes: sets up to these are decoded whole, for the cache, whatever part is asked for
 
 _log = logging.getLogger(__name__)
 
 
 def cache_dir() -> Path:
     """$JAXCNN_CACHE_DIR, else jaxcnn below $XDG_CACHE_HOME, else ~/.cache/jaxcnn."""
-    if own := os.environ.get("JAXCNN_CACHE_DIR"):
-        return Path(own).expanduser()
-    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "jaxcnn"
+    own = os.environ.get("JAXCNN_CACHE_DIR")
+    return Path(os.path.expanduser(own or os.path.join(os.environ.get("XDG_CACHE_HOME") or "~/.cache", "jaxcnn")))
+
+
+def private_cache(what: str) -> Path | None:
+    """The cache's folder for `what`; none, which is said once, where it cannot be made or others may write to it.
+
+    What lies in it is believed: images are trained on, and compiled programs run.
+    """
+    folder = cache_dir()
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        for each in (folder, folder / what):
+            each.mkdir(mode=0o700, exist_ok=True)
+            state = each.stat()
+            if hasattr(os, "getuid") and (state.st_uid != os.getuid() or state.st_mode & 0o022):
+                _warn(
+                    f"nothing is kept in {folder / what}: others may write to {each}; empty it and make it yours alone "
+                    "(chmod 700), or set JAXCNN_CACHE_DIR to another folder"
+                )
+                return None
+        with tempfile.TemporaryFile(dir=folder / what):
+            return folder / what
+    except OSError as error:
+        _warn(f"nothing is kept: cannot write in {folder / what} ({error.strerror or error})")
+        return None
+
+
+@functools.cache
+def _warn(words: str) -> None:
+    """Once each."""
+    _log.warning("%s", words)
 
 
 def load_arrays(
@@ -70,12 +102,12 @@ def load_arrays(
             skip_damaged=skip_damaged,
         )
         return images, split.records.renumbered(labels)
-    folder = _cache_folder(split.records, fingerprint, image_shape) if cache and split.records.files else None
-    if folder is None:
-        return _decode(split.records, split.indices, image_shape, progress, skip_damaged)
-    arrays = _load_cached(folder, split.records, image_shape)
+    home = private_cache("decoded") if cache and split.records.files else None
+    folder = None if home is None else home / _cache_name(split.records, fingerprint, image_shape)
+    arrays = None if folder is None else _load_cached(folder, split.records, image_shape)
     if arrays is None:
-        if not _can_write(folder.parent):
+        whole = len(split.records) * math.prod(image_shape)
+        if folder is None or whole > max(_ALWAYS_WHOLE, 2 * len(split) * math.prod(image_shape)):
             return _decode(split.records, split.indices, image_shape, progress, skip_damaged)
         # Damaged records that this split has not are not its concern: those that an exclusion list names, for instance.
         arrays = _decode(split.records, np.arange(len(split.records)), image_shape, progress, skip_damaged=True)
@@ -157,25 +189,10 @@ def _decode(
 # ---- the cache: one folder a set of records, with images.npy, labels.npy and checksums.json
 
 
-def _cache_folder(records: Records, fingerprint: str, image_shape: ImageShape) -> Path:
+def _cache_name(records: Records, fingerprint: str, image_shape: ImageShape) -> str:
     key = json.dumps([_FORMAT, fingerprint, records.name, files_state(records.files), image_shape])
     readable = "".join(letter if letter.isalnum() else "-" for letter in records.files[0].name.split(".")[0])
-    return cache_dir() / "decoded" / f"{readable}-{hashlib.sha256(key.encode()).hexdigest()[:16]}"
-
-
-def files_state(files: Sequence[Path]) -> list[tuple[str, int, int]]:
-    """What changes when a file does: name, size and time of each."""
-    return [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in files]
-
-
-def _can_write(folder: Path) -> bool:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            return True
-    except OSError as error:
-        _log.warning("no cache of decoded images: cannot write in %s (%s)", folder, error.strerror or error)
-        return False
+    return f"{readable[:100]}-{hashlib.sha256(key.encode()).hexdigest()[:16]}"
 
 
 def _load_cached(folder: Path, records: Records, image_shape: ImageShape) -> tuple[np.ndarray, np.ndarray] | None:
@@ -183,7 +200,7 @@ def _load_cached(folder: Path, records: Records, image_shape: ImageShape) -> tup
     if not folder.exists():
         return None
     try:
-        checksums = json.loads((folder / "checksums.json").read_text())
+        checksums = read_json(folder / "checksums.json", limit=1 << 10)
         images = np.load(folder / "images.npy", mmap_mode="r")
         labels = np.load(folder / "labels.npy")
         sound = (
@@ -207,7 +224,7 @@ def _save_cached(folder: Path, images: np.ndarray, labels: np.ndarray) -> None:
         replaced = aside.with_name(f"{aside.name}-replaced")
         np.save(aside / "images.npy", images)
         np.save(aside / "labels.npy", labels)
-        (aside / "checksums.json").write_text(json.dumps(_checksums(images, labels)))
+        write_atomically(aside / "checksums.json", json.dumps(_checksums(images, labels)))
         if folder.exists():  # damaged, or just written by another process
             folder.rename(replaced)
         aside.rename(folder)

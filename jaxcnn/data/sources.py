@@ -3,6 +3,8 @@
 Opening never downloads, prepares or needs TensorFlow.
 """
 
+import contextlib
+import logging
 import os
 from dataclasses import replace
 
@@ -14,11 +16,12 @@ from jaxcnn.data.decoding import with_channels
 from jaxcnn.data.digits import open_digits
 from jaxcnn.data.exclusion import read_exclusion, without
 from jaxcnn.data.folder import find_path, open_csv, open_folder
-from jaxcnn.data.records import ChosenClasses, ImageShape, ImagesInMemory, Source, Split, StoredSet
+from jaxcnn.data.records import ChosenClasses, ImageShape, ImagesInMemory, Source, Split, StoredSet, classes_of
 from jaxcnn.data.splits import (
     Progress,
     assign_splits,
     class_numbers,
+    labels_of,
     named_split,
     only_classes,
     record_numbers,
@@ -26,6 +29,11 @@ from jaxcnn.data.splits import (
 )
 from jaxcnn.data.tfds import TfdsRecords, open_tfds, prepared_sets, tfds_directory
 from jaxcnn.errors import UserError, nearest
+from jaxcnn.files import user_path
+
+_log = logging.getLogger(__name__)
+
+_LARGEST = 1 << 13  # pixels of a side of a run's images: 200 MB each
 
 OWN_KINDS = ("folder", "csv", "npz")  # a user's own: KIND:PATH
 
@@ -69,13 +77,16 @@ def open_source(
     numbered_by_record = record_numbers(splits, stored.splits, stored.fingerprint)
     if numbers:
         splits = {name: Split(ChosenClasses(each.records, numbers), each.indices) for name, each in splits.items()}
+    prepared = data.name.startswith("tfds:")  # shuffled, and its labels take a pass over all records, once
+    if not prepared or data.train_split not in stored.splits:
+        _tell_of_classes_without_examples(data, stored.class_names, splits["train"], progress)
     return Source(
         name=data.name,
         class_names=stored.class_names,
         image_shape=image_shape,
         splits=splits,
         fingerprint=stored.fingerprint,
-        class_counts=None if data.name.startswith("tfds:") else _class_counts(stored.class_names, splits),
+        class_counts=None if prepared else _class_counts(stored.class_names, splits),
         stored_sizes=stored.stored_sizes,
         record_numbers=numbered_by_record,
         num_excluded=num_excluded,
@@ -89,6 +100,8 @@ def open_stored(
     """Finds the set as it is stored, with its own splits and sizes. Arguments as for open_source and open_files."""
     if data.channels == 2:
         raise UserError("data.channels=2: images have 1 channel (grey) or 3 (RGB)")
+    if data.image_size is not None and data.image_size > _LARGEST:
+        raise UserError(f"data.image_size={data.image_size:,}: at most {_LARGEST:,} pixels")
     kind, _, rest = data.name.partition(":")
     if data.name == "digits":
         return _force_channels(open_digits(), data.channels)
@@ -98,7 +111,7 @@ def open_stored(
         raise _unknown_name(data)
     path = find_path(data.name, kind, rest, data.dir)
     if kind == "npz":
-        return open_npz(data.name, path, channels=data.channels)
+        return open_npz(data.name, path, channels=data.channels, partial=partial)
     open_files = open_folder if kind == "folder" else open_csv
 
     def headers_read(done: int, total: int) -> None:
@@ -109,7 +122,10 @@ def open_stored(
 
 
 def _unknown_name(data: DataConfig) -> UserError:
-    if os.path.exists(os.path.expanduser(data.name)):
+    there = False
+    with contextlib.suppress(ValueError):
+        there = os.path.exists(user_path(data.name))
+    if there:
         suffix = os.path.splitext(data.name)[1].lower().removeprefix(".")
         kind = suffix if suffix in OWN_KINDS else "folder"
         return UserError(f"data.name={data.name!r} says not of what kind it is: did you mean {kind}:{data.name}?")
@@ -139,6 +155,18 @@ def _force_channels(stored: StoredSet, channels: int | None) -> StoredSet:
             records = replace(records, images=with_channels(records.images, channels))
         splits[name] = Split(records, split.indices)
     return replace(stored, image_shape=(height, width, channels), splits=splits)
+
+
+def _tell_of_classes_without_examples(
+    data: DataConfig, class_names: tuple[str, ...], train: Split, progress: Progress | None
+) -> None:
+    absent = np.setdiff1d(np.arange(len(class_names)), classes_of(labels_of(train, progress)))
+    if len(absent):
+        named = ", ".join(class_names[number] for number in absent[:3]) + (", …" if len(absent) > 3 else "")
+        _log.warning(
+            "%s: train has no example of %d of %d classes (%s), which are not learned; data.classes names those that "
+            "are meant", data.name, len(absent), len(class_names), named,
+        )  # fmt: skip
 
 
 def _class_counts(class_names: tuple[str, ...], splits: dict[str, Split]) -> dict[str, dict[str, int]] | None:

@@ -14,6 +14,7 @@ from jaxcnn.config import DataConfig, parse_fold
 from jaxcnn.data.order import HOLDOUT_STREAM, LIMIT_STREAM
 from jaxcnn.data.records import ChosenClasses, JoinedRecords, Records, Split, classes_of, label_shape, one_line
 from jaxcnn.errors import UserError, nearest
+from jaxcnn.fingerprints import check_same_data
 
 Progress = Callable[[str, int, int], None]  # what, done, total
 Part = tuple[Records, np.ndarray]  # records, and which of them
@@ -110,12 +111,23 @@ def named_split(data: DataConfig, field: str, stored: dict[str, Split]) -> Split
             f"data.{field}={spec!r} is no slice of {data.name} ({one_line(error)}); slices are written as "
             "'train[:80%]', 'train[100:-100]' or 'train+extra[50%:]'"
         ) from None
-    parts = [stored[each.splitname] for each in slices]
-    cuts = [slice(each.from_, each.to) for each in slices]
-    return _checked(
-        join([(part.records, part.indices[cut]) for part, cut in zip(parts, cuts, strict=True)]),
-        f"data.{field}={spec!r}",
-    )
+    parts = []
+    for each in slices:
+        part = stored[each.splitname]
+        chosen = _in_slices_order(part, data.split_seed)[each.from_ : each.to]
+        parts.append((part.records, np.sort(chosen)))
+    return _checked(join(parts), f"data.{field}={spec!r}")
+
+
+def _in_slices_order(split: Split, seed: int) -> np.ndarray:
+    """Its records in the order that slices cut: the set's own, or one that has each class in proportion everywhere.
+
+    Where records lie class by class, as files do, train[:80%] would leave classes out. A class of one example is first.
+    """
+    if not getattr(split.records, "class_by_class", False):
+        return split.indices
+    order = holdout_order(classes_of(labels_of(split)), seed)[::-1]
+    return split.indices[order]
 
 
 def _checked(split: Split, what: str) -> Split:
@@ -275,14 +287,13 @@ def record_numbers(splits: dict[str, Split], stored: dict[str, Split], fingerpri
 
 def restore_splits(kept: dict[str, np.ndarray], stored: dict[str, Split], fingerprint: str) -> dict[str, Split]:
     """The inverse of record_numbers. Raises UserError where these are other data."""
-    if str(kept["fingerprint"]) != fingerprint:
-        raise UserError(
-            "the data are not those that the run was trained on; pass another --workdir, or say where the run's data "
-            "lie (training: --config.data.dir, evaluating: --data_dir)"
-        )
+    check_same_data(str(kept["fingerprint"]), fingerprint)
     parts: dict[str, list[Part]] = {}
     for key, differences in kept.items():
         if key != "fingerprint":
             split_name, _, name = key.split("/", 2)
-            parts.setdefault(split_name, []).append((stored[name].records, np.cumsum(differences)))
+            numbers = np.cumsum(differences)
+            if name not in stored or not ((numbers >= 0) & (numbers < len(stored[name].records))).all():
+                raise UserError(f"splits.npz names records of {name!r} that the data do not have: it is of another run")
+            parts.setdefault(split_name, []).append((stored[name].records, numbers))
     return {name: join(pieces) for name, pieces in parts.items()}

@@ -23,10 +23,11 @@ from jaxcnn.data.records import (
     Progress,
     Split,
     StoredSet,
-    fingerprint_of,
     one_line,
 )
 from jaxcnn.errors import RunError, UserError, nearest
+from jaxcnn.files import open_regular, user_path
+from jaxcnn.fingerprints import content_digest, fingerprint_of_files
 
 _LABELS_AT_ONCE = 4096  # records whose bytes are in memory together
 
@@ -202,12 +203,22 @@ def open_tfds(full_name: str, rest: str, data_dir: str | None) -> StoredSet:
         class_names=class_names,
         image_shape=image_shape,
         splits=splits,
-        fingerprint=fingerprint_of(
+        fingerprint=fingerprint_of_files(
             info.full_name,
             [(path.name, path.stat().st_size) for path in files],
             {split_name: len(split) for split_name, split in splits.items()},
+            contents=_contents(files),
         ),
     )
+
+
+def _contents(shards: Sequence[Path]) -> list[str]:
+    def content(shard: Path) -> str:
+        with open_regular(shard) as file:
+            return content_digest(file)
+
+    with ThreadPoolExecutor(16) as threads:
+        return list(threads.map(content, shards))
 
 
 def tfds_directory(data_dir: str | None) -> Path:
@@ -218,7 +229,10 @@ def tfds_directory(data_dir: str | None) -> Path:
             f"data.dir={directory!r}: ArrayRecord is read at random, which only a local disk serves; copy the set "
             f"first (gcloud storage cp -r {directory.rstrip('/')}/NAME DIR/) and set data.dir=DIR"
         )
-    return Path(directory).expanduser().absolute()
+    try:
+        return user_path(directory).absolute()
+    except ValueError as error:
+        raise UserError(f"data.dir={directory[:200]!r}: {error}; name the folder of prepared sets") from None
 
 
 def set_folder(full_name: str, rest: str, data_dir: str | None) -> Path:
@@ -229,7 +243,7 @@ def set_folder(full_name: str, rest: str, data_dir: str | None) -> Path:
         raise UserError(f"data.name={full_name!r} is not of the form tfds:NAME[/CONFIG][:VERSION]")
     name, config, version = match["name"], match["config"], match["version"]
     home = directory / name
-    if not home.is_dir():
+    if not os.path.isdir(home):
         raise NotPreparedError(
             f"{full_name} is not prepared: {_what_is_there(directory, name)}; prepare it once: "
             + how_to_prepare(rest, data_dir)
@@ -256,7 +270,7 @@ def _versions(folder: Path) -> list[str]:
     """Prepared versions in a folder, oldest first."""
     found = [
         path.name
-        for path in (folder.iterdir() if folder.is_dir() else ())
+        for path in (folder.iterdir() if os.path.isdir(folder) else ())
         if re.fullmatch(r"\d+\.\d+\.\d+", path.name) and (path / "dataset_info.json").exists()
     ]
     return sorted(found, key=lambda version: [int(number) for number in version.split(".")])

@@ -10,6 +10,7 @@ from html import escape
 import numpy as np
 
 from jaxcnn.diagnosis import Finding, Predictions, diagnose
+from jaxcnn.fingerprints import same_data
 from jaxcnn.report import figures
 from jaxcnn.report.figures import Line
 from jaxcnn.report.files import RunFiles, differences, flat, printable, spread
@@ -212,7 +213,7 @@ def comparison(runs: Sequence[RunFiles]) -> Section:
     else:
         body += table(["field", *names], [[name, *values] for name, values in changed.items()], caption="What differs")
         body = f'<div class="side">{body}</div>\n' + _over_seeds(runs, changed)
-    if len({run.saved["data"]["fingerprint"] for run in runs}) > 1:
+    if not all(same_data(run.saved["data"]["fingerprint"], runs[0].saved["data"]["fingerprint"]) for run in runs):
         body += absent("These runs were trained on different data: their accuracies do not compare.")
     elif len({run.saved["data"].get("splits") for run in runs}) > 1:
         body += absent("These runs split the data differently: their validation accuracies do not compare.")
