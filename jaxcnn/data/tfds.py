@@ -236,13 +236,13 @@ def tfds_directory(data_dir: str | None) -> Path:
             f"data.dir={directory!r}: ArrayRecord is read at random, which only a local disk serves; copy the set "
             f"first (gcloud storage cp -r {directory.rstrip('/')}/NAME DIR/) and set data.dir=DIR"
         )
-    return Path(directory).expanduser().absolute()
+    return Path(os.path.abspath(os.path.expanduser(directory)))
 
 
 def set_folder(full_name: str, rest: str, data_dir: str | None) -> Path:
     """The folder NAME[/CONFIG]/VERSION of a prepared set; the newest version where none is named."""
     directory = tfds_directory(data_dir)
-    match = re.fullmatch(r"(?P<name>\w+)(/(?P<config>[^/:]+))?(:(?P<version>[\w.*]+))?", rest)
+    match = re.fullmatch(r"(?P<name>\w+)(/(?P<config>[^/:.][^/:]*))?(:(?P<version>[\w*][\w.*]*))?", rest)
     if match is None:
         raise UserError(f"data.name={full_name!r} is not of the form tfds:NAME[/CONFIG][:VERSION]")
     name, config, version = match["name"], match["config"], match["version"]
