@@ -40,6 +40,7 @@ from jaxcnn.transfer.finding import TORCHVISION_FILES, find
 from jaxcnn.transfer.pretrained import Pretrained, adapt_channels, fit, resize_positions, run_arrays
 from jaxcnn.transfer.state_dicts import Tensors, read_file, write_safetensors
 from jaxcnn.transfer.torchvision import NAMINGS, VIT, export_state_dict, published_name, their_name
+from tests.hostile_files import called, dict_of, storage_of, tensor_of, unicode, zip_of
 from tests.runs import arrays, assert_same_arrays, small_config, train
 
 # ---- a writer of PyTorch's files: what torch.save pickles, under its names
@@ -107,17 +108,6 @@ def pickled(content: Any, *, legacy: bool = False) -> tuple[bytes, list[Storage]
 def zip_file(content: Any) -> bytes:
     data, storages = pickled(content)
     return zip_of(data, {each.key: each.values.tobytes() for each in storages})
-
-
-def zip_of(data: bytes, storages: dict[str, bytes] | None = None) -> bytes:
-    file = io.BytesIO()
-    with zipfile.ZipFile(file, "w") as archive:
-        archive.writestr("archive/data.pkl", data)
-        archive.writestr("archive/byteorder", "little")
-        for key, values in (storages or {}).items():
-            archive.writestr(f"archive/data/{key}", values)
-        archive.writestr("archive/version", "3\n")
-    return file.getvalue()
 
 
 def legacy_file(content: Any) -> bytes:
@@ -249,26 +239,6 @@ def test_damaged_files_are_told_in_a_line(write, tmp_path):
 def test_tensors_outside_their_storage_are_refused(offset, shape, strides, tmp_path):
     with pytest.raises(RunError, match="tensor"):
         read(zip_file({"a": Tensor(Storage(BASE, "0", "FloatStorage"), offset, shape, strides)}), tmp_path)
-
-
-def unicode(text: str) -> bytes:
-    return b"X" + struct.pack("<I", len(text)) + text.encode()
-
-
-def called(module: str, name: str, arguments: bytes) -> bytes:
-    return f"c{module}\n{name}\n(".encode() + arguments + b"tR"
-
-
-def storage_of(size: bytes = b"K\x04", key: bytes = unicode("0"), kind: bytes = b"ctorch\nFloatStorage\n") -> bytes:
-    return b"(" + unicode("storage") + kind + key + unicode("cpu") + size + b"tQ"
-
-
-def tensor_of(shape: bytes = b"K\x04\x85", strides: bytes = b"K\x01\x85", storage: bytes = storage_of()) -> bytes:
-    return called("torch._utils", "_rebuild_tensor_v2", storage + b"K\x00" + shape + strides + b"\x89}")
-
-
-def dict_of(value: bytes, key: bytes = unicode("w")) -> bytes:
-    return b"\x80\x02}" + key + value + b"s."
 
 
 DOUBLED = b")" + b"".join(b"q" + bytes([i]) + b"h" + bytes([i]) + b"\x86" for i in range(60))  # to hash: 2^60 steps

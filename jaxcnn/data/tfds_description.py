@@ -47,7 +47,7 @@ def check_image_and_label(image: Any, label: Any) -> None:
     if channels not in (1, 3, 4) or not all(side is None or 0 < side <= MOST_PIXELS for side in (height, width)):
         raise ValueError(f"images of {image.shape}")
     if label.num_classes is None or not 0 < label.num_classes <= MOST_CLASSES:
-        raise ValueError(f"{label.num_classes} classes, of at most {MOST_CLASSES:,}")
+        raise ValueError(f"{label.num_classes or 0:,} classes, of at most {MOST_CLASSES:,}")
 
 
 def _check_files(folder: Path) -> None:
