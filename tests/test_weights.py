@@ -162,7 +162,8 @@ def odd_tensors() -> tuple[Any, dict[str, Any]]:
 def test_tensors_are_read_as_pytorch_means_them(write, tmp_path):
     given, expected = odd_tensors()
     given._metadata = {"": {"version": 1}}  # type: ignore[attr-defined]  # as in what modules return
-    for content in (given, {"epoch": 3, "note": "x", "state_dict": given}):
+    best = whole(np.ones(1, np.float32), "5")  # as PyTorch's own example of ImageNet has it
+    for content in (given, {"epoch": 3, "note": "x", "best": best, "state_dict": given}):
         found = read(write(content), tmp_path)
         assert found.keys() == expected.keys()
         for name, array in expected.items():

@@ -255,7 +255,7 @@ def _fill(values: Any, mapping: dict[Any, Any]) -> None:
         raise ValueError("a pickle's dictionary has a key without a value")
     for key, value in zip(values[::2], values[1::2], strict=True):
         if not (type(key) is str or (type(key) is int and 0 <= key < 2**31)):
-            raise ValueError("a pickle's dictionary has a key that is no name")
+            raise _RefusedError("a dictionary in it has a key that is no name")
         mapping[key] = value
 
 
@@ -363,11 +363,9 @@ def _tensors(found: Any) -> Iterator[tuple[str, _Tensor]]:
     """The tensors of a state dict, or of the one that a training script's checkpoint wraps."""
     if not isinstance(found, dict):
         raise _RefusedError(f"it holds no state dict but a {type(found).__name__.lstrip('_').lower()}")
+    found = next((found[key] for key in _WRAPPERS if isinstance(found.get(key), dict)), found)
     if not any(isinstance(value, _Tensor) for value in found.values()):
-        wrapped = next((found[key] for key in _WRAPPERS if isinstance(found.get(key), dict)), None)
-        if wrapped is None:
-            raise _RefusedError("there are no tensors in it")
-        found = wrapped
+        raise _RefusedError("there are no tensors in it")
     for name, value in found.items():
         if isinstance(value, _Tensor):
             yield str(name), value
