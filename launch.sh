@@ -14,7 +14,7 @@ setup() {                                     # setup EXTRA…: installs the pro
     { echo "launch.sh: needs Python 3.11 to 3.13; set PYTHON=python3.12 or the like" >&2; exit 2; }
   extras="${JAXCNN_EXTRAS-$(accelerator)}"
   for extra in "$@"; do extras="${extras:+$extras,}$extra"; done
-  stamp="$(cat pyproject.toml <("$python" --version) | cksum | tr ' ' '-')"
+  stamp="$(cat pyproject.toml ${PIP_CONSTRAINT:+.ci/constraints.txt} <("$python" --version) | cksum | tr ' ' '-')"
   for extra in ${extras//,/ }; do [ -e ".venv/installed-$stamp-$extra" ] || local missing=1; done
   [ -e ".venv/installed-$stamp" ] && [ -z "${missing:-}" ] && return
   echo "installing into .venv: jaxcnn${extras:+[$extras]} (about a minute)"

@@ -56,7 +56,9 @@ def check_size(file: IO[bytes], limit: int | None) -> None:
 def read_bytes(path: epath.PathLike, *, limit: int) -> bytes:
     """All of a file. Raises as open_regular."""
     with open_regular(path, limit=limit) as file:
-        return file.read(limit)
+        size = file.seek(0, os.SEEK_END)  # read(limit) would take that much memory, however short the file
+        file.seek(0)
+        return file.read(min(size, limit))
 
 
 def read_text(path: epath.PathLike, *, limit: int = TEXT_LIMIT) -> str:

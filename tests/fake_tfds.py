@@ -61,8 +61,8 @@ def write_set(
             for example in examples[first : first + length]:
                 writer.write(example)
             writer.close()
-    (folder / "dataset_info.json").write_text(json.dumps(_info(name, version, config, splits, num_shards, file_format)))
-    (folder / "features.json").write_text(json.dumps(_features(image_shape, num_classes, encoding)))
+    (folder / "dataset_info.json").write_text(json.dumps(info(name, version, config, splits, num_shards, file_format)))
+    (folder / "features.json").write_text(json.dumps(features_of(image_shape, num_classes, encoding)))
     (folder / "label.labels.txt").write_text("".join(f"class{number}\n" for number in range(num_classes)))
     return folder
 
@@ -76,10 +76,10 @@ def write_jpegs(directory: Path, name: str, jpegs: Sequence[bytes]) -> Path:
     for split in splits:
         writer = ArrayRecordWriter(str(shard_path(folder, name, split, 0, 1)), "group_size:1")
         for number, encoded in enumerate(jpegs):
-            writer.write(_serialized(encoded, number % 10, f"{number:08d}.jpeg"))
+            writer.write(serialized(encoded, number % 10, f"{number:08d}.jpeg"))
         writer.close()
-    (folder / "dataset_info.json").write_text(json.dumps(_info(name, "1.0.0", None, splits, 1, "array_record")))
-    (folder / "features.json").write_text(json.dumps(_features((None, None, 3), 10, "jpeg")))
+    (folder / "dataset_info.json").write_text(json.dumps(info(name, "1.0.0", None, splits, 1, "array_record")))
+    (folder / "features.json").write_text(json.dumps(features_of((None, None, 3), 10, "jpeg")))
     (folder / "label.labels.txt").write_text("".join(f"class{number}\n" for number in range(10)))
     return folder
 
@@ -124,10 +124,10 @@ def _example(
         image = np.clip(image + generator.normal(0, texture, image.shape), 0, 255).astype(np.uint8)
     ok, encoded = cv2.imencode(f".{encoding}", image[:, :, ::-1])  # OpenCV's order is BGR
     assert ok
-    return _serialized(encoded.tobytes(), -1 if unlabelled else label, f"{number:08d}.{encoding}")
+    return serialized(encoded.tobytes(), -1 if unlabelled else label, f"{number:08d}.{encoding}")
 
 
-def _serialized(encoded: bytes, label: int, file_name: str) -> bytes:
+def serialized(encoded: bytes, label: int, file_name: str) -> bytes:
     from tensorflow_datasets.proto import tf_example_pb2
 
     example = tf_example_pb2.Example()
@@ -137,7 +137,7 @@ def _serialized(encoded: bytes, label: int, file_name: str) -> bytes:
     return example.SerializeToString()
 
 
-def _info(
+def info(
     name: str, version: str, config: str | None, splits: Mapping[str, int], num_shards: int, file_format: str
 ) -> dict[str, Any]:
     described = {
@@ -158,7 +158,7 @@ def _info(
     return described | ({"configName": config} if config else {})
 
 
-def _features(image_shape: tuple[int | None, int | None, int], num_classes: int, encoding: str) -> dict[str, Any]:
+def features_of(image_shape: tuple[int | None, int | None, int], num_classes: int, encoding: str) -> dict[str, Any]:
     module = "tensorflow_datasets.core.features"
     dimensions = [str(-1 if size is None else size) for size in image_shape]
     image = {"shape": {"dimensions": dimensions}, "dtype": "uint8", "encodingFormat": encoding}

@@ -125,12 +125,11 @@ def test_no_tensorflow_or_torch_in_the_package():
                 assert name.split(".")[0] not in ("tensorflow", "torch", "keras"), f"{path}: {name}"
 
 
-def test_the_readme_names_things_that_exist():
-    """Every `file.py:name` in the README is a file of the project and a name in it."""
-    named = re.findall(
-        r"`((?:jaxcnn|experiments|tests|benchmarks)/[\w/]+\.py):(\w+)`", (ROOT / "README.md").read_text()
-    )
-    assert len(named) >= 10
+@pytest.mark.parametrize("page", ["README.md", "docs/security.md"])
+def test_a_page_names_things_that_exist(page):
+    """Every `file.py:name` in it is a file of the project and a name in it."""
+    named = re.findall(r"`((?:jaxcnn|experiments|tests|benchmarks)/[\w/]+\.py):(\w+)`", (ROOT / page).read_text())
+    assert len(named) >= 5
     for file, name in named:
         tree = ast.parse((ROOT / file).read_text())
         defined = {
@@ -143,7 +142,24 @@ def test_the_readme_names_things_that_exist():
                 else []
             )
         }  # fmt: skip
-        assert name in defined, f"README names {file}:{name}"
+        assert name in defined, f"{page} names {file}:{name}"
+
+
+def test_every_dependency_is_bounded_and_ci_installs_one_that_is_allowed():
+    """Of the project and of its tests: a release elsewhere breaks neither."""
+    import tomllib
+
+    from packaging.requirements import Requirement
+    from packaging.utils import canonicalize_name
+
+    lines = (ROOT / ".ci" / "constraints.txt").read_text().split()
+    pinned = {canonicalize_name(name): version for name, _, version in (line.partition("==") for line in lines)}
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    extras = project["optional-dependencies"]
+    for requirement in map(Requirement, [*project["dependencies"], *extras["gcs"], *extras["test"], *extras["dev"]]):
+        if requirement.name != "jaxcnn":
+            assert "<" in {each.operator for each in requirement.specifier}, requirement
+            assert requirement.specifier.contains(pinned[canonicalize_name(requirement.name)]), requirement
 
 
 def test_the_architecture_page_names_every_module():

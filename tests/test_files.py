@@ -47,6 +47,11 @@ def test_a_file_may_not_be_larger_than_what_is_asked_for(tmp_path):
         files.read_text(sparse, limit=1000)
 
 
+def test_a_limit_takes_no_memory_of_itself(tmp_path):
+    (tmp_path / "small").write_bytes(b"small")
+    assert files.read_bytes(tmp_path / "small", limit=1 << 50) == b"small"
+
+
 def test_text_is_utf8_with_or_without_a_mark_and_keeps_its_ends_of_lines(tmp_path):
     (tmp_path / "a").write_bytes(b"\xef\xbb\xbfcaf\xc3\xa9\r\nx\r")
     assert files.read_text(tmp_path / "a") == "café\r\nx\r"

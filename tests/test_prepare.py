@@ -45,6 +45,8 @@ class Server:
         self.break_after: int | None = None  # bytes of the answer
         self.status = 200
         self.ranges = True
+        self.length: str | None = None  # what Content-Length says instead of the truth
+        self.location: str | None = None  # of a redirect
         served = self
 
         class Handler(http.server.BaseHTTPRequestHandler):
@@ -62,13 +64,18 @@ class Server:
         wanted = request.headers.get("Range")
         self.requests.append((request.path, wanted))
         content = self.files.get(request.path[1:])
+        if self.location is not None:
+            request.send_response(302)
+            request.send_header("Location", self.location)
+            request.send_header("Content-Length", "0")
+            return request.end_headers()
         if content is None or self.status != 200:
             return request.send_error(404 if content is None else self.status)
         start = int(wanted.removeprefix("bytes=").removesuffix("-")) if wanted and self.ranges else 0
         if start >= len(content):
             return request.send_error(416)
         request.send_response(206 if start else 200)
-        request.send_header("Content-Length", str(len(content) - start))
+        request.send_header("Content-Length", self.length or str(len(content) - start))
         request.end_headers()
         stop = len(content) if self.break_after is None else start + self.break_after
         self.break_after = None
@@ -332,6 +339,88 @@ def test_a_file_that_shrank_is_fetched_from_its_start(server, tmp_path):
         assert [path.read_bytes() for path in paths["several"]] == [b"free", b"free"]
         assert [wanted for _, wanted in server.requests] == [*requests, None]
         assert downloads.downloaded_size == 9
+
+
+def downloads_of(folder: Path, **infos: tuple[str, int]) -> Downloads:
+    """Of files by their URL and registered size."""
+    from tensorflow_datasets.core.download.checksums import UrlInfo
+
+    known = {url: UrlInfo(size=size, checksum="0" * 64, filename=None) for url, size in infos.values()}
+    return Downloads("shapes", folder=folder, url_infos=known, progress=lambda *_: None)
+
+
+def test_no_more_is_taken_than_was_registered(server, tmp_path, monkeypatch):
+    monkeypatch.setattr("jaxcnn.data.downloads.MOST_UNREGISTERED", 3 * BLOCK)
+    server.files["a.bin"] = bytes(8 * BLOCK)
+    url = server.url + "a.bin"
+    written: list[int] = []
+    for size, downloads in ((100, downloads_of(tmp_path, a=(url, 100))), (3 * BLOCK, downloads_of(tmp_path))):
+        monkeypatch.setattr(downloads, "_progress", lambda what, done, total: written.append(done))
+        with pytest.raises(RunError, match=f"more than {size:,} bytes came"):
+            downloads.download(url)
+        assert max(written) <= size
+        assert not [path for path in tmp_path.rglob("*") if path.is_file()]
+        written.clear()
+
+
+def test_answers_that_make_no_sense_are_said_in_a_line(server, tmp_path):
+    server.files |= {"a.bin": b"", "b.bin": b"b"}
+    url = server.url + "a.bin"
+    with pytest.raises(RunError, match="answers 416"):  # again and again
+        downloads_of(tmp_path, a=(url, 100)).download(url)
+    for location, said in (("file:///etc/passwd", "No connection adapters"), ("/a.bin", "30 redirects")):
+        server.location = location
+        with pytest.raises(RunError, match=said):
+            downloads_of(tmp_path).download(url)
+    server.location, server.length = None, "many"
+    assert downloads_of(tmp_path).download(server.url + "b.bin").read_bytes() == b"b"
+
+
+def extracted(folder: Path, content: bytes, name: str) -> Path:
+    from etils import epath
+    from tensorflow_datasets.core.download import resource
+
+    (folder / name).write_bytes(content)
+    methods = {"a.tar": resource.ExtractMethod.TAR, "a.gz": resource.ExtractMethod.GZIP}
+    return Path(
+        downloads_of(folder).extract(resource.Resource(path=epath.Path(folder / name), extract_method=methods[name]))
+    )
+
+
+def test_archives_are_unpacked_within_their_folder_and_bounds(tmp_path, monkeypatch):
+    monkeypatch.setattr("jaxcnn.data.downloads.LEAST_UNPACKED", 1000)
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w") as archive:
+        for name, kind, target in (
+            ("../up", tarfile.REGTYPE, ""), ("/root", tarfile.REGTYPE, ""), ("a/../../up", tarfile.REGTYPE, ""),
+            ("link", tarfile.SYMTYPE, str(tmp_path)), ("link/in", tarfile.REGTYPE, ""),
+            ("hard", tarfile.LNKTYPE, "/etc/passwd"), ("null", tarfile.CHRTYPE, ""), ("pipe", tarfile.FIFOTYPE, ""),
+        ):  # fmt: skip
+            member = tarfile.TarInfo(name)
+            member.type, member.linkname = kind, target
+            archive.addfile(member)
+    folder = extracted(tmp_path, buffer.getvalue(), "a.tar")
+    assert sorted(str(path.relative_to(folder)) for path in folder.rglob("*")) == ["link", "link/in"]
+    assert (folder / "link").is_dir()
+    assert not (folder / "link").is_symlink()
+    with pytest.raises(RunError, match="far more than its"):
+        extracted(tmp_path, gzip.compress(bytes(2 << 20)), "a.gz")
+    monkeypatch.setattr("jaxcnn.data.downloads.MOST_MEMBERS", 2)
+    shutil.rmtree(folder)
+    with pytest.raises(RunError, match="more than 2 files"):
+        extracted(tmp_path, tar(dict.fromkeys("abc", b"")), "a.tar")
+
+
+def test_an_archive_that_is_a_pipe_is_refused(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    line = one_line_of(UserError, "mnist", data_dir=str(tmp_path), archives=[tmp_path / "pipe"])
+    assert "there is no such file" in line
+
+
+@pytest.mark.parametrize("name", ["../../x", "mnist/..", "mnist/../x:1.0.0", "mnist:..", "a b", "mnist\n", "/etc"])
+def test_names_lead_nowhere_else(name, tmp_path):
+    assert "tfds:" in one_line_of(UserError, name, data_dir=str(tmp_path / "data"))
+    assert not (tmp_path / "data").exists()
 
 
 def test_an_archive_that_is_the_download_itself_is_kept(server, tmp_path, monkeypatch):

@@ -1,13 +1,17 @@
 """Weights of others: PyTorch's files without PyTorch, what fits a model, runs that begin with them; the list of all."""
 
 import contextlib
+import copy
 import hashlib
 import io
 import json
+import os
 import pickle
 import shutil
+import struct
 import sys
 import types
+import warnings
 import zipfile
 from collections import OrderedDict
 from functools import partial
@@ -36,6 +40,7 @@ from jaxcnn.transfer.finding import TORCHVISION_FILES, find
 from jaxcnn.transfer.pretrained import Pretrained, adapt_channels, fit, resize_positions, run_arrays
 from jaxcnn.transfer.state_dicts import Tensors, read_file, write_safetensors
 from jaxcnn.transfer.torchvision import NAMINGS, VIT, export_state_dict, published_name, their_name
+from tests.hostile_files import called, dict_of, storage_of, tensor_of, unicode, zip_of
 from tests.runs import arrays, assert_same_arrays, small_config, train
 
 # ---- a writer of PyTorch's files: what torch.save pickles, under its names
@@ -105,17 +110,6 @@ def zip_file(content: Any) -> bytes:
     return zip_of(data, {each.key: each.values.tobytes() for each in storages})
 
 
-def zip_of(data: bytes, storages: dict[str, bytes] | None = None) -> bytes:
-    file = io.BytesIO()
-    with zipfile.ZipFile(file, "w") as archive:
-        archive.writestr("archive/data.pkl", data)
-        archive.writestr("archive/byteorder", "little")
-        for key, values in (storages or {}).items():
-            archive.writestr(f"archive/data/{key}", values)
-        archive.writestr("archive/version", "3\n")
-    return file.getvalue()
-
-
 def legacy_file(content: Any) -> bytes:
     data, storages = pickled(content, legacy=True)
     head = [0x1950A86A20F9469CFC6C, 1001, {"protocol_version": 1001, "little_endian": True}]
@@ -168,7 +162,8 @@ def odd_tensors() -> tuple[Any, dict[str, Any]]:
 def test_tensors_are_read_as_pytorch_means_them(write, tmp_path):
     given, expected = odd_tensors()
     given._metadata = {"": {"version": 1}}  # type: ignore[attr-defined]  # as in what modules return
-    for content in (given, {"epoch": 3, "note": "x", "state_dict": given}):
+    best = whole(np.ones(1, np.float32), "5")  # as PyTorch's own example of ImageNet has it
+    for content in (given, {"epoch": 3, "note": "x", "best": best, "state_dict": given}):
         found = read(write(content), tmp_path)
         assert found.keys() == expected.keys()
         for name, array in expected.items():
@@ -247,10 +242,66 @@ def test_tensors_outside_their_storage_are_refused(offset, shape, strides, tmp_p
         read(zip_file({"a": Tensor(Storage(BASE, "0", "FloatStorage"), offset, shape, strides)}), tmp_path)
 
 
-@pytest.mark.usefixtures("torch_names")
-def test_a_small_file_cannot_ask_for_much_memory(tmp_path):
-    found = read(zip_file({"a": Tensor(Storage(BASE, "0", "FloatStorage"), 0, (2**40,), (0,))}), tmp_path)
-    assert found["a"].shape == (2**40,)  # a view
+DOUBLED = b")" + b"".join(b"q" + bytes([i]) + b"h" + bytes([i]) + b"\x86" for i in range(60))  # to hash: 2^60 steps
+BOMBS = {
+    "a tuple that is hashed": (dict_of(b"K\x01", key=DOUBLED), "a key that is no name"),
+    "as a storage's key": (dict_of(tensor_of(storage=storage_of(key=DOUBLED))), "no size"),
+    "as a storage's type": (dict_of(tensor_of(storage=storage_of(kind=DOUBLED))), "no type"),
+    "numbers of one hash": (dict_of(b"K\x01", key=b"\x8a\x09" + (2**61 - 1 << 4).to_bytes(9, "little")), "no name"),
+    "a memo of 2^28 places": (b"\x80\x02]r" + struct.pack("<I", 2**28) + b".", "no state dict but a list"),
+    "text of 4 GB": (b"\x80\x02X" + struct.pack("<I", 2**32 - 1) + b"w.", "expected"),
+    "a method replaced": (dict_of(tensor_of() + b"}" + unicode("array") + b"Nsb"), "no OrderedDict"),
+    "a tensor expanded": (dict_of(tensor_of(b"\x8a\x06\x00\x00\x00\x00\x00\x01\x85", b"K\x00\x85")), "come to"),
+    "a storage of two sizes": (
+        dict_of(tensor_of())[:-1] + unicode("v") + tensor_of(storage=storage_of(b"K\x05")) + b"s.",
+        "two types or sizes",
+    ),
+    "a list as a tensor's sizes": (dict_of(tensor_of(b"](" + b"K\x01" * 99 + b"e")), "no sizes"),
+    "too many steps": (b"\x80\x02" + b"]" * 1_100_000 + b".", "1,000,000 steps"),
+    "200,000 deep": (b"\x80\x02" + b"(" * 200_000 + b"t" * 200_000 + b".", "no state dict but a tuple"),
+    "an empty stack": (b"\x80\x02s.", "takes more than it has"),
+    "across a mark": (b"\x80\x02K\x01(K\x01\x86.", "takes more than it has"),
+    "an object": (b"\x80\x02ccollections\nOrderedDict\n)\x81.", "NEWOBJ"),
+    "text as a function": (dict_of(unicode("OrderedDict") + b")R"), "no function"),
+    "a name of 2,000 letters": (dict_of(tensor_of(), key=unicode("w" * 2000)), "2,000 letters"),
+}
+
+
+@pytest.mark.parametrize("name", BOMBS)
+def test_pickles_take_no_more_time_and_memory_than_their_bytes(name, tmp_path):
+    data, said = BOMBS[name]
+    with pytest.raises((UserError, RunError), match=said):
+        read(zip_of(data, {"0": bytes(16)}), tmp_path)
+    with pytest.raises((UserError, RunError)):
+        read(legacy_start() + data + pickle.dumps(["0"], 2), tmp_path)
+
+
+def test_a_pickle_as_python_2_wrote_it(tmp_path):
+    """Text in Latin-1, and an OrderedDict of a list of pairs."""
+    pairs = b"](](U\x01w" + tensor_of() + b"ee"
+    data = b"\x80\x02" + called("collections", "OrderedDict", pairs) + b"."
+    np.testing.assert_array_equal(read(zip_of(data, {"0": bytes(16)}), tmp_path)["w"], np.zeros(4, np.float32))
+
+
+def test_members_of_a_zip_are_no_more_than_its_bytes(tmp_path):
+    data, large = dict_of(tensor_of()), bytes(1 << 20)
+    for what, said in (("order", "compressed"), ("data", "compressed"), ("twice", "twice"), ("over", "larger than")):
+        file = io.BytesIO()
+        with zipfile.ZipFile(file, "w") as archive, warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of zipfile's, at a name that is there
+            archive.writestr("a/data.pkl", data, zipfile.ZIP_DEFLATED if what == "data" else zipfile.ZIP_STORED)
+            archive.writestr("a/data/0", bytes(16))
+            if what == "order":
+                archive.writestr("a/byteorder", large, zipfile.ZIP_DEFLATED)
+            if what == "twice":
+                archive.writestr("a/data/0", bytes(16))
+            if what == "over":  # two names of the same bytes
+                archive.writestr("a/data/1", large)
+                same = copy.copy(archive.infolist()[-1])
+                same.filename = "a/data/2"
+                archive.filelist.append(same)
+        with pytest.raises(RunError, match=said):
+            read(file.getvalue(), tmp_path)
 
 
 @pytest.mark.usefixtures("torch_names")
@@ -287,6 +338,37 @@ def test_safetensors_are_read(tmp_path):
     for content in (file.read_bytes()[:-3], file.read_bytes()[:20], b""):
         with pytest.raises(RunError, match="damaged"):
             read(content, tmp_path, "b.safetensors")
+    empty = {"a": np.zeros((0, 3), np.float32), "b": np.array(1, np.float32)}
+    write_safetensors(file, empty, {})
+    found = read_file(file).arrays
+    assert {name: array.shape for name, array in found.items()} == {"a": (0, 3), "b": ()}
+
+
+@pytest.mark.parametrize(
+    ("described", "said"),
+    [
+        ({"a": {"dtype": "F32", "shape": [0, 2**62], "data_offsets": [0, 0]}}, "damaged"),
+        ({"a": {"dtype": "F32", "shape": [1] * 100, "data_offsets": [0, 4]}}, "damaged"),
+        ({"a": {"dtype": "F32", "shape": [2**62, 4], "data_offsets": [0, 4]}}, "damaged"),
+        ({"a" * 2000: {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}}, "2,000 letters"),
+        ({"a": {"dtype": "C64", "shape": [1], "data_offsets": [0, 8]}}, "type that is not read here: C64"),
+        ({f"{i}": {"dtype": "F32", "shape": [0], "data_offsets": [0, 0]} for i in range(200_000)}, "it begins with"),
+    ],
+)
+def test_false_headers_of_safetensors_are_told_in_a_line(described, said, tmp_path):
+    header = json.dumps(described).encode()
+    size = max(each["data_offsets"][1] for each in described.values())
+    with pytest.raises((UserError, RunError), match=said):
+        read(len(header).to_bytes(8, "little") + header + bytes(size), tmp_path, "a.safetensors")
+
+
+def test_weights_are_regular_files(tmp_path):
+    os.mkfifo(tmp_path / "pipe.pth")
+    (tmp_path / "zero.pth").symlink_to("/dev/zero")
+    (tmp_path / "folder.pth").mkdir()
+    for name, said in (("pipe", "pipe, not a file"), ("zero", "device"), ("folder", "a folder"), ("none", "No such")):
+        with pytest.raises(UserError, match=f"cannot be read: .*{said}"):
+            read_file(epath.Path(tmp_path / f"{name}.pth"))
 
 
 # ---- where they lie
@@ -325,6 +407,9 @@ def test_weights_are_found_where_others_keep_them(tmp_path, monkeypatch):
         ("torchvision:resnet50:v3", "did you mean 'v"),
         ("hf:timm", "write hf:ORGANISATION/NAME"),
         ("hf:../x", "write hf:ORGANISATION/NAME"),
+        ("hf:a/..", "write hf:ORGANISATION/NAME"),
+        ("hf:a/b\n", "write hf:ORGANISATION/NAME"),
+        ("nope://a/b", "there is no nope://"),
         ("no/such.pth", "no such file"),
         (str(Path(__file__).parent), "holds no run"),
     ],

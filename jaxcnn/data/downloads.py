@@ -6,6 +6,7 @@ other has fetched. A file has its final name only once it is whole and its check
 
 import hashlib
 import os
+import re
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -14,12 +15,17 @@ from typing import IO, Any
 from urllib.parse import unquote, urlparse
 
 from jaxcnn.errors import RunError, UserError
+from jaxcnn.files import open_regular
 
 Progress = Callable[[str, int, int], None]  # what, how much is done, of how much (0: unknown); 0 of 0 is just a line
 
 CHUNK = 1 << 20  # bytes read from files at once
 BLOCK = 1 << 16  # bytes read from the network at once, which is what a connection that breaks can lose
 TIMEOUT = (20, 60)  # seconds to connect, and to wait for the next bytes
+MOST_UNREGISTERED = 1 << 40  # bytes of a file whose size TFDS has not registered
+MOST_EXPANDED = 200  # times its size that an archive may come to; text and masks come to 20
+LEAST_UNPACKED = 1 << 30  # bytes that any archive may come to
+MOST_MEMBERS = 20_000_000  # files in an archive
 PAUSE = 1.0  # seconds before a connection that broke is tried again
 
 
@@ -115,7 +121,7 @@ class Downloads:
 
     def _take(self, archive: Path, url_infos: Mapping[str, Any]) -> None:
         """Finds what an archive is that the user has downloaded by hand, and puts it where it is looked for."""
-        if not archive.exists():
+        if not (archive.is_file() or archive.is_dir()):  # a folder: some sets are to be unpacked by hand
             raise UserError(f"--archive {archive}: there is no such file")
         names = {url: info.filename or _file_name(url) for url, info in url_infos.items()}
         length = archive.stat().st_size
@@ -235,12 +241,13 @@ class Downloads:
                 time.sleep(PAUSE)
 
     def _receive(self, url: str, partial: Path, size: int | None) -> None:
+        """One answer of the server, of which no more is taken than was registered."""
         import requests
 
         have = _length(partial)
         headers = {"Accept-Encoding": "identity"} | ({"Range": f"bytes={have}-"} if have else {})
         with requests.get(url, stream=True, headers=headers, timeout=TIMEOUT) as response:
-            if response.status_code == 416:  # it ends before that: what is here is of another file
+            if response.status_code == 416 and have:  # it ends before that: what is here is of another file
                 partial.unlink()
                 return self._receive(url, partial, size)
             if response.status_code not in (200, 206):
@@ -249,12 +256,20 @@ class Downloads:
                     "later, or find the file elsewhere and give it with --archive FILE"
                 )
             have = have if response.status_code == 206 else 0  # 200: all of it comes again
-            total = size or have + int(response.headers.get("Content-Length", 0))
+            total = size or have + _content_length(response)
             with partial.open("ab" if have else "wb") as file:
                 for block in response.iter_content(BLOCK):
                     self._progress(f"downloading {_file_name(url)}, bytes", have, total)
-                    file.write(block)
                     have += len(block)
+                    if have > (size or MOST_UNREGISTERED):
+                        break
+                    file.write(block)
+            if have > (size or MOST_UNREGISTERED):
+                partial.unlink()
+                raise RunError(
+                    f"{url} is not what TFDS registered: more than {size or MOST_UNREGISTERED:,} bytes came; try again "
+                    "later, or find the file elsewhere and give it with --archive FILE"
+                )
             self._progress(f"downloading {_file_name(url)}, bytes", have, total)
 
     def _extract(self, resource: Any) -> Any:
@@ -273,22 +288,30 @@ class Downloads:
         if partial.is_dir():
             shutil.rmtree(partial)
         what = f"unpacking {resources.read_info_file(resource.path).get('original_fname', resource.path.name)}, bytes"
-        with open(resource.path, "rb") as archive:
+        with open_regular(resource.path) as archive:
             size, first = os.fstat(archive.fileno()).st_size, True
-            for name, member in extractor.iter_archive(archive, method):
+            left = max(LEAST_UNPACKED, MOST_EXPANDED * size)
+            for number, (name, member) in enumerate(extractor.iter_archive(archive, method)):
                 self._progress(what, 0 if first else min(archive.tell(), size - 1), size)
                 first = False
                 file_path = partial / name if name else partial
                 file_path.parent.mkdir(parents=True, exist_ok=True)
                 with file_path.open("wb") as file:
-                    shutil.copyfileobj(member, file, CHUNK)
+                    while left >= 0 and (block := member.read(CHUNK)):
+                        left -= len(block)
+                        file.write(block)
+                if left < 0 or number >= MOST_MEMBERS:
+                    raise RunError(
+                        f"{resource.path} holds far more than its {size:,} bytes, or more than {MOST_MEMBERS:,} files, "
+                        "and is not unpacked; fetch it elsewhere and give it with --archive FILE"
+                    )
             self._progress(what, size, size)
         partial.replace(target)
         return epath.Path(target)
 
     def _checksum(self, path: Path, name: str) -> str:
         what, size, digest = f"verifying {name}, bytes", _length(path), hashlib.sha256()
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             while block := file.read(CHUNK):
                 self._progress(what, file.tell() - len(block), size)
                 digest.update(block)
@@ -328,6 +351,12 @@ def _length(path: Path) -> int:
 
 def _file_name(url: str) -> str:
     return os.path.basename(unquote(urlparse(url).path).rstrip("/")) or url
+
+
+def _content_length(response: Any) -> int:
+    """0 where the server says none, or what is no number."""
+    length = response.headers.get("Content-Length", "")
+    return int(length) if re.fullmatch("[0-9]{1,15}", length) else 0
 
 
 def _gigabytes(size: int) -> str:

@@ -8,7 +8,6 @@ import contextlib
 import errno
 import fcntl
 import inspect
-import json
 import re
 import shutil
 from collections.abc import Iterable, Iterator, Sequence
@@ -18,9 +17,11 @@ from typing import Any
 from jaxcnn.data.downloads import Downloads, Progress
 from jaxcnn.data.records import NotPreparedError, one_line
 from jaxcnn.data.tfds import allow_open_files, image_and_label, set_folder, tfds_directory
+from jaxcnn.data.tfds_description import DESCRIPTION_LIMIT
 from jaxcnn.data.tfrecord import convert
 from jaxcnn.data.without_tensorflow import NeedsTensorFlowError, names_missing, without_tensorflow
 from jaxcnn.errors import RunError, UserError, nearest
+from jaxcnn.files import read_json
 
 NUM_BUCKETS = 1000  # files that TFDS sorts a split with that is larger than 1 GB, all open at once
 
@@ -61,16 +62,17 @@ def prepare(
 def _formats(full_name: str, folder: Path) -> set[str]:
     """How a set is stored that lies there. UserError when it can be neither read nor converted."""
     try:
-        info = json.loads((folder / "dataset_info.json").read_text())
+        info = read_json(folder / "dataset_info.json", limit=DESCRIPTION_LIMIT)
         formats = {info.get("fileFormat", "tfrecord"), *info.get("alternativeFileFormats", ())}
-    except (OSError, ValueError, AttributeError) as error:
+    except (OSError, ValueError, AttributeError, TypeError) as error:
         raise RunError(
             f"{full_name}: {folder / 'dataset_info.json'} is damaged; remove {folder} and run this command again"
         ) from error
     if not formats & {"array_record", "tfrecord"}:
+        stored = ", ".join(sorted(map(str, formats)))[:200]
         raise UserError(
-            f"{full_name} in {folder} is stored as {', '.join(sorted(formats))}, which is not read here; move it away "
-            "and run this command again"
+            f"{full_name} in {folder} is stored as {stored}, which is not read here; move it away and run this command "
+            "again"
         )
     return formats
 
@@ -129,7 +131,7 @@ def _builder(full_name: str, rest: str, directory: Path) -> Any:
             raise NeedsTensorFlowError(", ".join(missing) or "Apache Beam")
         try:
             return builder_class(data_dir=str(directory), config=config or None, version=version or None)
-        except AssertionError as error:
+        except (AssertionError, ValueError) as error:  # of a version
             raise UserError(f"{full_name}: {one_line(error)}") from error
 
 

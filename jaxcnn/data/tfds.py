@@ -25,10 +25,12 @@ from jaxcnn.data.records import (
     StoredSet,
     one_line,
 )
+from jaxcnn.data.tfds_description import check_image_and_label, open_builder
 from jaxcnn.errors import RunError, UserError, nearest
 from jaxcnn.files import open_regular, user_path
 from jaxcnn.fingerprints import content_digest, fingerprint_of_files
 
+RECORD_LIMIT = 256 << 20  # bytes of a record
 _LABELS_AT_ONCE = 4096  # records whose bytes are in memory together
 
 
@@ -83,11 +85,13 @@ class TfdsRecords:
 
     def encoded(self, records: Sequence[int] | np.ndarray) -> Iterator[bytes]:
         """The image files as they are stored, in the order asked."""
-        return (self._parse(example)[0] for example in self._serialized([int(record) for record in records]))
+        numbers = [int(record) for record in records]
+        for record, example in zip(numbers, self._serialized(numbers), strict=True):
+            yield self._parsed(record, example)[0]
 
     def first_label(self) -> int:
         """Negative where a split is published without labels."""
-        return self._label(self._read_one(0))
+        return self._parsed(0, self._read_one(0))[1]
 
     def _serialized(self, numbers: Sequence[int]) -> Iterable[bytes]:
         allow_open_files(len(self.files))
@@ -103,7 +107,9 @@ class TfdsRecords:
             raise self._damaged(record, one_line(error)) from error
 
     def _label(self, serialized: bytes) -> int:
-        return self._parse(serialized)[1]
+        """-1 for what is no class, as where a record cannot be read."""
+        label = self._parse(serialized)[1]
+        return label if 0 <= label < self.num_classes else -1
 
     def _label_or_unknown(self, record: int) -> int:
         try:
@@ -114,12 +120,20 @@ class TfdsRecords:
     def _parse(self, serialized: bytes) -> tuple[bytes, int]:
         from tensorflow_datasets.proto import tf_example_pb2
 
+        if len(serialized) > RECORD_LIMIT:
+            raise ValueError(f"{len(serialized):,} bytes, of at most {RECORD_LIMIT:,}")
         features = tf_example_pb2.Example.FromString(serialized).features.feature
         return features[self.image_key].bytes_list.value[0], features[self.label_key].int64_list.value[0]
 
-    def _decode(self, record: int, serialized: bytes) -> Example:
+    def _parsed(self, record: int, serialized: bytes) -> tuple[bytes, int]:
         try:
-            encoded, label = self._parse(serialized)
+            return self._parse(serialized)
+        except Exception as error:
+            raise self._damaged(record, one_line(error)) from error
+
+    def _decode(self, record: int, serialized: bytes) -> Example:
+        encoded, label = self._parsed(record, serialized)
+        try:
             image = decode_image(encoded, self.image_shape[2])
         except Exception as error:
             raise self._damaged(record, one_line(error)) from error
@@ -160,7 +174,7 @@ def open_tfds(full_name: str, rest: str, data_dir: str | None) -> StoredSet:
     import tensorflow_datasets as tfds  # takes half a second; imports TensorFlow only to prepare
 
     try:
-        builder = tfds.builder_from_directory(folder)  # the files alone: tfds.builder would ask the network
+        builder = open_builder(folder)
         info: Any = builder.info
         formats = {str(form.value) for form in info.available_file_formats()}
     except Exception as error:
@@ -171,6 +185,10 @@ def open_tfds(full_name: str, rest: str, data_dir: str | None) -> StoredSet:
             f"ArrayRecord can be read at random; convert it once: {how_to_prepare(rest, data_dir)}"
         )
     image_key, label_key = image_and_label(full_name, info)
+    try:
+        check_image_and_label(info.features[image_key], info.features[label_key])
+    except ValueError as error:
+        raise RunError(f"{full_name}: what describes the set in {folder} is damaged: it declares {error}") from error
     image_shape = tuple(info.features[image_key].shape)
     class_names = tuple(info.features[label_key].names)
 
@@ -230,7 +248,7 @@ def tfds_directory(data_dir: str | None) -> Path:
             f"first (gcloud storage cp -r {directory.rstrip('/')}/NAME DIR/) and set data.dir=DIR"
         )
     try:
-        return user_path(directory).absolute()
+        return Path(os.path.abspath(user_path(directory)))
     except ValueError as error:
         raise UserError(f"data.dir={directory[:200]!r}: {error}; name the folder of prepared sets") from None
 
@@ -238,7 +256,7 @@ def tfds_directory(data_dir: str | None) -> Path:
 def set_folder(full_name: str, rest: str, data_dir: str | None) -> Path:
     """The folder NAME[/CONFIG]/VERSION of a prepared set; the newest version where none is named."""
     directory = tfds_directory(data_dir)
-    match = re.fullmatch(r"(?P<name>\w+)(/(?P<config>[^/:]+))?(:(?P<version>[\w.*]+))?", rest)
+    match = re.fullmatch(r"(?P<name>\w+)(/(?P<config>[^/:.][^/:]*))?(:(?P<version>[\w*][\w.*]*))?", rest)
     if match is None:
         raise UserError(f"data.name={full_name!r} is not of the form tfds:NAME[/CONFIG][:VERSION]")
     name, config, version = match["name"], match["config"], match["version"]
@@ -326,12 +344,13 @@ def _check_shards(name: str, shards: Sequence[Path], lengths: Sequence[int]) -> 
         if not shard.exists():
             raise RunError(f"{name}: {shard} is missing; prepare or copy the set again")
         try:
+            size = shard.stat().st_size
             reader = ArrayRecordReader(str(shard))
             num_records = reader.num_records()
             reader.close()
         except Exception as error:
             raise RunError(f"{name}: {shard} is damaged ({one_line(error)}); prepare the set again") from error
-        if num_records != length:
+        if num_records != length or length > size:
             raise RunError(f"{name}: {shard} has {num_records} records, not {length}; prepare the set again")
 
     with ThreadPoolExecutor(16) as threads:

@@ -4,7 +4,7 @@ Both hold the same bytes an example, so nothing is decoded; the checksums of TFR
 stay, and TFDS still reads them: `dataset_info.json` comes to name both formats, as the last act.
 """
 
-import json
+import os
 import shutil
 import struct
 from collections.abc import Iterator
@@ -13,16 +13,16 @@ from pathlib import Path
 from etils import epath
 
 from jaxcnn.data.downloads import Progress
+from jaxcnn.data.records import one_line
+from jaxcnn.data.tfds_description import DESCRIPTION_LIMIT, open_builder
 from jaxcnn.errors import RunError, UserError
-from jaxcnn.files import write_atomically
+from jaxcnn.files import open_regular, read_json, to_json, write_atomically
 
 
 def convert(folder: Path, *, progress: Progress = lambda *_: None) -> Path:
     """Writes the ArrayRecord shards of NAME[/CONFIG]/VERSION beside its TFRecord ones; shards that are there stay."""
-    import tensorflow_datasets as tfds
-
     try:
-        splits = tfds.builder_from_directory(folder).info.splits
+        splits = open_builder(folder).info.splits
         shards = [
             (Path(source), Path(target), length)
             for split in splits.values()
@@ -34,7 +34,9 @@ def convert(folder: Path, *, progress: Progress = lambda *_: None) -> Path:
             )
         ]
     except Exception as error:
-        raise RunError(f"what describes the set in {folder} is damaged; remove it and prepare the set again") from error
+        raise RunError(
+            f"what describes the set in {folder} is damaged ({one_line(error)}); remove it and prepare the set again"
+        ) from error
     missing = [source for source, *_ in shards if not source.exists()]
     if missing:
         raise RunError(f"{missing[0]} is missing; remove {folder} and prepare the set again")
@@ -52,10 +54,10 @@ def convert(folder: Path, *, progress: Progress = lambda *_: None) -> Path:
             if not target.exists():
                 _convert_shard(source, target, length)
         info_path = epath.Path(folder) / "dataset_info.json"
-        info = json.loads(info_path.read_text())
+        info = read_json(info_path, limit=DESCRIPTION_LIMIT)
         others = set(info.get("alternativeFileFormats", [])) | {"tfrecord"}
         info |= {"fileFormat": "array_record", "alternativeFileFormats": sorted(others - {"array_record"})}
-        write_atomically(info_path, json.dumps(info, indent=2))
+        write_atomically(info_path, to_json(info, indent=2))
     except PermissionError as error:
         raise UserError(
             f"cannot write to {folder}, where the set lies as TFRecord; copy it to a folder of yours"
@@ -86,10 +88,11 @@ def read_tfrecord(path: Path) -> Iterator[bytes]:
 
     A record: its length (uint64), the length's checksum (uint32), its bytes, their checksum (uint32); little-endian.
     """
-    with path.open("rb") as file:
+    with open_regular(path) as file:
+        size = os.fstat(file.fileno()).st_size
         while header := file.read(12):
-            if len(header) == 12 and _checksum(header[:8]) == header[8:]:
-                (length,) = struct.unpack("<Q", header[:8])
+            (length,) = struct.unpack("<Q", header[:8].ljust(8, b"\0"))
+            if len(header) == 12 and _checksum(header[:8]) == header[8:] and length <= size - file.tell():
                 record, checksum = file.read(length), file.read(4)
                 if len(record) == length and _checksum(record) == checksum:
                     yield record

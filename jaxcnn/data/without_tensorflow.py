@@ -8,14 +8,18 @@ TensorFlow; images that are not lossy are the same to the pixel. Asking for anyt
 import ast
 import contextlib
 import glob
+import io
 import os
 import re
 import shutil
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import IO, Any
 
 import cv2
 import numpy as np
+
+from jaxcnn.files import open_regular
 
 
 class NeedsTensorFlowError(AttributeError):
@@ -104,7 +108,10 @@ def _decode(encoded: bytes, channels: int = 0) -> np.ndarray:
 
 
 def _open(name: str | os.PathLike, mode: str = "r") -> IO[Any]:
-    return open(name, mode, encoding=None if "b" in mode else "utf-8")
+    if set(mode) & set("wax+"):
+        return Path(name).open(mode, encoding=None if "b" in mode else "utf-8")
+    file = open_regular(name)
+    return file if "b" in mode else io.TextIOWrapper(file, encoding="utf-8")
 
 
 def _walk(top: str | os.PathLike[str]) -> Iterator[tuple[str, list[str], list[str]]]:

@@ -1,12 +1,15 @@
 """Where weights lie that config.init_from names, and the command that fetches those that are not here."""
 
+import contextlib
 import os
+import re
 from pathlib import Path
 
 from etils import epath
 
 from jaxcnn.data import cache_dir
 from jaxcnn.errors import UserError, nearest
+from jaxcnn.files import read_text
 
 FORMS = "a .pth, .pt, .bin or .safetensors file, a run's folder, torchvision:NAME[:VERSION] or hf:ORGANISATION/NAME"
 
@@ -22,9 +25,11 @@ def find(name: str) -> epath.Path:
         return epath.Path(_of_torchvision(rest))
     if kind == "hf" and rest:
         return epath.Path(_of_hugging_face(rest))
-    path = epath.Path(name) if "://" in name else epath.Path(os.path.abspath(os.path.expanduser(name)))
     try:
+        path = epath.Path(name) if "://" in name else epath.Path(os.path.abspath(os.path.expanduser(name)))
         exists, is_run = path.exists(), (path / "config.json").exists()
+    except KeyError:  # epath's, for a scheme that it does not know
+        raise UserError(f"init_from={name}: there is no {name.partition('://')[0]}:// here; it is {FORMS}") from None
     except Exception as error:
         raise UserError(f"init_from={name} cannot be read: {' '.join(str(error).split())}") from None
     if not exists:
@@ -56,14 +61,15 @@ def _of_torchvision(name: str) -> Path:
 
 def _of_hugging_face(name: str) -> Path:
     """The newest snapshot in the cache of huggingface_hub, by its main branch where it is known."""
-    if name.count("/") != 1 or name.startswith("/") or name.endswith("/") or ".." in name:
+    if not re.fullmatch(r"[\w.-]*\w[\w.-]*/[\w.-]*\w[\w.-]*", name) or ".." in name:
         raise UserError(f"init_from=hf:{name}: write hf:ORGANISATION/NAME, e.g. hf:timm/resnet50.a1_in1k")
     home = os.environ.get("HF_HOME") or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "huggingface"
     hub = Path(os.environ.get("HF_HUB_CACHE") or Path(home) / "hub").expanduser()
     folder = hub / f"models--{name.replace('/', '--')}"
-    main = folder / "refs" / "main"
-    snapshots = [folder / "snapshots" / main.read_text().strip()] if main.is_file() else []
-    snapshots += sorted(folder.glob("snapshots/*"), key=lambda each: each.stat().st_mtime, reverse=True)
+    snapshots = sorted(folder.glob("snapshots/*"), key=lambda each: each.stat().st_mtime, reverse=True)
+    with contextlib.suppress(OSError, ValueError):
+        newest = read_text(folder / "refs" / "main", limit=1000).strip()
+        snapshots.sort(key=lambda each: each.name != newest)
     for snapshot in snapshots:
         for file in ("model.safetensors", "pytorch_model.bin"):
             if (snapshot / file).is_file():

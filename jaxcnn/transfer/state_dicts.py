@@ -10,10 +10,12 @@ import numpy as np
 from etils import epath
 
 from jaxcnn.errors import RunError, UserError
-from jaxcnn.files import write_atomically
-from jaxcnn.transfer.torch_files import read_torch_file
+from jaxcnn.files import read_bytes, write_atomically
+from jaxcnn.transfer.torch_files import MOST_NAME, read_torch_file
 
 SUFFIXES = (".pth", ".pt", ".bin", ".safetensors")
+WEIGHTS_LIMIT = 8 << 30  # bytes of a file; the largest model here has 2.6e9
+HEADER_LIMIT = 8 << 20  # bytes of what a safetensors file says of its tensors
 _PUBLISHED_HASH = re.compile(r"-([0-9a-f]{8,64})\.(?:pth|pt)$")  # as torch.hub names its files
 _DTYPES: dict[str, Any] = {  # safetensors' names; its own reading with numpy lacks BF16
     "F64": np.float64,
@@ -48,7 +50,7 @@ def read_file(path: epath.Path) -> Tensors:
     if path.suffix not in SUFFIXES:
         raise UserError(f"{path} is not read: weights are {', '.join(SUFFIXES)}, or a run's folder")
     try:
-        content = path.read_bytes()
+        content = read_bytes(path, limit=WEIGHTS_LIMIT)
     except Exception as error:
         reason = " ".join(str(error).split()) or type(error).__name__
         raise UserError(f"{path} cannot be read: {reason}") from None
@@ -69,15 +71,22 @@ def read_safetensors(content: bytes, name: str) -> dict[str, np.ndarray]:
     """The arrays in a safetensors file. Raises RunError if it is damaged, UserError for types that are not read."""
     import safetensors
 
+    arrays: dict[str, np.ndarray] = {}
     try:
-        found = safetensors.deserialize(content)
+        if (header := int.from_bytes(content[:8], "little")) > HEADER_LIMIT:
+            raise ValueError(f"it begins with {header:,} bytes of names")
+        for key, each in safetensors.deserialize(content):
+            if len(key) > MOST_NAME:
+                raise ValueError(f"a tensor's name has {len(key):,} letters")
+            if each["dtype"] not in _DTYPES:
+                raise UserError(f"{name}: {key!r} is of a type that is not read here: {each['dtype']}")
+            arrays[key] = np.ndarray(each["shape"], _DTYPES[each["dtype"]], each["data"])
+    except UserError:
+        raise
     except Exception as error:
         reason = " ".join(str(error).split())[:120]
         raise RunError(f"{name} is damaged, or no safetensors file ({reason}); fetch it again") from None
-    for key, each in found:
-        if each["dtype"] not in _DTYPES:
-            raise UserError(f"{name}: {key!r} is of a type that is not read here: {each['dtype']}")
-    return {key: np.frombuffer(each["data"], _DTYPES[each["dtype"]]).reshape(each["shape"]) for key, each in found}
+    return arrays
 
 
 def write_safetensors(path: epath.Path, arrays: dict[str, np.ndarray], metadata: dict[str, str]) -> None:
