@@ -178,7 +178,7 @@ def damaged_images() -> dict[str, tuple[bytes, str, bool]]:
         "PNG with a flipped bit": (png[:200] + bytes([png[200] ^ 1]) + png[201:], "unrecognized|broken", False),
         "GIF cut": (encode(rgb.quantize(16), "GIF")[:200], "truncated", False),
         "floats beyond 1": (encode(floats, "TIFF"), "floats from 3.5 to 3.5", False),
-        "32 bits": (encode(Image.fromarray(np.full((9, 9), 70000, np.int32)), "TIFF"), "int32 levels", False),
+        "32 bits": (encode(Image.fromarray(np.full((9, 9), 70000, np.int32)), "TIFF"), "signed 32-bit levels", True),
         "nothing": (b"", "empty", True),
         "zeros": (bytes(1000), "zeros", True),
         "text": (b"a cat sat on the mat", "no image of a known type", True),

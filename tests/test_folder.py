@@ -21,6 +21,7 @@ from jaxcnn.data import folder as folder_module
 from jaxcnn.data.decoding import decode_any, decode_image, read_header, with_channels
 from jaxcnn.data.records import Source
 from jaxcnn.errors import RunError, UserError
+from jaxcnn.files import open_regular
 from tests.fake_tfds import write_set
 from tests.nasty_images import damaged_images, encode, nasty_images, photo, write_classes
 
@@ -360,12 +361,12 @@ def test_a_file_that_may_not_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyP
     """By force: whoever runs the tests as root may read everything."""
     write_classes(tmp_path, PETS)
 
-    def forbidden(path: Any, *rest: Any) -> Any:
+    def forbidden(path: Any, **options: Any) -> Any:
         if str(path).endswith("003.png"):
             raise PermissionError(13, "Permission denied", path)
-        return open(path, *rest)
+        return open_regular(path, **options)
 
-    monkeypatch.setattr(folder_module, "open", forbidden, raising=False)
+    monkeypatch.setattr(folder_module, "open_regular", forbidden)
     assert re.search(r"cat/003.png cannot be read: Permission denied", refused("folder", tmp_path))
 
     def closed(path: Any) -> Any:
@@ -502,7 +503,7 @@ CSV = "path,label\nimages/cat/000.png,cat\nimages/dog/000.png,dog\n"
         ("path,label,split\nimages/cat/000.png,cat,train\nimages/cat/000.png,cat,test\n", "splits train and test"),
         ("path,label,split\nimages/cat/000.png,cat,test\n", "has test, but no train"),
         ("path,label\nimages/cat/000.png,cat\n", "only one class, 'cat'"),
-        ("path,label\nimages/cat,cat\nimages/dog,dog\n", "line 2: images/cat cannot be read: Is a directory"),
+        ("path,label\nimages/cat,cat\nimages/dog,dog\n", "line 2: images/cat cannot be read: a folder, not a file"),
         ("path,label\n\udcff,cat\n", "is not UTF-8"),
     ],
 )  # fmt: skip

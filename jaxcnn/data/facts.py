@@ -145,14 +145,15 @@ def _each_file(records: Records, numbers: np.ndarray) -> Iterator[bytes | None]:
     encoded = getattr(records, "encoded", None)
     if encoded is None:
         return
-    try:
-        yield from list(encoded(numbers))
-    except RunError:
-        for number in numbers:
-            try:
-                yield next(iter(encoded([number])))
-            except RunError:
-                yield None
+    done = 0
+    while done < len(numbers):
+        try:
+            for stored in encoded(numbers[done:]):
+                yield stored
+                done += 1
+        except RunError:
+            yield None
+            done += 1
 
 
 def perceptual_hashes(grey: np.ndarray) -> np.ndarray:
