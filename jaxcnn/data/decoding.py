@@ -25,6 +25,7 @@ MAX_BYTES = 1 << 29  # of a decoded image; a photograph of 100 megapixels has 30
 
 _TOO_MANY = f"more than {MAX_PIXELS:,} pixels, as in files made to fill the memory; make it smaller"
 _BYTES_A_PIXEL = {"1": 1, "L": 1, "P": 1, "LA": 2, "La": 2, "PA": 2, "I;16": 2, "I;16B": 2, "RGB": 3}  # by mode; else 4
+_BYTES_OF_FORMATS = {"WEBP": 5, "JPEG2000": 9}  # a pixel, half of what their decoders hold meanwhile
 _XMP_ORIENTATION = re.compile(rb"""tiff:Orientation\s*(?:=\s*["']|>)\s*([1-8])\b""")
 _METADATA = ("exif", "xmp", "XML:com.adobe.xmp", "Raw profile type exif")
 _STRIP = 1 << 20  # pixels that are converted at a time
@@ -230,7 +231,9 @@ def _check_size(opened: OpenedImage) -> None:
     if opened.layout is not None and opened.layout.by_opencv:
         num_bytes = height * width * opened.layout.bytes_a_pixel
     else:
-        num_bytes = height * width * _BYTES_A_PIXEL.get(opened.image.mode, 4)
+        num_bytes = (
+            height * width * _BYTES_OF_FORMATS.get(opened.image.format, _BYTES_A_PIXEL.get(opened.image.mode, 4))
+        )
     if num_bytes > MAX_BYTES:
         raise ValueError(
             f"{width:,} x {height:,} pixels are {num_bytes >> 20:,} MiB decoded, of at most {MAX_BYTES >> 20}; "
