@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import numpy as np
 from PIL import Image
 
-from tests.nasty_images import nasty_images
+from tests.nasty_images import nasty_images, png_of
 
 
 def mutated_images(count: int, seed: int = 0) -> Iterator[tuple[str, bytes]]:
@@ -53,7 +53,7 @@ def png_of_zeros(width: int, height: int, *, depth: int = 8, colours: int = 2) -
     compressor = zlib.compressobj(9)
     rows = [compressor.compress(row) for _ in range(height)]
     header = struct.pack(">IIBBBBB", width, height, depth, colours, 0, 0, 0)
-    return _png([(b"IHDR", header), (b"IDAT", b"".join([*rows, compressor.flush()])), (b"IEND", b"")])
+    return png_of([(b"IHDR", header), (b"IDAT", b"".join([*rows, compressor.flush()])), (b"IEND", b"")])
 
 
 def jpeg_that_says(width: int, height: int) -> bytes:
@@ -63,12 +63,6 @@ def jpeg_that_says(width: int, height: int) -> bytes:
     encoded = file.getvalue()
     frame = encoded.index(b"\xff\xc0") + 5
     return encoded[:frame] + struct.pack(">HH", height, width) + encoded[frame + 4 :]
-
-
-def _png(chunks: list[tuple[bytes, bytes]]) -> bytes:
-    return b"\x89PNG\r\n\x1a\n" + b"".join(
-        struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body)) for kind, body in chunks
-    )
 
 
 def _with_checksums(encoded: bytes) -> bytes:

@@ -4,6 +4,7 @@ Sets that were prepared hold JPEG or PNG; a user's own files may be of any usual
 Memory is bounded by MAX_BYTES and the size asked for, whatever a file says of itself.
 """
 
+import contextlib
 import io
 import math
 import os
@@ -29,7 +30,7 @@ _BYTES_OF_FORMATS = {"WEBP": 5, "JPEG2000": 9}  # a pixel, half of what their de
 _XMP_ORIENTATION = re.compile(rb"""tiff:Orientation\s*(?:=\s*["']|>)\s*([1-8])\b""")
 _METADATA = ("exif", "xmp", "XML:com.adobe.xmp", "Raw profile type exif")
 _STRIP = 1 << 20  # pixels that are converted at a time
-_ELONGATED = 8  # times longer than the crop, beyond which only the middle of a picture is resized
+_ELONGATED = 16  # times longer than the crop, beyond which only the middle of a picture is resized
 
 # OpenCV's own limit, for the images of prepared sets; it reads it when it is imported.
 os.environ.setdefault("OPENCV_IO_MAX_IMAGE_PIXELS", str(MAX_PIXELS))
@@ -126,7 +127,7 @@ def decode_any(encoded: bytes, num_channels: int) -> np.ndarray:
 def from_pillow(image: Any, num_channels: int) -> np.ndarray:
     """Pillow's image as decode_any of its file, but that colours of 16 bits a channel, which Pillow cuts, stay cut."""
     try:
-        layout = read_layout(image.tag_v2) if image.format == "TIFF" else None
+        layout = read_layout(image.tag_v2)._replace(by_opencv=False) if image.format == "TIFF" else None
         orientation = _orientation(image)  # before a PNG is read to its end: what stands there does not count
         pixels = _turned(_by_pillow(image, layout), orientation)
     except Exception as error:
@@ -211,13 +212,11 @@ def _opened(image: Any) -> OpenedImage:
 
 
 def _opened_tiff(image: Any, layout: Layout) -> OpenedImage:
-    """Both decoders turn it upright."""
+    """Both decoders turn it upright by its own tag."""
     if layout.by_opencv:
         channels = min(layout.samples, 3)
     elif image is not None:
         channels = 1 if _is_grey(image.mode) else 3
-        if ORIENTATION not in image.tag_v2:
-            image.info.pop("xmp", None)  # by which Pillow would turn it
     else:
         raise ValueError(f"a TIFF of {layout.samples} samples of {layout.bits} bits that Pillow cannot read")
     return OpenedImage(image, layout, (layout.height, layout.width, channels), 1)
@@ -337,7 +336,8 @@ def _decode_deep(encoded: bytes, opened: OpenedImage) -> np.ndarray:
 def _by_pillow(image: Any, layout: Layout | None = None) -> np.ndarray:
     """[H, W, 1 or 3], not turned unless it is a TIFF. Converted some rows at a time, which bounds the memory."""
     deep = ";16" in str(image.tile)
-    image.load()
+    with _unturned_by_xmp(image):
+        image.load()
     hole = image.info.get("transparency")
     if image.mode in ("I", "F") or image.mode.startswith("I;16"):
         levels = np.asarray(image)[:, :, None]
@@ -356,6 +356,15 @@ def _by_pillow(image: Any, layout: Layout | None = None) -> np.ndarray:
             strip.info["transparency"] = tuple(level >> 8 for level in hole)  # cut as the pixels are
         pixels[rows] = np.asarray(_over_white(strip)).reshape(pixels[rows].shape)
     return pixels
+
+
+@contextlib.contextmanager
+def _unturned_by_xmp(image: Any) -> Iterator[None]:
+    """Pillow would turn a TIFF by it that has no tag of its own; OpenCV, and a header's size, would not."""
+    packet = image.info.pop("xmp", None) if image.format == "TIFF" and ORIENTATION not in image.tag_v2 else None
+    yield
+    if packet is not None:
+        image.info["xmp"] = packet
 
 
 def _pixels_of_levels(levels: np.ndarray, layout: Layout, hole: int | tuple[int, ...] | None) -> np.ndarray:
