@@ -185,7 +185,7 @@ def tiff(
         data = b"".join(rows)
     else:
         stored = levels.transpose(2, 0, 1) if planes else levels
-        data = stored.astype(levels.dtype.newbyteorder(order)).tobytes()
+        data = stored.astype(f"{order}{levels.dtype.kind}{levels.dtype.itemsize}").tobytes()
     strips = samples if planes else 1
     tags: dict[int, tuple[str, list[int]]] = {
         256: ("I", [width]), 257: ("I", [height]), 258: ("H", [bits] * samples), 259: ("H", [1]), 262: ("H", [colours]),

@@ -84,7 +84,7 @@ def _measure(records: Records, numbers: np.ndarray, stored: StoredSet, image_siz
         if isinstance(example, RunError):
             unreadable += 1
             continue
-        image = example["image"]
+        image = example.pop("image")
         shapes.append(image.shape)
         labels.append(label_of(example))
         if image.shape[2] == channels:
@@ -93,6 +93,7 @@ def _measure(records: Records, numbers: np.ndarray, stored: StoredSet, image_siz
                 levels += channel_counts(image)
             else:
                 small.append(image)
+        del image
     together = len({image.shape for image in small}) == 1
     for images in [np.stack(small)] if together else small:  # at once takes a tenth of the time of one by one
         levels += channel_counts(images)

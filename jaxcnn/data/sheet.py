@@ -64,7 +64,7 @@ def class_rows(split: Split, class_names: Sequence[str], *, num_images: int = 8)
         if len(members):
             members = members[np.unique(np.linspace(0, len(members) - 1, num_images).round().astype(int))]
         examples = read_or_error(split.records, members)
-        images = [_shrunk(example["image"]) for example in examples if not isinstance(example, RunError)]
+        images = [_shrunk(example.pop("image")) for example in examples if not isinstance(example, RunError)]
         rows.append(Row(class_names[label], images))
     return rows
 

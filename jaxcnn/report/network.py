@@ -32,7 +32,7 @@ def images_of(model: TrainedModel, split: Split, places: Sequence[int] | np.ndar
     for number, example in enumerate(read_or_error(split.records, split.indices[np.asarray(places)])):
         if isinstance(example, RunError):
             raise example
-        images[number] = fit_image(example["image"], model.image_shape)
+        images[number] = fit_image(example.pop("image"), model.image_shape)
     return images
 
 
