@@ -107,7 +107,7 @@ class Media:
         """Validation's images at these places, as the run sees them."""
         split = self._run.source.splits["validation"]
         examples = split.records.read(split.indices[positions])
-        return [fit_image(example["image"], self._run.source.image_shape) for example in examples]
+        return [fit_image(example.pop("image"), self._run.source.image_shape) for example in examples]
 
 
 def training_inputs(run: Run, feed: Feed, *, count: int) -> tuple[np.ndarray, np.ndarray]:

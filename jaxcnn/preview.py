@@ -161,6 +161,7 @@ def augmented_images(run: Run, feed: Feed, *, num_images: int, num_versions: int
         pixels = (np.asarray(images)[order[:num_images]] * std + mean) * 255
         versions.append(np.clip(np.round(pixels), 0, 255).astype(np.uint8))
     originals = [
-        fit_image(example["image"], source.image_shape) for example in alone.records.read(alone.indices[:num_images])
+        fit_image(example.pop("image"), source.image_shape)
+        for example in alone.records.read(alone.indices[:num_images])
     ]
     return AugmentedImages(np.stack(originals), np.stack(versions, axis=1), np.asarray(first["label"][:num_images]))

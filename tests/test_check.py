@@ -14,15 +14,18 @@ from sklearn.datasets import load_sample_images
 
 from jaxcnn.config import DataConfig
 from jaxcnn.data import __main__ as command
+from jaxcnn.data import facts
 from jaxcnn.data.checking import KINDS, as_csv, as_json, check, to_exclude
 from jaxcnn.data.decoding import decode_image
 from jaxcnn.data.duplicates import groups_of_equals, near_pairs
-from jaxcnn.data.encoded import inspect
+from jaxcnn.data.encoded import Header, inspect
 from jaxcnn.data.exclusion import read_exclusion, without
 from jaxcnn.data.facts import perceptual_hashes
 from jaxcnn.data.records import DamagedRecordError, ImagesInMemory, Split, StoredSet, one_line
 from jaxcnn.data.sources import open_stored
 from jaxcnn.errors import UserError
+from tests.large_images import HELD, CountedRecords
+from tests.nasty_images import tiff
 
 CLASSES = ("sky", "roof", "petal", "leaf", "rare", "none")
 SIDE = 36
@@ -325,6 +328,38 @@ def test_candidates_are_all_pairs_of_near_hashes():
 def test_few_images_are_compared_too():
     none = near_pairs(np.zeros((3, 2), np.uint64), np.zeros((3, 16, 16), np.uint8), false_alarms=1)
     assert len(none.positions) == 0
+
+
+def test_files_are_held_one_at_a_time(monkeypatch):
+    class Files(CountedRecords):
+        read_ahead = looked_at = 0
+
+        def encoded(self, records):
+            for record in records:
+                self.read_ahead = max(self.read_ahead, int(record) - self.looked_at)
+                if record == 7:
+                    raise DamagedRecordError("7 cannot be read")
+                yield b"%d" % record
+
+    records = Files()
+
+    def look(encoded):
+        records.looked_at = int(encoded)
+        return Header("RGB", "damaged" if encoded == b"9" else None)
+
+    monkeypatch.setattr(facts, "inspect", look)
+    found = facts.gather({"train": records.split()})
+    assert (records.most <= HELD, records.read_ahead) == (True, 2)
+    assert found.damaged == {9: "damaged"}
+    assert found.stored.tolist() == ["RGB"] * 7 + [""] + ["RGB"] * 52
+
+
+def test_other_programs_are_not_asked():
+    """Pillow would hand PostScript to Ghostscript."""
+    assert inspect(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n") == ("", "no image of a known type")
+    deep = np.dstack([np.linspace(0, 65535, 81).reshape(9, 9, 1)] * 3)
+    assert inspect(tiff(deep.astype(np.uint16), colours=2)) == ("RGB of 16 bits", None)
+    assert inspect(tiff((deep / 65535).astype(np.float32), colours=2)) == ("RGB of 32 bits", None)
 
 
 @pytest.mark.parametrize("suffix", [".jpg", ".png", ".webp", ".bmp", ".tiff"])

@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 import time
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -27,11 +28,12 @@ from jaxcnn.data import (
     resident_bytes,
 )
 from jaxcnn.data import resident as resident_module
-from jaxcnn.data.decoding import fit_image
+from jaxcnn.data.decoding import fit_image, resize_image
 from jaxcnn.data.order import permutation
 from jaxcnn.data.records import Split
 from jaxcnn.errors import UserError
 from tests.fake_tfds import shard_path, write_set
+from tests.hostile_images import jpeg_that_says
 
 ROOT = Path(__file__).resolve().parent.parent
 PREPARED = Path(os.environ.get("JAXCNN_TEST_TFDS_DIR") or ROOT.parent / "shared" / "data" / "tfds")
@@ -357,6 +359,43 @@ def test_fit_keeps_the_aspect_and_the_centre(height: int, width: int, channels: 
     expected = 255 * (0.5 + steps[None, :] / width / 2 + steps[:, None] / height / 2)
     inner = slice(3, 13)  # away from the border, where interpolation has to make up pixels
     np.testing.assert_allclose(fitted[inner, inner, 0], expected[inner, inner], atol=9)
+
+
+@pytest.mark.parametrize(("shape", "middle"), [((1, 60_000), 40), ((60_000, 1), 40), ((3, 90_000), 120), ((1, 1), 1)])
+def test_a_picture_of_any_length_takes_little_memory(shape: tuple[int, int], middle: int) -> None:
+    image = np.random.default_rng(0).integers(0, 256, (*shape, 3)).astype(np.uint8)
+    tracemalloc.start()
+    fitted, resized = fit_image(image, (224, 224, 3)), resize_image(image, 224, 224)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 30 << 20
+    assert resized.shape == (224, 224, 3)
+    kept = [slice((size - min(size, middle)) // 2, (size + min(size, middle)) // 2) for size in shape]
+    np.testing.assert_array_equal(fitted, fit_image(image[kept[0], kept[1]], (224, 224, 3)))
+
+
+@pytest.mark.parametrize("shape", [(30, 470), (470, 30), (333, 2000), (40, 50)])
+def test_an_ordinary_picture_is_resized_as_a_whole(shape: tuple[int, int]) -> None:
+    image = np.random.default_rng(0).integers(0, 256, (*shape, 3)).astype(np.uint8)
+    height, width = (round(size * 32 / min(shape)) for size in shape)
+    top, left = (height - 32) // 2, (width - 32) // 2
+    whole = resize_image(image, height, width)
+    np.testing.assert_array_equal(fit_image(image, (32, 32, 3)), whole[top : top + 32, left : left + 32])
+
+
+def test_a_record_that_says_it_is_huge_is_refused() -> None:
+    """OpenCV reads its limit when it is imported, and is imported here; in a command it is not yet."""
+    code = """
+import sys
+from jaxcnn.data.decoding import decode_image
+try:
+    decode_image(sys.stdin.buffer.read(), 3)
+except ValueError as error:
+    print(error)
+"""
+    bomb = jpeg_that_says(20_000, 20_000)
+    said = subprocess.run([sys.executable, "-c", code], cwd=ROOT, input=bomb, stdout=subprocess.PIPE, check=True).stdout
+    assert said == b"neither JPEG nor PNG, or too large\n"
 
 
 # ---- resident

@@ -21,6 +21,7 @@ from jaxcnn.errors import UserError
 from jaxcnn.preview import augmented_images
 from jaxcnn.step import train_step
 from tests import fake_tfds
+from tests.large_images import HELD, CountedRecords
 from tests.runs import small_config
 
 
@@ -123,6 +124,20 @@ def test_a_row_a_class_of_images_spread_over_it(small_set):
     everything = class_rows(small_set.splits["train"], small_set.class_names, num_images=100)
     assert len(everything[0].images) == 19, "what cannot be read is left out"
     assert len(everything[1].images) == 5
+
+
+@pytest.mark.parametrize("image_size", [None, 16])
+def test_large_images_are_not_held(image_size):
+    records = CountedRecords()
+    stored = StoredSet(("even", "odd"), (600, 500, 3), {"train": records.split()}, "print")
+    described = describe("counted", stored, image_size=image_size).splits["train"]
+    assert (described.num_images, records.most <= HELD) == (60, True)
+    records = CountedRecords()
+    rows = class_rows(records.split(), ("even", "odd"), num_images=30)
+    assert [len(row.images) for row in rows] == [30, 30]
+    assert records.most == 1
+    large = Row("even", [records[record]["image"] for record in range(0, 60, 2)])
+    assert draw(rows[:1]).tobytes() == draw([large]).tobytes()
 
 
 @pytest.fixture(scope="module")

@@ -22,12 +22,15 @@ from jaxcnn.data import arrays as arrays_module
 from jaxcnn.data import evaluation_batches, load_arrays, open_source
 from jaxcnn.data import folder as folder_module
 from jaxcnn.data.decoding import decode_any, decode_image, read_header, with_channels
+from jaxcnn.data.encoded import inspect
+from jaxcnn.data.given import prepared
 from jaxcnn.data.records import Source
 from jaxcnn.data.sources import open_stored
 from jaxcnn.errors import RunError, UserError
 from jaxcnn.files import open_regular
 from tests.fake_tfds import write_set
-from tests.nasty_images import damaged_images, encode, nasty_images, photo, write_classes
+from tests.hostile_images import jpeg_that_says, mutated_images
+from tests.nasty_images import damaged_images, encode, nasty_images, photo, tiff, write_classes
 
 ROOT = Path(__file__).resolve().parents[1]
 PETS = {"cat": 6, "dog": 8}
@@ -77,6 +80,30 @@ def test_what_is_damaged_is_said() -> None:
         if in_header:
             with pytest.raises(ValueError, match=says):
                 read_header(io.BytesIO(encoded))
+
+
+def test_whatever_is_sent_ends_in_pixels_or_in_one_line() -> None:
+    """Of the header and of the pixels the same shape, or ValueError."""
+    for kind, encoded in mutated_images(300):
+        says: list[str] = []
+        shape = None
+        try:
+            shape = read_header(io.BytesIO(encoded))
+            assert decode_any(encoded, shape[2]).shape == shape, kind
+        except ValueError as error:
+            says.append(str(error))
+        says.append(inspect(encoded).damage or "fine")
+        assert all(line and "\n" not in line for line in says), kind
+
+
+def test_a_small_file_of_a_huge_image_is_refused_by_its_header() -> None:
+    size = struct.pack("<I", 9_000)
+    floats = tiff(np.zeros((1, 1, 1)), colours=1)
+    floats = floats[:18] + size + floats[22:30] + size + floats[34:]
+    for encoded in (jpeg_that_says(40_000, 40_000), floats):
+        for read in (lambda data: read_header(io.BytesIO(data)), lambda data: decode_any(data, 3)):
+            with pytest.raises(ValueError, match="make it smaller"):
+                read(encoded)
 
 
 def test_channels_are_pillows() -> None:
@@ -404,10 +431,10 @@ def test_a_file_that_may_not_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyP
     """By force: whoever runs the tests as root may read everything."""
     write_classes(tmp_path, PETS)
 
-    def forbidden(path: Any, *rest: Any) -> Any:
+    def forbidden(path: Any, **options: Any) -> Any:
         if str(path).endswith("003.png"):
             raise PermissionError(13, "Permission denied", path)
-        return open_regular(path, *rest)
+        return open_regular(path, **options)
 
     monkeypatch.setattr(folder_module, "open_regular", forbidden)
     assert re.search(r"cat/003.png cannot be read: Permission denied", refused("folder", tmp_path))
@@ -417,6 +444,39 @@ def test_a_file_that_may_not_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
     monkeypatch.setattr(folder_module.os, "scandir", closed)
     assert re.search(f"{tmp_path} cannot be read: Permission denied", refused("folder", tmp_path))
+
+
+def _pipe(root: Path) -> None:
+    os.mkfifo(root / "cat" / "x.png")
+
+
+def _device(root: Path) -> None:
+    (root / "cat" / "x.png").symlink_to("/dev/zero")
+
+
+def _sparse(root: Path) -> None:
+    with (root / "cat" / "x.png").open("wb") as file:
+        file.truncate(60 << 30)
+
+
+@pytest.mark.parametrize(
+    ("make", "says"),
+    [(_pipe, "a device or pipe"), (_device, "a device or pipe"), (_sparse, "64,424,509,440 bytes, of at most")],
+)
+def test_what_is_no_file_or_too_large_is_not_read(tmp_path: Path, make: Callable[[Path], None], says: str) -> None:
+    write_classes(tmp_path, PETS)
+    split = opened("folder", tmp_path, validation_fraction=0).splits["train"]
+    (tmp_path / "cat" / "x.png").unlink(missing_ok=True)
+    make(tmp_path)
+    with pytest.raises((UserError, RunError), match=rf"cat/x\.png.*{says}"):
+        opened("folder", tmp_path)
+    ((_, answer),) = prepared([("x", str(tmp_path / "cat" / "x.png"))], image_shape=(8, 8, 3), ahead=1)
+    assert says in str(answer)
+    first = split.records.identifier(int(split.indices[0]))
+    (tmp_path / first).unlink()
+    (tmp_path / "cat" / "x.png").rename(tmp_path / first)  # once the set is open
+    with pytest.raises(RunError, match=says):
+        split[0]
 
 
 def test_damaged_files_are_named(tmp_path: Path) -> None:

@@ -22,6 +22,7 @@ import pytest
 from flax import linen as nn
 from PIL import Image
 
+from jaxcnn.data.decoding import fit_image
 from jaxcnn.errors import UserError
 from jaxcnn.models import MODELS
 from jaxcnn.models.conv import conv
@@ -31,6 +32,7 @@ from jaxcnn.report.__main__ import main
 from jaxcnn.report.layers import layers, multiply_adds
 from jaxcnn.report.palette import COLOURS
 from jaxcnn.report.svg import to_png, to_svg
+from tests.large_images import CountedRecords
 from tests.runs import small_config, train
 
 SCRIPT = "<script>document.title='hacked'</script>"
@@ -475,6 +477,13 @@ def test_feature_maps_are_the_channels_that_answer_most():
     for stage in stages:
         assert stage.maps.min() == 0
         assert stage.maps.max() == 1
+
+
+def test_large_images_are_not_held():
+    model, records = fake("cnn", (8, 8, 3)), CountedRecords()
+    images = network.images_of(model, records.split(), range(1, 60))
+    assert records.most == 1
+    np.testing.assert_array_equal(images[6], fit_image(records[7]["image"], (8, 8, 3)))
 
 
 def test_the_surest_mistakes_come_first():

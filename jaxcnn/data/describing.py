@@ -77,23 +77,26 @@ def describe(
 
 def _measure(records: Records, numbers: np.ndarray, stored: StoredSet, image_size: int | None) -> dict[str, Any]:
     channels = stored.image_shape[2]
-    shapes, labels, images = [], [], []
+    shapes, labels, small = [], [], []
     levels = np.zeros((channels, 256), np.int64)
     unreadable = 0
     for example in read_or_error(records, numbers):
         if isinstance(example, RunError):
             unreadable += 1
             continue
-        image = example["image"]
+        image = example.pop("image")
         shapes.append(image.shape)
         labels.append(label_of(example))
         if image.shape[2] == channels:
-            images.append(fit_image(image, (image_size, image_size, channels)) if image_size else image)
-    if len({image.shape for image in images}) == 1 and images[0].size <= _SMALL:
-        levels += channel_counts(np.stack(images))  # at once takes a tenth of the time of one by one
-    else:
-        for image in images:
-            levels += channel_counts(image)
+            image = fit_image(image, (image_size, image_size, channels)) if image_size else image
+            if image.size > _SMALL:  # one of full size is not kept
+                levels += channel_counts(image)
+            else:
+                small.append(image)
+        del image
+    together = len({image.shape for image in small}) == 1
+    for images in [np.stack(small)] if together else small:  # at once takes a tenth of the time of one by one
+        levels += channel_counts(images)
     return {
         "shapes": np.array(shapes, np.int64).reshape(-1, 3),
         "labels": np.array(labels, np.int64),

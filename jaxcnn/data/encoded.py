@@ -7,6 +7,7 @@ import io
 import zlib
 from typing import NamedTuple
 
+from jaxcnn.data.decoding import open_image
 from jaxcnn.data.records import one_line
 
 _PNG = b"\x89PNG\r\n\x1a\n"
@@ -31,20 +32,23 @@ class Header(NamedTuple):
 
 
 def inspect(encoded: bytes) -> Header:
-    """JPEG and PNG by their structure, which takes microseconds; others by Pillow's decoding, which is strict."""
+    """JPEG and PNG by their structure, which takes microseconds; others by Pillow's decoding, which is strict.
+
+    Of a TIFF that only OpenCV decodes, its decoding alone tells.
+    """
     if encoded.startswith(b"\xff\xd8"):
         return _inspect_jpeg(encoded)
     if encoded.startswith(_PNG):
         return _inspect_png(encoded)
-    from PIL import Image
-
     colours = ""
     try:
-        with Image.open(io.BytesIO(encoded)) as image:
-            colours = _PILLOW_COLOURS.get(image.mode, image.mode)
-            image.load()
+        image, layout, shape, _ = open_image(io.BytesIO(encoded))
+        if layout is not None and layout.by_opencv:
+            return Header(f"{'grey' if shape[2] == 1 else 'RGB'} of {layout.bits} bits", None)
+        colours = _PILLOW_COLOURS.get(image.mode, image.mode)
+        image.load()
     except Exception as error:
-        return Header(colours, one_line(error))
+        return Header(colours, one_line(error) or type(error).__name__)
     return Header(colours, None)
 
 
@@ -81,8 +85,8 @@ def _inspect_png(encoded: bytes) -> Header:
             return Header(colours, "a checksum of the PNG is wrong")
         match encoded[position + 4 : position + 8]:
             case b"IHDR":
-                depth = " of 16 bits" if encoded[position + 16] == 16 else ""
-                colours = _PNG_COLOURS.get(encoded[position + 17], "") + depth
+                depth, kind = encoded[position + 16 : position + 18].ljust(2, b"\0")
+                colours = _PNG_COLOURS.get(kind, "") + (" of 16 bits" if depth == 16 else "")
             case b"IEND":
                 return Header(colours, None)
         position = end

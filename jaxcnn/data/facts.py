@@ -4,7 +4,6 @@ Images are decoded, measured and let go. Judges nothing.
 """
 
 import hashlib
-import os
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -14,12 +13,14 @@ import numpy as np
 
 from jaxcnn.data.encoded import inspect
 from jaxcnn.data.records import DamagedRecordError, Example, Progress, Records, Split, read_or_error
+from jaxcnn.data.streaming import num_cores
 from jaxcnn.errors import RunError
 
 UNKNOWN_LABEL = np.iinfo(np.int32).min
 THUMBNAIL = 16  # side in pixels; kept of every record, in grey
 
 _CHUNK = 128  # records a thread measures at a time
+_MAX_THREADS = 16
 _SIDE = 32  # of the picture that hash and thumbnail are made of
 _GREY = np.array([0.299, 0.587, 0.114], np.float32)  # ITU-R BT.601
 
@@ -74,7 +75,7 @@ def gather(splits: Mapping[str, Split], *, progress: Progress | None = None) -> 
 def in_chunks(split: Split, measure: Callable[[Records, np.ndarray], Any]) -> Iterator[Any]:
     """What `measure(records, numbers)` says of a split's records, some at a time, in order, by all cores."""
     chunks = [split.indices[start : start + _CHUNK] for start in range(0, len(split), _CHUNK)]
-    with ThreadPoolExecutor(os.cpu_count()) as threads:  # OpenCV works without holding Python's lock
+    with ThreadPoolExecutor(min(num_cores(), _MAX_THREADS)) as threads:  # OpenCV works without holding Python's lock
         try:
             yield from threads.map(lambda numbers: measure(split.records, numbers), chunks)
         except BaseException:
@@ -114,13 +115,14 @@ def _measure(records: Records, numbers: np.ndarray) -> dict[str, Any]:
         if isinstance(example, DamagedRecordError):
             facts["unreadable"][position] = str(example)
             continue
-        image = example["image"]
+        image = example.pop("image")
         facts["label"][position] = label_of(example)
         facts["shape"][position] = image.shape
         facts["digest"][position] = _digest(image)
         small[position] = _small(image)
         if (small[position] == small[position, 0, 0]).all():
             facts["constant"][position] = (image == image[0, 0]).all()
+        del image
     for position, stored in enumerate(_each_file(records, numbers)):
         if stored is not None:
             facts["stored"][position], damage = inspect(stored)
@@ -145,14 +147,15 @@ def _each_file(records: Records, numbers: np.ndarray) -> Iterator[bytes | None]:
     encoded = getattr(records, "encoded", None)
     if encoded is None:
         return
-    try:
-        yield from list(encoded(numbers))
-    except RunError:
-        for number in numbers:
-            try:
-                yield next(iter(encoded([number])))
-            except RunError:
-                yield None
+    done = 0
+    while done < len(numbers):
+        try:
+            for stored in encoded(numbers[done:]):
+                yield stored
+                done += 1
+        except RunError:
+            yield None
+            done += 1
 
 
 def perceptual_hashes(grey: np.ndarray) -> np.ndarray:

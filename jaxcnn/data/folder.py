@@ -20,11 +20,11 @@ from typing import ClassVar
 
 import numpy as np
 
-from jaxcnn.data.decoding import decode_any, read_header
+from jaxcnn.data.decoding import FILE_LIMIT, decode_any, read_header
 from jaxcnn.data.records import DamagedRecordError, Example, Split, StoredSet, one_line
 from jaxcnn.data.resident import Progress
 from jaxcnn.errors import RunError, UserError, nearest
-from jaxcnn.files import open_regular, read_text, user_path
+from jaxcnn.files import open_regular, read_bytes, read_text, user_path
 from jaxcnn.fingerprints import content_digest, fingerprint_of_files
 
 SUFFIXES = (
@@ -94,9 +94,8 @@ class FileRecords:
 
     def _bytes(self, record: int) -> bytes:
         try:
-            with open(os.path.join(self.root, self.paths[record]), "rb") as file:
-                return file.read()
-        except OSError as error:
+            return read_bytes(os.path.join(self.root, self.paths[record]), limit=FILE_LIMIT)
+        except (OSError, ValueError) as error:
             raise self._unreadable(record, error) from error
 
     def _unreadable(self, record: int, error: Exception) -> DamagedRecordError:
@@ -493,7 +492,7 @@ def _read_headers(
     def read_chunk(start: int) -> int:
         for number, each in enumerate(files[start : start + _CHUNK], start=start):
             try:
-                with open_regular(os.path.join(root, each.path)) as file:
+                with open_regular(os.path.join(root, each.path), limit=FILE_LIMIT) as file:
                     num_bytes[number] = os.fstat(file.fileno()).st_size
                     contents[number] = content_digest(file)
                     shapes[number] = read_header(file)

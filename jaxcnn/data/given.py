@@ -12,11 +12,12 @@ from typing import Any
 
 import numpy as np
 
-from jaxcnn.data.decoding import decode_any, fit_image, from_array, from_pillow
+from jaxcnn.data.decoding import FILE_LIMIT, decode_any, fit_image, from_array, from_pillow
 from jaxcnn.data.folder import image_files
 from jaxcnn.data.records import ImageShape, one_line
 from jaxcnn.data.streaming import num_cores
 from jaxcnn.errors import UserError
+from jaxcnn.files import read_bytes
 
 Given = tuple[str, Any]  # what to call it, and a path, bytes, Pillow's image, an array; or the error that was met there
 
@@ -77,7 +78,7 @@ def _prepare(image: Any, image_shape: ImageShape) -> np.ndarray | ValueError:
         if isinstance(image, Exception):
             raise image
         if isinstance(image, str):
-            image = Path(image).read_bytes()
+            image = read_bytes(image, limit=FILE_LIMIT)
         if channels not in (1, 3) and getattr(image, "ndim", 0) != 3:
             raise ValueError(f"the network was trained on images of {channels} channels, which only arrays have")
         if isinstance(image, bytes | bytearray | memoryview):

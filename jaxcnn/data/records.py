@@ -13,7 +13,9 @@ import numpy as np
 
 from jaxcnn.errors import RunError, UserError
 
-Example = dict[str, Any]  # {"image": uint8 [H, W, C], "label": int, or float32 [K] where labels are soft}
+# {"image": uint8 [H, W, C], "label": int, or float32 [K] where labels are soft}. Who pops the image lets go of it
+# before the next is decoded; one of 100 megapixels has 300 MB.
+Example = dict[str, Any]
 ImageShape = tuple[int, int, int]
 Progress = Callable[[int, int], None]  # called with (done, total) examples
 

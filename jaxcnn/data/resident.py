@@ -167,7 +167,7 @@ def _decode(
                 if skip_damaged:
                     continue
                 raise example
-            images[start + offset] = fit_image(example["image"], image_shape)
+            images[start + offset] = fit_image(example.pop("image"), image_shape)
             labels[start + offset] = example["label"]
         return min(start + _CHUNK, len(indices))
 

@@ -51,7 +51,10 @@ def draw(rows: Sequence[Row], *, columns: Sequence[str] = ()) -> Image.Image:
 
 
 def class_rows(split: Split, class_names: Sequence[str], *, num_images: int = 8) -> list[Row]:
-    """A row a class, of images spread evenly over it; of more than a hundred classes, a hundred spread evenly."""
+    """A row a class, of images spread evenly over it; of more than a hundred classes, a hundred spread evenly.
+
+    Images are as large as they are drawn, not as they are stored, so that few of those are held.
+    """
     labels = np.asarray(split.records.labels())[split.indices]
     labels = labels if labels.ndim == 1 else labels.argmax(axis=1)
     shown = np.unique(np.linspace(0, len(class_names) - 1, min(len(class_names), _MOST_ROWS)).round().astype(int))
@@ -61,9 +64,13 @@ def class_rows(split: Split, class_names: Sequence[str], *, num_images: int = 8)
         if len(members):
             members = members[np.unique(np.linspace(0, len(members) - 1, num_images).round().astype(int))]
         examples = read_or_error(split.records, members)
-        images = [example["image"] for example in examples if not isinstance(example, RunError)]
+        images = [_shrunk(example.pop("image")) for example in examples if not isinstance(example, RunError)]
         rows.append(Row(class_names[label], images))
     return rows
+
+
+def _shrunk(image: np.ndarray) -> np.ndarray:
+    return np.asarray(_tile(image)) if max(image.shape[:2]) > _TILE else image
 
 
 def _tile(image: np.ndarray) -> Image.Image:

@@ -183,7 +183,7 @@ def measure_statistics(
     for start in range(0, len(chosen), 64):
         for example in read_or_error(split.records, split.indices[chosen[start : start + 64]]):
             if not isinstance(example, DamagedRecordError):
-                counts += channel_counts(fit_image(example["image"], image_shape))
+                counts += channel_counts(fit_image(example.pop("image"), image_shape))
             elif not skip_damaged:
                 raise example
     if not counts.any():
@@ -222,10 +222,14 @@ class _TrainBatches:
             if augment.random_resized_crop:
                 generator = np.random.default_rng([AUGMENT_STREAM, self.seed, first + row])
                 images[row] = random_resized_crop(
-                    generator, example["image"], self.image_shape, area=augment.crop_area, aspect=augment.crop_aspect
+                    generator,
+                    example.pop("image"),
+                    self.image_shape,
+                    area=augment.crop_area,
+                    aspect=augment.crop_aspect,
                 )
             else:
-                images[row] = fit_image(example["image"], self.image_shape)
+                images[row] = fit_image(example.pop("image"), self.image_shape)
             labels.append(example["label"])
         return {"image": images, "label": label_array(labels, self.split.records), **_reported(damaged)}
 
@@ -274,7 +278,7 @@ class _EvaluationBatches:
                     raise example
                 damaged.add(str(example))
                 continue
-            images[row] = fit_image(example["image"], self.image_shape)
+            images[row] = fit_image(example.pop("image"), self.image_shape)
             labels[row] = example["label"]
             mask[row] = True
         return {"image": images, "label": labels, "mask": mask, **_reported(damaged)}

@@ -13,6 +13,7 @@ import numpy as np
 
 from jaxcnn.augment import make_normalise
 from jaxcnn.data import Split, read_or_error
+from jaxcnn.data.decoding import fit_image
 from jaxcnn.errors import RunError, UserError
 from jaxcnn.measure import Evaluation
 from jaxcnn.models.features import FEATURES, feature_pyramid
@@ -27,12 +28,12 @@ MAPS_A_STAGE = 16
 
 def images_of(model: TrainedModel, split: Split, places: Sequence[int] | np.ndarray) -> np.ndarray:
     """Those examples of a split as the network sees them, uint8 [n, H, W, C]. RunError where one is damaged."""
-    examples = []
-    for example in read_or_error(split.records, split.indices[np.asarray(places)]):
+    images = np.empty((len(places), *model.image_shape), np.uint8)
+    for number, example in enumerate(read_or_error(split.records, split.indices[np.asarray(places)])):
         if isinstance(example, RunError):
             raise example
-        examples.append(example["image"])
-    return model.prepare(examples)
+        images[number] = fit_image(example.pop("image"), model.image_shape)
+    return images
 
 
 def shown(model: TrainedModel) -> dict[str, tuple[int, ...]]:
