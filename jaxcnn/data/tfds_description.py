@@ -6,7 +6,6 @@ of file names, and read whatever lies there, a pipe too.
 
 import contextlib
 import re
-import stat
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -58,8 +57,8 @@ def _check_files(folder: Path) -> None:
                 open_regular(path, limit=DESCRIPTION_LIMIT).close()
             except (OSError, ValueError) as error:
                 raise ValueError(f"{path.name}: {error}") from error
-        elif not stat.S_IFMT(path.stat().st_mode) & (stat.S_IFREG | stat.S_IFDIR):
-            raise ValueError(f"{path.name} is a device or pipe, not a file")
+        elif not (path.is_file() or path.is_dir()):
+            raise ValueError(f"{path.name} is missing, or a device or pipe, not a file")
 
 
 def _check_info(info: Any) -> None:
