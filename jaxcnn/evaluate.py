@@ -96,7 +96,7 @@ def _check(values: flags.FlagValues) -> tuple[list[Any], list[str]]:
         if values.tta is not None:
             config.eval_tta = values.tta
             try:
-                validate(config)
+                validate(config, unread=False)
             except UserError as error:
                 raise UserError(str(error).replace("eval_tta", "--tta")) from None
     return workdirs, steps
@@ -105,7 +105,6 @@ def _check(values: flags.FlagValues) -> tuple[list[Any], list[str]]:
 def _config(workdir: Any) -> Config:
     config = from_dict(workdir_lib.read_config(workdir)["config"])
     config.platform = config.num_devices = None  # wherever it was trained, it is evaluated here
-    validate(config)
     return config
 
 

@@ -1,7 +1,7 @@
 """Checks plain data from a file against what a reader expects of it, so that nothing behind the reader need look again.
 
-What is expected is written as the data would be: a type; a `Number`; `[item]` for a list; `{str: item}` for fields of
-any name; `{"name": item, "other?": item}` for those that must and that may be there, beside which there may be more.
+What is expected is written as the data would be: a type; a `Number`; `[item]` for a list; `(item, None)` for what may
+be null; `{"name": item, "other?": item}` for fields that must and that may be there, `{str: item}` for all others.
 """
 
 import sys
@@ -19,12 +19,14 @@ class Number:
     low: float = -sys.float_info.max  # which neither NaN, nor infinity, nor an endless integer is above
     high: float = sys.float_info.max
     integer: bool = False
-    nullable: bool = False  # None is what stands in JSON for a number that is not finite
 
 
 def check(value: Any, expected: Any, where: str) -> None:
     """Raises ValueError, naming the place in `where`, unless the value is as expected."""
     match expected:
+        case (item, None):
+            if value is not None:
+                check(value, item, where)
         case Number():
             if not _is_number(value, expected):
                 raise ValueError(f"{where} is {_shown(value)}, not {_described(expected)}")
@@ -36,14 +38,13 @@ def check(value: Any, expected: Any, where: str) -> None:
         case dict():
             if not isinstance(value, Mapping):
                 raise ValueError(f"{where} is {_shown(value)}, not fields")
-            for name, item in expected.items():
-                if name is str:
-                    for key, each in value.items():
-                        check(each, item, f"{where}.{key}")
-                elif (key := name.removesuffix("?")) in value:
-                    check(value[key], item, f"{where}.{key}")
-                elif key == name:
-                    raise ValueError(f"{where}.{name} is missing")
+            named = {name.removesuffix("?"): item for name, item in expected.items() if name is not str}
+            missing = [name for name in expected if name is not str and name in named and name not in value]
+            if missing:
+                raise ValueError(f"{where}.{missing[0]} is missing")
+            for name, each in value.items():
+                if name in named or str in expected:
+                    check(each, named.get(name, expected.get(str)), f"{where}.{name}")
         case _:
             if not isinstance(value, expected):
                 raise ValueError(f"{where} is {_shown(value)}, not {_words(expected)}")
@@ -59,8 +60,6 @@ def conforms(value: Any, expected: Any) -> bool:
 
 
 def _is_number(value: Any, expected: Number) -> bool:
-    if value is None:
-        return expected.nullable
     if isinstance(value, bool) or not isinstance(value, int if expected.integer else int | float):
         return False
     return bool(expected.low <= value <= expected.high)
@@ -73,7 +72,7 @@ def _described(expected: Number) -> str:
 
 
 def _words(expected: Any) -> str:
-    return {str: "text", bool: "true or false", type(None): "null"}.get(expected, "of the right kind")
+    return {str: "text", bool: "true or false"}.get(expected, "of the right kind")
 
 
 def _shown(value: Any) -> str:
