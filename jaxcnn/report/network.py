@@ -48,8 +48,7 @@ def shown(model: TrainedModel) -> dict[str, tuple[int, ...]]:
 def mistakes(evaluation: Evaluation, count: int) -> np.ndarray:
     """Numbers of the wrong predictions, the surest first; of equally sure ones the first."""
     wrong = np.flatnonzero(evaluation.logits.argmax(axis=1) != evaluation.labels)
-    sure = evaluation.probabilities[wrong].max(axis=1)
-    return wrong[np.argsort(-sure, kind="stable")[:count]]
+    return wrong[np.argsort(-evaluation.sureness[wrong], kind="stable")[:count]]
 
 
 @dataclass(frozen=True)
