@@ -113,13 +113,19 @@ def test_scores_are_scikit_learns(name):
             gaps.append(chosen.mean() * abs(confident - right))
     expected["ece"] = sum(gaps)
 
+    # log-odds that are equal in theory alone may be a rounding apart
+    ranked = [key for key in expected if key.endswith(("roc_auc", "average_precision"))]
+    close = {key: 1e-3 if name == "ties" and key in ranked else 1e-6 for key in expected}
     for key, value in expected.items():
-        assert found["scores"][key] == pytest.approx(value, rel=1e-6, abs=1e-6, nan_ok=True), key
+        assert found["scores"][key] == pytest.approx(value, rel=1e-6, abs=close[key], nan_ok=True), key
     assert set(found["scores"]) - {"top5_accuracy"} == set(expected) - {"top5_accuracy"}
     for kind, values in zip(("precision", "recall", "f1", "support"), of_class, strict=True):
         np.testing.assert_allclose(found["classes"][kind], values, atol=1e-6)
-    np.testing.assert_allclose(found["classes"]["roc_auc"], areas, atol=1e-6)
-    np.testing.assert_allclose(found["classes"]["average_precision"], precisions, atol=1e-6)
+    np.testing.assert_allclose(found["classes"]["roc_auc"], areas, atol=3e-3 if name == "ties" else 1e-6)
+    np.testing.assert_allclose(found["classes"]["average_precision"], precisions, atol=3e-3 if name == "ties" else 1e-6)
+    curves = jax.jit(scores.ranking)(ranks, labels, np.ones(len(labels), bool))
+    np.testing.assert_allclose(curves["roc_auc"], areas, atol=1e-6)
+    np.testing.assert_allclose(curves["average_precision"], precisions, atol=1e-6)
     matrix = metrics.confusion_matrix(labels, predictions, labels=range(CLASSES))
     np.testing.assert_array_equal(found["confusion_matrix"], matrix)
 
