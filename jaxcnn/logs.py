@@ -249,7 +249,7 @@ def _line(row: dict[str, Any]) -> str:
     return to_json(row) + "\n"
 
 
-def number(value: float | None, form: str = ".4f") -> str:
+def number_in_words(value: float | None, form: str = ".4f") -> str:
     """A number for people; None is one that is not finite."""
     return "not finite" if value is None or not math.isfinite(value) else format(value, form)
 
@@ -261,7 +261,7 @@ def splits_table(console: Console, title: str, splits: dict[str, dict[str, Any]]
     for column in ("split", "examples", *names):
         table.add_column(column, justify="left" if column == "split" else "right")
     for split, values in splits.items():
-        table.add_row(split, f"{values['num_examples']:,}", *(number(values.get(name)) for name in names))
+        table.add_row(split, f"{values['num_examples']:,}", *(number_in_words(values.get(name)) for name in names))
     console.print(table)
 
 
