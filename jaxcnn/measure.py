@@ -286,7 +286,11 @@ def _same_split(first: epath.Path, other: epath.Path, saved: dict[str, Any], spl
 
 def _own_source(folder: epath.Path, saved: dict[str, Any], config: Config, tell: Progress) -> Source:
     """The run's data, checked to be those."""
-    source = open_source(config.data, progress=tell, kept=workdir_lib.read_splits(folder))
+    try:
+        source = open_source(config.data, progress=tell, kept=workdir_lib.read_splits(folder))
+    except UserError as error:
+        where = "" if "--data_dir" in str(error) else "; if the data lie elsewhere now, pass their folder as --data_dir"
+        raise UserError(f"{error}{where}") from None
     facts = {"fingerprint": source.fingerprint, "splits": source.splits_digest}
     workdir_lib.check_data(folder, saved["data"], facts)
     return source
