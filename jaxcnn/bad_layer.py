@@ -62,8 +62,8 @@ def first_bad_layer(
 
 def _without_axis(model: nn.Module) -> nn.Module:
     """The model for a whole batch on one device."""
-    norm = getattr(model, "norm", None)
-    if norm is None:
+    norm: Any = getattr(model, "norm", None)
+    if "axis_name" not in getattr(norm, "keywords", {}):  # of norms, batch norm's alone is over devices
         return model
     keywords = {**norm.keywords, "axis_name": None}
     return model.clone(norm=type(norm)(norm.func, *norm.args, **keywords))

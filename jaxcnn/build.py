@@ -21,7 +21,7 @@ import optax
 from jaxcnn import data as data_lib
 from jaxcnn.augment import Augment, check_augment, make_augment, make_normalise
 from jaxcnn.averaging import Average, make_average
-from jaxcnn.config import Config, FinetuneConfig, parse_steps
+from jaxcnn.config import MOST_STEPS, Config, FinetuneConfig, parse_steps
 from jaxcnn.data import Source
 from jaxcnn.errors import UserError
 from jaxcnn.feed import Feed, Progress, ResidentFeed, StreamingFeed
@@ -220,6 +220,8 @@ def build(
 
     steps_per_epoch = num_train / config.batch_size
     total_steps = config.num_steps or max(1, round(config.num_epochs * steps_per_epoch))
+    if total_steps > MOST_STEPS:
+        raise UserError(f"num_epochs={config.num_epochs:g} are {total_steps:,} steps; a run has at most {MOST_STEPS:,}")
     if config.profile.steps is not None and parse_steps(config.profile.steps)[1] > total_steps:
         raise UserError(f"profile.steps={config.profile.steps} goes beyond the {total_steps:,} steps of the run")
     schedule = make_schedule(

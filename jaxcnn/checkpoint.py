@@ -4,8 +4,9 @@ Each checkpoint holds the arrays, JSON beside them, and a CRC-32 of every array:
 silently. A checkpoint that does not verify is reported, set aside, and the one before it is used.
 """
 
-import json
+import asyncio
 import logging
+import math
 import zlib
 from collections.abc import Callable
 from pathlib import PurePosixPath
@@ -19,6 +20,11 @@ from flax import traverse_util
 from orbax.checkpoint.checkpoint_managers import preservation_policy
 
 from jaxcnn.errors import RunError
+from jaxcnn.files import finite, read_json, write_atomically
+
+# Bytes of arrays that are read whatever a checkpoint takes on disk, and how many times that they may be beyond. Arrays
+# of one value take next to nothing there, momenta that have not moved for one; weights about what they have here.
+ALWAYS_READ, TIMES_ON_DISK = 1 << 30, 100
 
 Report = Callable[[str], None]
 
@@ -68,16 +74,18 @@ class Checkpoints:
         read_only: bool = False,
         report: Report = logging.warning,
     ):
-        """`best_metric` is a key of the metrics given to `save`; one whose name ends in "loss" is best when lowest."""
+        """`best_metric` is a key of the metrics given to `save`; one whose name ends in "loss" is best when lowest.
+
+        A value that is not finite is worse than any other, and never the best. With `keep_best=0` there is no best.
+        """
+        asyncio.set_event_loop_policy(_LenientPolicy())
         self._folder = epath.Path(folder)
-        self._best_metric, self._report = best_metric, report
-        self._lowest = best_metric.endswith("loss")
+        self._best_metric, self._keep_best, self._report = best_metric, keep_best, report
         policies: list[preservation_policy.PreservationPolicy] = [preservation_policy.LatestN(keep_last)]
         if keep_best:
             policies.append(
                 preservation_policy.BestN(
-                    get_metric_fn=self._metric,
-                    reverse=self._lowest,
+                    get_metric_fn=self._rank,
                     n=keep_best,
                     keep_checkpoints_without_metrics=False,
                 )
@@ -85,7 +93,7 @@ class Checkpoints:
         self._manager = ocp.CheckpointManager(
             self._folder,
             options=ocp.CheckpointManagerOptions(
-                best_fn=self._metric,  # without it the manager writes no metrics
+                best_fn=self._rank,  # without it the manager writes no metrics
                 preservation_policy=preservation_policy.AnyPreservationPolicy(policies),
                 enable_async_checkpointing=asynchronous and not read_only,
                 create=not read_only,
@@ -99,8 +107,12 @@ class Checkpoints:
             },
         )
 
-    def _metric(self, metrics: dict[str, float]) -> float:
-        return metrics[self._best_metric]
+    def _rank(self, metrics: Any) -> float:
+        """Higher is better; the lowest of all for what is not finite or not there."""
+        value = metrics.get(self._best_metric) if isinstance(metrics, dict) else None
+        if not isinstance(value, int | float) or not math.isfinite(value):
+            return -math.inf
+        return -value if self._best_metric.endswith("loss") else value
 
     def steps(self) -> list[int]:
         """Steps that have a checkpoint, the newest last."""
@@ -122,7 +134,7 @@ class Checkpoints:
                     arrays=ocp.args.StandardSave(traverse_util.unflatten_dict(arrays, sep="/")),
                     json=ocp.args.JsonSave(extra),
                 ),
-                metrics=metrics,
+                metrics=None if metrics is None else finite(metrics),
             )
         except Exception as error:
             raise self._failed(error) from error
@@ -177,6 +189,7 @@ class Checkpoints:
     def read(self, step: int) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
         """(arrays as `flatten` names them, extra) of one checkpoint, whatever it holds. Raises DamagedError."""
         try:
+            self._check_size(step)
             restored = self._manager.restore(
                 step, args=ocp.args.Composite(json=ocp.args.JsonRestore(), arrays=ocp.args.StandardRestore())
             )
@@ -193,27 +206,36 @@ class Checkpoints:
             reason = " ".join(str(error).split())[:160]
             raise DamagedError(f"checkpoint {self._folder / str(step)} is damaged ({reason})") from error
 
-    def best_step(self) -> int | None:
-        """The step with the best metric, the later of equals; None when none was saved with metrics."""
-        values = {}
-        for step in self.steps():
-            metrics = self.metrics(step)
-            if metrics and self._best_metric in metrics:
-                values[step] = self._metric(metrics) * (-1 if self._lowest else 1)
-        return max(values, key=lambda step: (values[step], step)) if values else None
+    def _check_size(self, step: int) -> None:
+        """Raises ValueError where far more would be read than is stored: a few bytes may say that they are many."""
+        shown = jax.tree.leaves(self._manager.item_metadata(step)["arrays"].tree)
+        size = sum(math.prod(each.shape) * np.dtype(each.dtype).itemsize for each in shown)
+        if size > ALWAYS_READ:
+            arrays = self._folder / str(step) / "arrays"
+            files = [each for depth in ("*", "*/*", "*/*/*") for each in arrays.glob(depth) if each.is_file()]
+            size -= TIMES_ON_DISK * sum(each.stat().length for each in files)
+        if size > ALWAYS_READ:
+            raise ValueError("its arrays are said to be far larger than its files")
 
-    def metrics(self, step: int) -> dict[str, float] | None:
-        """The metrics given to `save`, or None."""
+    def best_step(self) -> int | None:
+        """The step with the best metric, the later of equals; None when no best is kept, or none has a finite one."""
+        ranks = {step: self._rank(self.metrics(step)) for step in self.steps()} if self._keep_best else {}
+        ranks = {step: rank for step, rank in ranks.items() if rank > -math.inf}
+        return max(ranks, key=lambda step: (ranks[step], step)) if ranks else None
+
+    def metrics(self, step: int) -> dict[str, float | None] | None:
+        """The metrics given to `save`, None for one that is not finite; or None."""
         try:
-            return json.loads((self._folder / str(step) / "metrics" / "metrics").read_text())
+            metrics = read_json(self._folder / str(step) / "metrics" / "metrics")
         except (OSError, ValueError):
             return None
+        return finite(metrics) if isinstance(metrics, dict) else None
 
     def _set_aside(self, step: int) -> epath.Path:
         aside = self._folder.parent / "damaged_checkpoints"
         aside.mkdir(exist_ok=True)
         if not aside.exists():  # in a bucket, only what holds something is a folder
-            (aside / "README").write_text("Checkpoints that could not be read.\n")
+            write_atomically(aside / "README", "Checkpoints that could not be read.\n")
         number = len(list(aside.iterdir()))
         target = aside / f"{PurePosixPath(self._folder).name}-{step}-{number}"
         (self._folder / str(step)).rename(target)
@@ -223,3 +245,24 @@ class Checkpoints:
     def close(self) -> None:
         """Waits for what is being written, then lets go of the folder."""
         self._manager.close()
+
+
+class _LenientLoop(asyncio.SelectorEventLoop):
+    """Lets late answers go: Orbax closes its loop at the first array that fails, before TensorStore is done with all.
+
+    They would each be a traceback on stderr.
+    """
+
+    def call_soon_threadsafe(self, callback: Any, *args: Any, context: Any = None) -> Any:  # type: ignore[override]
+        try:
+            return super().call_soon_threadsafe(callback, *args, context=context)
+        except RuntimeError:
+            if not self.is_closed():
+                raise
+
+
+class _LenientPolicy(asyncio.DefaultEventLoopPolicy):
+    """How Orbax comes by its loops."""
+
+    def new_event_loop(self) -> asyncio.AbstractEventLoop:
+        return _LenientLoop()

@@ -26,6 +26,8 @@ def _range(low: float = -math.inf, high: float = math.inf, *, above: float = -ma
     return {"low": low, "high": high, "above": above}
 
 
+LARGEST_INTEGER = 2**32 - 1  # of any field
+MOST_STEPS = 10**8  # of a run: its schedule is worked out as a whole
 VALIDATION_METRICS = ("accuracy", "loss", "top5_accuracy")
 
 
@@ -46,7 +48,7 @@ class DataConfig:
     classes: tuple[int | str, ...] = ()  # only these, names or numbers, numbered anew in this order; empty: all
     examples_per_class: int | None = field(default=None, metadata=_range(1))  # so many of train, drawn by split_seed
     sampling: str = field(default="uniform", metadata=_among("uniform", "balanced"))  # balanced: classes equally often
-    image_size: int | None = field(default=None, metadata=_range(1))  # pixels; none: as stored
+    image_size: int | None = field(default=None, metadata=_range(1, 2**14))  # pixels; none: as stored
     channels: int | None = field(default=None, metadata=_range(1, 3))  # 1: grey, 3: RGB; none: as stored
     expected_examples: int | None = field(default=None, metadata=_range(1))  # of train_split; checked when opened, and
     expected_classes: int | None = field(default=None, metadata=_range(2))  # what --dry_run assumes of an absent set
@@ -96,8 +98,10 @@ class ModelConfig:
 
     name: str = "cnn"  # a key of jaxcnn.models.MODELS
     stem: str | None = field(default=None, metadata=_among("small", "imagenet"))  # none: imagenet's from 64 pixels on
-    width: float | None = field(default=None, metadata=_range(above=0))  # times the paper's channels; none: the model's
-    depth: float | None = field(default=None, metadata=_range(above=0))  # times the paper's blocks; none: the model's
+    width: float | None = field(
+        default=None, metadata=_range(above=0, high=100)
+    )  # times the paper's channels; none: its
+    depth: float | None = field(default=None, metadata=_range(above=0, high=100))  # times the paper's blocks; none: its
     dropout_rate: float | None = field(default=None, metadata=_range(0, 0.95))  # none: the model's
     stochastic_depth: float | None = field(default=None, metadata=_range(0, 0.95))  # of the last block, linear from 0
     activation: str | None = None  # a key of models.layers.ACTIVATIONS; none: the paper's
@@ -247,11 +251,13 @@ class Config:
     """A run is a pure function of this, the data, and nothing else."""
 
     seed: int = field(default=0, metadata=_range(0, 2**31 - 1))
-    batch_size: int = field(default=128, metadata=_range(1))  # global, over all devices
-    eval_batch_size: int | None = field(default=None, metadata=_range(1))  # none: batch_size; rounded up to devices
+    batch_size: int = field(default=128, metadata=_range(1, 2**20))  # global, over all devices
+    eval_batch_size: int | None = field(
+        default=None, metadata=_range(1, 2**20)
+    )  # none: batch_size; rounded up to devices
     eval_tta: str = field(default="none", metadata=_among("none", "flip", "flip_translate", "shifts"))  # views averaged
-    num_epochs: float = field(default=10.0, metadata=_range(above=0))
-    num_steps: int | None = field(default=None, metadata=_range(1))  # given: instead of num_epochs
+    num_epochs: float = field(default=10.0, metadata=_range(above=0, high=MOST_STEPS))
+    num_steps: int | None = field(default=None, metadata=_range(1, MOST_STEPS))  # given: instead of num_epochs
     eval_every_epochs: float = field(default=1.0, metadata=_range(above=0))
     log_every_steps: int = field(default=50, metadata=_range(1))
     data: DataConfig = field(default_factory=DataConfig)
@@ -296,7 +302,9 @@ def to_dict(config: Config) -> dict[str, Any]:
 
 
 def from_dict(data: dict[str, Any], schema: type = Config, where: str = "config") -> Any:
-    """The inverse of `to_dict`. Raises UserError on a field that this version does not have."""
+    """The inverse of `to_dict`, not validated. Raises UserError on a field that this version does not have."""
+    if not isinstance(data, dict):
+        raise UserError(f"{where} must be a group of fields, not {data!r}")
     hints = typing.get_type_hints(schema)
     values = {}
     for name, value in data.items():
@@ -336,9 +344,54 @@ def changed_fields(saved: Config, now: Config) -> list[str]:
     ]
 
 
-def validate(config: Config) -> None:
-    """Checks every field's type, choice and range, then what must hold between fields. Raises UserError."""
+# Options that the run reads with some choices alone: option, or the beginning of several; the choice, and which.
+_READ_BY = (
+    ("schedule.final_fraction", "schedule.name", ("cosine", "linear", "triangle", "plateau")),
+    ("schedule.initial_fraction", "schedule.name", ("triangle",)),
+    ("schedule.peak_fraction", "schedule.name", ("one_cycle", "triangle")),
+    ("schedule.step_", "schedule.name", ("step",)),
+    ("schedule.plateau_", "schedule.name", ("plateau",)),
+    ("loss.label_smoothing", "loss.name", ("cross_entropy",)),
+    ("loss.focal_gamma", "loss.name", ("focal",)),
+    (
+        "optimizer.momentum",
+        "optimizer.name",
+        ("momentum", "nesterov", "rmsprop", "muon", "airbench_sgd", "airbench_muon"),
+    ),
+    ("optimizer.beta1", "optimizer.name", ("adam", "adamw", "lamb", "lion", "muon")),
+    ("optimizer.beta2", "optimizer.name", ("rmsprop", "adam", "adamw", "lamb", "lion", "muon")),
+    ("optimizer.epsilon", "optimizer.name", ("adagrad", "rmsprop", "adam", "adamw", "lamb", "muon")),
+    ("optimizer.groups.", "optimizer.name", ("airbench_sgd", "airbench_muon")),
+)
+
+
+def _check_unread(config: Config) -> None:
+    """Raises UserError where an option was changed that the run would not read."""
+    values, defaults = flatten(config), flatten(Config())
+    decay = "optimizer.lookahead_decay"
+    if values["optimizer.lookahead_every_steps"] is None and values[decay] != defaults[decay]:
+        raise UserError(
+            f"{decay}={values[decay]} is read with optimizer.lookahead_every_steps only; set that, e.g. to 5"
+        )
+    for beginning, choice, readers in _READ_BY:
+        for name, value in values.items():
+            if name.startswith(beginning) and value != defaults[name] and values[choice] not in readers:
+                raise UserError(
+                    f"{name}={value} is read by {choice}={', '.join(readers)} only, and {choice} is {values[choice]}; "
+                    f"leave it at {defaults[name]!r}"
+                )
+
+
+def validate(config: Config, *, unread: bool = True) -> None:
+    """Checks every field's type, choice and range, then what must hold between fields. Raises UserError.
+
+    Args:
+      config: of which integers that stand for floats, and lists for tuples, are made what they stand for.
+      unread: whether an option that is changed though nothing reads it is wrong too, as where a run begins.
+    """
     _validate_fields(config, "")
+    if unread:
+        _check_unread(config)
     optimizer, schedule, loss, augment = config.optimizer, config.schedule, config.loss, config.augment
     early_stop = config.early_stop
     if config.batch_size % optimizer.accumulate:
@@ -347,6 +400,11 @@ def validate(config: Config) -> None:
         )
     if schedule.name == "step" and not schedule.step_epochs:
         raise UserError("schedule.name=step needs schedule.step_epochs, e.g. --config.schedule.step_epochs='(30,60)'")
+    if any(later <= earlier for earlier, later in pairwise([schedule.warmup_epochs, *schedule.step_epochs])):
+        raise UserError(
+            f"schedule.step_epochs={schedule.step_epochs} must increase, from after the warm-up "
+            f"(schedule.warmup_epochs={schedule.warmup_epochs:g}) on, e.g. '(30, 60)'"
+        )
     if config.data.fold is not None:
         parse_fold(config.data.fold)
     if config.profile.steps is not None:
@@ -364,17 +422,6 @@ def validate(config: Config) -> None:
         (
             loss.class_weights != "none" and loss.class_weight_values,
             f"loss.class_weights={loss.class_weights} and loss.class_weight_values both weigh classes; set one of them",
-        ),
-        (
-            schedule.name != "step" and schedule.step_epochs,
-            "schedule.step_epochs is read by schedule.name=step only; set it to '()'",
-        ),
-        *(
-            (
-                schedule.name != "plateau" and getattr(schedule, name) != getattr(ScheduleConfig(), name),
-                f"schedule.{name}={getattr(schedule, name)} is read by schedule.name=plateau only; leave it as it is",
-            )
-            for name in (each.name for each in dataclasses.fields(schedule) if each.name.startswith("plateau_"))
         ),
         (
             schedule.name == "plateau" and optimizer.name.startswith("airbench_"),
@@ -398,10 +445,6 @@ def validate(config: Config) -> None:
         (
             schedule.name in ("one_cycle", "triangle") and schedule.warmup_epochs,
             f"schedule.name={schedule.name} warms up by itself; set schedule.warmup_epochs=0",
-        ),
-        (
-            loss.name != "cross_entropy" and loss.label_smoothing,
-            "loss.label_smoothing is for loss.name=cross_entropy only; set it to 0",
         ),
         (
             augment.flip and augment.alternating_flip,
@@ -460,10 +503,6 @@ def validate(config: Config) -> None:
             f"finetune.unfreeze_epochs={config.finetune.unfreeze_epochs} must increase, e.g. '(1, 2, 3)'",
         ),
         (
-            not optimizer.name.startswith("airbench_") and optimizer.groups != GroupsConfig(),
-            "optimizer.groups is for optimizer.name=airbench_sgd and airbench_muon only; leave it as it is",
-        ),
-        (
             config.tensorboard_media and not config.tensorboard,
             "tensorboard_media=true is written with tensorboard=true only",
         ),
@@ -514,6 +553,12 @@ def _validate_fields(node: Any, prefix: str) -> None:
         for number in numbers:
             if isinstance(number, float) and not math.isfinite(number):
                 raise UserError(f"{name}={value} must be finite")
+            if isinstance(number, float) and number and not 1e-37 < abs(number) < 1e38:
+                raise UserError(f"{name}={value} is too small or too large for float32, in which it is used")
+            if isinstance(number, int) and abs(number) > LARGEST_INTEGER:
+                raise UserError(
+                    f"{name} has {len(str(abs(number)))} digits; no integer may be above {LARGEST_INTEGER:,}"
+                )
         if "low" in limits and not all(limits["low"] <= n <= limits["high"] and n > limits["above"] for n in numbers):
             bounds = [f"> {limits['above']:g}"] if limits["above"] > -math.inf else []
             bounds += [f">= {limits['low']:g}"] if limits["low"] > -math.inf else []

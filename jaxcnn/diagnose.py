@@ -4,14 +4,13 @@ Reads the run's folder alone, also while it trains. Exit codes: 0 whatever it fi
 """
 
 import dataclasses
-import json
-from pathlib import Path
 
 from absl import flags
 
 from jaxcnn import workdir as workdir_lib
 from jaxcnn.diagnosis import diagnose
 from jaxcnn.errors import UserError
+from jaxcnn.files import to_json, write_atomically
 from jaxcnn.main import flags_help, parse_flags, run_command, show_help
 from jaxcnn.run_facts import read_facts
 from jaxcnn.terminal import PatientConsole
@@ -40,9 +39,9 @@ def main(argv: list[str], start: float) -> int:
         for remedy in each.remedies:
             console.print(f"    {remedy}", markup=False)
     if values.json:
-        text = json.dumps([dataclasses.asdict(each) for each in findings], indent=2)
+        text = to_json([dataclasses.asdict(each) for each in findings], indent=2)
         try:
-            Path(values.json).write_text(text + "\n", encoding="utf-8")
+            write_atomically(values.json, text + "\n")
         except OSError as error:
             raise UserError(f"--json={values.json} cannot be written: {error.strerror}") from None
     return 0

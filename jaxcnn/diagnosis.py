@@ -84,13 +84,18 @@ class Facts:
 
     @cached_property
     def train(self) -> list[Row]:
-        """Rows of training."""
-        return [row for row in self.rows if row["split"] == "train"]
+        """Rows of training, without those in which something is not finite: that is a finding of its own."""
+        return self._finite("train", "learning_rate")
 
     @cached_property
     def validation(self) -> list[Row]:
-        """Rows of validation."""
-        return [row for row in self.rows if row["split"] == "validation"]
+        """Rows of validation, without those in which something is not finite."""
+        averaged = any("ema_accuracy" in row for row in self.rows if row["split"] == "validation")
+        return self._finite("validation", *(["ema_accuracy"] if averaged else []))
+
+    def _finite(self, split: str, *names: str) -> list[Row]:
+        rows = [row for row in self.rows if row["split"] == split and not _faults(row)]
+        return [row for row in rows if all(name in row for name in names)]
 
     def option(self, path: str) -> Any:
         """A field of the config by its path; None where the run is older than the field."""
@@ -117,7 +122,7 @@ class Facts:
 
     def error_of(self, accuracy: float, split: str = "validation") -> float:
         """Standard error of an accuracy on a split."""
-        count = max(1, self.data["num_examples"][split])
+        count = max(1, self.data["num_examples"].get(split, 1))
         return math.sqrt(max(accuracy * (1 - accuracy), 1 / count) / count)
 
     def trained(self, name: str, evaluation: int) -> float:
@@ -135,9 +140,21 @@ class Facts:
         return sum(steps * value for steps, value in rows) / sum(steps for steps, _ in rows)
 
 
+def _is_finite(value: Any) -> bool:
+    """Whether it is a number, and finite; readers have None for one that is not."""
+    return isinstance(value, int | float) and math.isfinite(value)
+
+
+def _faults(row: Row) -> list[str]:
+    """What in a row of metrics is not finite."""
+    return [name for name, value in row.items() if name not in ("split", "step", "epoch") and not _is_finite(value)]
+
+
 def diagnose(facts: Facts) -> list[Finding]:
     """All findings, the gravest first; none but those "not examined" where nothing is wrong."""
-    found = [finding for check in _CHECKS for finding in check(facts)] if facts.train else [_nothing_yet(facts)]
+    found = list(_not_finite(facts))
+    with np.errstate(divide="ignore", invalid="ignore"):  # ratios to losses of 0
+        found += [finding for check in _CHECKS for finding in check(facts)] if facts.train else [_nothing_yet(facts)]
     return sorted([*found, *_not_examined(facts)], key=lambda finding: SEVERITIES.index(finding.severity))
 
 
@@ -184,21 +201,25 @@ def _not_examined(facts: Facts) -> Iterator[Finding]:
 
 
 def _not_finite(facts: Facts) -> Iterator[Finding]:
-    for split, rows in (("training", facts.train), ("validation", facts.validation)):
-        bad = next((row for row in rows if not math.isfinite(row["loss"])), None)
-        if bad:
-            yield Finding(
-                "not finite",
-                "error",
-                f"the loss of {split} is {bad['loss']} at step {bad['step']:,}",
-                (_lower_rate(facts), "--config.optimizer.clip_norm=1"),
-            )
+    for split, name in (("train", "training"), ("validation", "validation")):
+        rows = [row for row in facts.rows if row["split"] == split]
+        bad = [row for row in rows if _faults(row)]
+        if not bad:
+            continue
+        what = ", ".join(_faults(bad[0])).replace("_", " ")
+        sentence = f"the {what} of {name} is not finite at step {bad[0]['step']:,}"
+        sentence += f", nor in {len(bad) - 1:,} later rows of {len(rows):,}" if len(bad) > 1 else ""
+        if split == "train" and facts.summary is None:
+            sentence += "; there the run ended, and the checkpoints before it are kept"
+        elif split == "validation":
+            sentence += "; by such an evaluation no weights are the best"
+        yield Finding("not finite", "error", sentence, (_lower_rate(facts), "--config.optimizer.clip_norm=1"))
 
 
 def _diverged(facts: Facts) -> Iterator[Finding]:
     losses = _losses(facts)
     least = int(losses.argmin())
-    if losses[-1] >= DIVERGED * losses[least] and losses[-1] >= losses[0] / 2:
+    if losses[least] > 0 and losses[-1] >= DIVERGED * losses[least] and losses[-1] >= losses[0] / 2:
         yield Finding(
             "diverged",
             "error",
@@ -383,9 +404,10 @@ def _small_validation(facts: Facts) -> Iterator[Finding]:
 
 
 def _waiting(facts: Facts) -> Iterator[Finding]:
-    if sum(row["seconds"] for row in facts.timing) < WAITING_SECONDS:
+    rows = [row for row in facts.timing if all(map(_is_finite, row.values()))]
+    if sum(row["seconds"] for row in rows) < WAITING_SECONDS:
         return
-    data, devices = (float(np.median([row[name] for row in facts.timing])) for name in ("data_wait", "device_wait"))
+    data, devices = (float(np.median([row[name] for row in rows])) for name in ("data_wait", "device_wait"))
     if data > WAITING and devices < WAITING_DEVICES:
         yield Finding(
             "devices wait for data",
@@ -400,10 +422,10 @@ def _waiting(facts: Facts) -> Iterator[Finding]:
 
 def _gradients(facts: Facts) -> Iterator[Finding]:
     rows = facts.telemetry or ()
-    norms = np.array([row["gradient_norm"] for row in rows], float)
+    norms = np.array([row["gradient_norm"] for row in rows], float)  # None becomes NaN
     remedies = (*_unset(facts, "optimizer.clip_norm=1"), _lower_rate(facts))
     if not np.isfinite(norms).all():
-        step = next(row["step"] for row in rows if not math.isfinite(row["gradient_norm"]))
+        step = rows[int(np.flatnonzero(~np.isfinite(norms))[0])]["step"]
         yield Finding("exploding gradients", "error", f"the gradient is not finite at step {step:,}", remedies)
     elif len(norms) > SPIKE_ROWS and norms.max() >= EXPLODING * np.median(norms) > 0:
         step, times = rows[int(norms.argmax())]["step"], norms.max() / np.median(norms)
@@ -416,8 +438,8 @@ def _gradients(facts: Facts) -> Iterator[Finding]:
     shares: dict[str, list[float]] = {}
     for row in rows:
         layers = {name: layer["gradient_norm"] for name, layer in row["layers"].items()}
-        largest = max(layers.values(), default=0)
-        if 0 < largest < math.inf:
+        largest = max(layers.values(), default=0) if all(map(_is_finite, layers.values())) else 0
+        if largest > 0:
             for name, norm in layers.items():
                 shares.setdefault(name, []).append(norm / largest)
     # exactly 0 in every record: frozen, finetune.py's
@@ -446,7 +468,8 @@ def _updates(facts: Facts) -> Iterator[Finding]:
         for row in facts.telemetry or ()
         if rates[min(int(np.searchsorted(steps, row["step"])), len(rates) - 1)] >= max(rates) / 2
     ]
-    ratios = [layer["update_ratio"] for row in fast for layer in row["layers"].values() if layer["update_ratio"] > 0]
+    ratios = [layer["update_ratio"] for row in fast for layer in row["layers"].values()]
+    ratios = [ratio for ratio in ratios if _is_finite(ratio) and ratio > 0]  # null too where weights are 0
     if not ratios:
         return
     ratio = float(np.median(ratios))
@@ -463,7 +486,8 @@ def _dead(facts: Facts) -> Iterator[Finding]:
     if not facts.telemetry:
         return
     row = facts.telemetry[-1]
-    dead = {name: each["dead"] for name, each in row.get("activations", {}).items() if each["dead"] >= DEAD}
+    dead = {name: each["dead"] for name, each in row.get("activations", {}).items() if _is_finite(each["dead"])}
+    dead = {name: share for name, share in dead.items() if share >= DEAD}
     if dead:
         worst = max(dead, key=lambda name: dead[name])
         yield Finding(
@@ -571,7 +595,7 @@ def _copies(facts: Facts) -> Iterator[Finding]:
 
 
 _CHECKS: tuple[Callable[[Facts], Iterator[Finding]], ...] = (
-    _not_finite, _diverged, _spikes, _slow, _overfitting, _underfitting, _leak_by_accuracy, _still_improving,
+    _diverged, _spikes, _slow, _overfitting, _underfitting, _leak_by_accuracy, _still_improving,
     _stopped_improving, _small_validation, _waiting, _gradients, _updates, _dead, _collapse, _label_noise, _imbalance,
     _shared, _copies,
 )  # fmt: skip
@@ -581,10 +605,8 @@ _CHECKS: tuple[Callable[[Facts], Iterator[Finding]], ...] = (
 
 
 def _losses(facts: Facts) -> np.ndarray:
-    """Of training, by row; what is not finite is as large as the largest, and has a finding of its own."""
-    losses = np.array([row["loss"] for row in facts.train], float)
-    finite = losses[np.isfinite(losses)]
-    return np.where(np.isfinite(losses), losses, finite.max() if len(finite) else 1.0)
+    """Of training, by row."""
+    return np.array([row["loss"] for row in facts.train], float)
 
 
 def _unset(facts: Facts, *options: str) -> tuple[str, ...]:

@@ -7,7 +7,6 @@ Exit codes as jaxcnn.main's. docs/evaluation.md says what the numbers mean.
 
 import csv
 import io
-import json
 import re
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +15,7 @@ from absl import flags
 from jaxcnn import workdir as workdir_lib
 from jaxcnn.config import Config, from_dict, validate
 from jaxcnn.errors import RunError, UserError, nearest
-from jaxcnn.files import write_atomically
+from jaxcnn.files import to_json, write_atomically
 from jaxcnn.logs import RunLog
 from jaxcnn.main import flags_help, parse_flags, run_command, show_help
 
@@ -73,7 +72,7 @@ def main(argv: list[str], start: float) -> int:
     suffix = suffix_of(evaluation, workdirs, steps=steps, data=values.data, tta=values.tta)
     files = save(evaluation, output, suffix, command=argv)
     log.say(f"everything is in {' and '.join(map(str, files))}")
-    log.say(json.dumps(line_of(evaluation)))
+    log.say(to_json(line_of(evaluation)))
     return 0
 
 
@@ -96,7 +95,7 @@ def _check(values: flags.FlagValues) -> tuple[list[Any], list[str]]:
         if values.tta is not None:
             config.eval_tta = values.tta
             try:
-                validate(config)
+                validate(config, unread=False)
             except UserError as error:
                 raise UserError(str(error).replace("eval_tta", "--tta")) from None
     return workdirs, steps
@@ -105,7 +104,6 @@ def _check(values: flags.FlagValues) -> tuple[list[Any], list[str]]:
 def _config(workdir: Any) -> Config:
     config = from_dict(workdir_lib.read_config(workdir)["config"])
     config.platform = config.num_devices = None  # wherever it was trained, it is evaluated here
-    validate(config)
     return config
 
 
@@ -137,7 +135,7 @@ def save(evaluation: "Evaluation", folder: Any, suffix: str, *, command: list[st
     """
     files = [folder / f"evaluation{suffix}.json", folder / f"predictions{suffix}.csv"]
     content = contents(evaluation, command=command)
-    lines = ",\n".join(f"  {json.dumps(name)}: {json.dumps(value)}" for name, value in content.items())
+    lines = ",\n".join(f"  {to_json(name)}: {to_json(value)}" for name, value in content.items())
     try:
         folder.mkdir(parents=True, exist_ok=True)
         write_atomically(files[1], predictions(evaluation))

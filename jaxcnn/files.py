@@ -5,12 +5,13 @@ Nothing else in the package opens a file by itself; `tests/test_architecture.py`
 
 import contextlib
 import errno
+import fcntl
 import json
 import math
 import os
 import secrets
 import stat
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any
 
@@ -149,6 +150,44 @@ def _at_home(path: epath.PathLike) -> Path:
         return Path(path).expanduser()
     except RuntimeError:
         raise ValueError(f"there is no home folder of {os.fspath(path).split('/')[0]!r}") from None
+
+
+def append(path: epath.PathLike, text: str) -> None:
+    """Adds to the end of a local file. A link is not followed. Raises OSError."""
+    flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
+    with open(os.open(path, flags, 0o666), "wb") as file:
+        file.write(text.encode())
+
+
+@contextlib.contextmanager
+def locked(path: epath.PathLike) -> Iterator[None]:
+    """A local file that one process at a time has, this one until the end of the block or of the process.
+
+    It is made where there is none, and may be deleted by who has it. What is in it stays, and a link is not followed.
+
+    Raises:
+      BlockingIOError: another process has it.
+      OSError: it cannot be made.
+    """
+    descriptor = _lock(path)
+    try:
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _lock(path: epath.PathLike) -> int:
+    while True:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, 0o666)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            with contextlib.suppress(FileNotFoundError):
+                if os.path.samestat(os.fstat(descriptor), os.stat(path, follow_symlinks=False)):
+                    return descriptor
+        except BaseException:
+            os.close(descriptor)
+            raise
+        os.close(descriptor)  # who had it before has deleted it since it was opened here
 
 
 def is_remote(path: epath.PathLike) -> bool:

@@ -4,10 +4,11 @@ metrics.jsonl and telemetry.jsonl hold nothing that depends on the clock: a run 
 same bytes as one that was not.
 """
 
-import json
+import math
 import os
 import time
-from pathlib import Path
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from etils import epath
@@ -15,19 +16,50 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from jaxcnn.files import write_atomically
+from jaxcnn.errors import RunError, UserError
+from jaxcnn.files import append, finite, from_json, is_remote, read_bytes, to_json, write_atomically
+from jaxcnn.schema import Number, conforms
 from jaxcnn.tensorboard import TensorBoard
-from jaxcnn.terminal import PatientConsole
+from jaxcnn.terminal import PatientConsole, one_line
+
+LARGEST_FILE = 1 << 30  # bytes of rows that are read
+_STEP, _VALUE = Number(0, 2**53, integer=True), (Number(), None)  # null is a number that is not finite
+# What a row of each file has; the last only where there is telemetry.
+_FILES: dict[str, Any] = {
+    "metrics.jsonl": {"step": _STEP, "epoch": Number(0), "split": str, "loss": _VALUE, "accuracy": _VALUE, str: _VALUE},
+    "timing.jsonl": {
+        "step": _STEP, **dict.fromkeys(("seconds", "images_per_second", "data_wait", "device_wait"), _VALUE),
+    },
+    "telemetry.jsonl": {
+        "step": _STEP,
+        "gradient_norm": _VALUE,
+        "layers": {str: dict.fromkeys(("weight_norm", "gradient_norm", "update_ratio"), _VALUE)},
+        "activations": {str: dict.fromkeys(("mean", "std", "dead"), _VALUE)},
+        "not_finite?": [str],
+    },
+}  # fmt: skip
 
 
 def read_rows(path: epath.Path) -> list[dict[str, Any]]:
-    """The rows of a JSON-lines file up to the first that is not whole; none when there is no file."""
-    rows = []
-    for line in path.read_text().splitlines() if path.exists() else []:
+    """The rows of one of a run's JSON-lines files up to the first that is not whole; none when there is no file.
+
+    What is not finite is None, however it was written. Raises UserError for what cannot be read.
+    """
+    try:
+        lines = read_bytes(path, limit=LARGEST_FILE).split(b"\n")
+    except FileNotFoundError:
+        return []
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} cannot be read ({one_line(error)}); delete it to go on without it") from None
+    rows: list[dict[str, Any]] = []
+    for line in lines:
         try:
-            rows.append(json.loads(line))
+            row = finite(from_json(line.decode()))
         except ValueError:
             break
+        if not conforms(row, _FILES[path.name]):
+            break
+        rows.append(row)
     return rows
 
 
@@ -45,7 +77,7 @@ class RunLog:
         """`start` is time.perf_counter() when the command began."""
         self._workdir = workdir
         self._start = time.perf_counter() if start is None else start
-        self._remote = "://" in os.fspath(workdir)
+        self._remote = is_remote(workdir)
         self.console = console or PatientConsole(highlight=False, soft_wrap=True)
         self._rows: dict[str, list[dict[str, Any]]] = {name: [] for name in _FILES}
         self._with_tensorboard = tensorboard
@@ -62,7 +94,7 @@ class RunLog:
         self._resumed_at = step
         for name in _FILES:
             self._rows[name] = [row for row in read_rows(self._workdir / name) if row["step"] <= step]
-            if name != "telemetry.jsonl" or (self._workdir / name).exists():
+            if name != "telemetry.jsonl" or os.path.lexists(self._workdir / name):
                 self._rewrite(name)
         if self._with_tensorboard:
             self.tensorboard = TensorBoard(self._workdir / "tensorboard", step)
@@ -96,11 +128,20 @@ class RunLog:
     def _append(self, name: str, row: dict[str, Any]) -> None:
         self._rows[name].append(row)
         if not self._remote:  # object stores do not append: there the file is rewritten by flush
-            with Path(self._workdir / name).open("a") as file:
-                file.write(_line(row))
+            self._writing(partial(append, self._workdir / name, _line(row)))
 
     def _rewrite(self, name: str) -> None:
-        write_atomically(self._workdir / name, "".join(_line(row) for row in self._rows[name]))
+        content = "".join(_line(row) for row in self._rows[name])
+        self._writing(partial(write_atomically, self._workdir / name, content))
+
+    def _writing(self, write: Callable[[], None]) -> None:
+        """Writes. Raises RunError where that fails, which leaves the run as it was at its last checkpoint."""
+        try:
+            write()
+        except Exception as error:  # a bucket's own errors are no OSError
+            raise RunError(
+                f"writing to {self._workdir} failed ({one_line(error)}); make room, and run the same command again"
+            ) from error
 
     def flush(self) -> None:
         """Everything told so far is in the run's folder. Called before each save."""
@@ -109,7 +150,7 @@ class RunLog:
                 if name != "telemetry.jsonl" or self._rows[name]:
                     self._rewrite(name)
         if self.tensorboard:
-            self.tensorboard.flush()
+            self._writing(self.tensorboard.flush)
 
     def say(self, line: str, *, style: str | None = None) -> None:
         """A line on the terminal."""
@@ -192,7 +233,8 @@ class RunLog:
         if self.tensorboard:
             self.tensorboard.finished()
         self.flush()
-        write_atomically(self._workdir / "summary.json", json.dumps(summary, indent=2) + "\n")
+        content = to_json(summary, indent=2) + "\n"
+        self._writing(partial(write_atomically, self._workdir / "summary.json", content))
 
     def close(self) -> None:
         """Takes the bars away and closes the files."""
@@ -203,11 +245,13 @@ class RunLog:
             self.tensorboard.close()
 
 
-_FILES = ("metrics.jsonl", "timing.jsonl", "telemetry.jsonl")  # the last only where there is telemetry
-
-
 def _line(row: dict[str, Any]) -> str:
-    return json.dumps(row) + "\n"
+    return to_json(row) + "\n"
+
+
+def number_in_words(value: float | None, form: str = ".4f") -> str:
+    """A number for people; None is one that is not finite."""
+    return "not finite" if value is None or not math.isfinite(value) else format(value, form)
 
 
 def splits_table(console: Console, title: str, splits: dict[str, dict[str, Any]]) -> None:
@@ -217,7 +261,7 @@ def splits_table(console: Console, title: str, splits: dict[str, dict[str, Any]]
     for column in ("split", "examples", *names):
         table.add_column(column, justify="left" if column == "split" else "right")
     for split, values in splits.items():
-        table.add_row(split, f"{values['num_examples']:,}", *(f"{values[name]:.4f}" for name in names))
+        table.add_row(split, f"{values['num_examples']:,}", *(number_in_words(values.get(name)) for name in names))
     console.print(table)
 
 

@@ -127,6 +127,8 @@ def train(
                 log.metrics(step, step / run.steps_per_epoch, "validation", metrics)
                 log.epoch(step / run.steps_per_epoch, run.total_steps / run.steps_per_epoch, metrics)
                 value = metrics[best_metric(run)]
+                if cadence.keep_best and not math.isfinite(value):
+                    log.say(f"validation {best_metric(run)} is not finite at step {step:,}, and so never the best")
                 lower = cadence.best_metric == "loss"
                 better = best is None or (value <= best if lower else value >= best)
                 if cadence.keep_best and better and math.isfinite(value):
@@ -217,7 +219,7 @@ def result_variables(run: Run, state: TrainState) -> dict[str, Any]:
 def _choose(run: Run, checkpoints: Checkpoints, last: TrainState, log: RunLog) -> tuple[dict[str, Any], str]:
     """The best checkpoint's variables, or the last ones when no best is kept, and words for which they are."""
     ema = ", ema" if run.average is not None else ""
-    step = checkpoints.best_step() if run.config.checkpoint.keep_best else None
+    step = checkpoints.best_step()
     if step is None:
         return result_variables(run, last), f"last{ema}"
     try:
@@ -258,11 +260,11 @@ class _Interval:
 
     def _write(self, step: int, totals: Any, state: TrainState) -> tuple[dict[str, float], int]:
         totals = self._run.parallel.unreplicate(totals)
-        if not np.isfinite(totals.loss.total):
-            raise _not_finite(self._run, self._feed, self._run.parallel.unreplicate(state))
         values = {name: float(value) for name, value in totals.compute().items()}
         values["learning_rate"] = float(self._rates[step - 1] * np.float32(self.rate_factor))
         self._log.metrics(step, step / self._run.steps_per_epoch, "train", values)
+        if not np.isfinite(totals.loss.total):  # the row is there, so that what reads the run can tell how it ended
+            raise _not_finite(self._run, self._feed, self._run.parallel.unreplicate(state))
         return values, int(totals.loss.count)
 
 

@@ -24,7 +24,7 @@ from jaxcnn.data import Source, Split, num_shared, open_source
 from jaxcnn.data.records import ChosenClasses, classes_of, label_shape
 from jaxcnn.data.sources import open_stored
 from jaxcnn.data.splits import join
-from jaxcnn.errors import UserError, nearest
+from jaxcnn.errors import RunError, UserError, nearest
 from jaxcnn.evaluation import collect
 from jaxcnn.feed import Feed, Progress, ResidentFeed, StreamingFeed
 from jaxcnn.fingerprints import same_data
@@ -37,6 +37,7 @@ _OF_LOGITS = ("mse", "mae")  # losses that compare logits, of which a mean of pr
 _all_scores = jax.jit(scores.all_scores)
 _example_values = jax.jit(scores.example_values)
 _probability_scores = jax.jit(scores.probability_scores)
+_log_odds = jax.jit(scores.log_odds)
 
 
 @dataclass(frozen=True)
@@ -77,6 +78,11 @@ class Evaluation:
     def probabilities(self) -> np.ndarray:
         """float32 [n, K]."""
         return np.asarray(jax.nn.softmax(self.logits))
+
+    @property
+    def sureness(self) -> np.ndarray:
+        """float32 [n]: the log-odds of the prediction, which still differ where its probability rounds to 1."""
+        return np.asarray(_log_odds(self.logits).max(axis=1))
 
     @property
     def tta(self) -> str:
@@ -135,7 +141,11 @@ def evaluate_run(
     tell = progress or (lambda *_: None)
 
     def measure(source: Source, name: str) -> tuple[list[np.ndarray], np.ndarray, np.ndarray]:
-        return _logits(folders, models, views, source, name, config=config, parallel=parallel, wanted=wanted, tell=tell)
+        found = _logits(
+            folders, models, views, source, name, config=config, parallel=parallel, wanted=wanted, tell=tell
+        )
+        _check_finite(found[0], models, name)
+        return found
 
     if data is None:
         split = split or "test"
@@ -277,7 +287,11 @@ def _same_split(first: epath.Path, other: epath.Path, saved: dict[str, Any], spl
 
 def _own_source(folder: epath.Path, saved: dict[str, Any], config: Config, tell: Progress) -> Source:
     """The run's data, checked to be those."""
-    source = open_source(config.data, progress=tell, kept=workdir_lib.read_splits(folder))
+    try:
+        source = open_source(config.data, progress=tell, kept=workdir_lib.read_splits(folder))
+    except UserError as error:
+        where = "" if "--data_dir" in str(error) else "; if the data lie elsewhere now, pass their folder as --data_dir"
+        raise UserError(f"{error}{where}") from None
     facts = {"fingerprint": source.fingerprint, "splits": source.splits_digest}
     workdir_lib.check_data(folder, saved["data"], facts)
     return source
@@ -363,6 +377,17 @@ def _logits(
         )
     finally:
         feed.close()
+
+
+def _check_finite(logits: Sequence[np.ndarray], models: Sequence[TrainedModel], split: str) -> None:
+    """Raises RunError where a network's outputs are not all finite: nothing could be said of them."""
+    for each, model in zip(logits, models, strict=True):
+        bad = len(each) - int(np.isfinite(each).all(axis=1).sum())
+        if bad:
+            raise RunError(
+                f"the outputs of {model.source} are not finite for {bad:,} of {len(each):,} examples of {split}: the "
+                "run has diverged; train with a lower optimizer.learning_rate, or evaluate an earlier --step"
+            )
 
 
 def _float32_logits(variables: dict[str, Any], images: jax.Array, *, model: TrainedModel, views: str) -> jax.Array:

@@ -20,6 +20,7 @@ from jaxcnn.feed import Feed
 from jaxcnn.logs import RunLog
 from jaxcnn.models.features import FEATURES
 from jaxcnn.models.graph import module_graph
+from jaxcnn.scores import log_odds
 from jaxcnn.step import augment_keys, mirrored
 from jaxcnn.telemetry import kernels
 
@@ -71,7 +72,7 @@ class Media:
 
         sureness = found.probabilities.max(axis=1)
         wrong = np.flatnonzero(predicted != found.classes)
-        wrong = wrong[np.argsort(-sureness[wrong], kind="stable")][:NUM_MISTAKES]
+        wrong = wrong[np.argsort(-found.log_odds[wrong], kind="stable")][:NUM_MISTAKES]
         if len(wrong):
             words = [f"{names[predicted[i]]} ({sureness[i]:.0%}), is {names[found.classes[i]]}" for i in wrong]
             board.image("validation", "mistakes", step, _sheet(self._images(found.positions[wrong]), words))
@@ -128,6 +129,7 @@ class Predictions:
     positions: np.ndarray  # int [n], places in the split
     classes: np.ndarray  # int [n], the true ones
     probabilities: np.ndarray  # float32 [n, classes]
+    log_odds: np.ndarray  # float32 [n], of the prediction
     features: np.ndarray | None  # float32 [n, channels], of the tap `pooled`; none: the model has none
 
 
@@ -139,7 +141,8 @@ def predictions(run: Run, feed: Feed, split: str, variables: dict[str, Any]) -> 
         batch = feed.fetch(data, inputs)
         logits, shown = run.model.apply(variables, normalise(batch["image"]), train=False, mutable=[FEATURES])
         label = batch["label"] if batch["label"].ndim == 1 else batch["label"].argmax(axis=1)
-        found = {"probabilities": jax.nn.softmax(logits), "classes": label, "mask": batch["mask"]}
+        found = {"probabilities": jax.nn.softmax(logits), "log_odds": log_odds(logits).max(axis=1)}
+        found |= {"classes": label, "mask": batch["mask"]}
         if "pooled" in shown.get(FEATURES, {}):
             found["features"] = shown[FEATURES]["pooled"].astype(jnp.float32)
         if axis_name is not None:
@@ -157,6 +160,7 @@ def predictions(run: Run, feed: Feed, split: str, variables: dict[str, Any]) -> 
         positions,
         found["classes"][positions],
         found["probabilities"][positions],
+        found["log_odds"][positions],
         found["features"][positions] if "features" in found else None,
     )
 

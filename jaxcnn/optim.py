@@ -5,7 +5,7 @@ only, never on biases or on the scales of norms; the two optimizers of the CIFAR
 """
 
 import math
-from itertools import pairwise
+from collections import Counter
 from typing import Any, NamedTuple
 
 import jax
@@ -28,7 +28,10 @@ def make_schedule(schedule: ScheduleConfig, *, peak: float, total_steps: int, st
     if schedule.name == "one_cycle":  # Smith and Topin 2018; starts at peak / 25, ends at that / 10,000
         if schedule.warmup_epochs:
             raise UserError("schedule.warmup_epochs is not for one_cycle, which warms up by itself: set it to 0")
-        return optax.cosine_onecycle_schedule(total_steps, peak, pct_start=schedule.peak_fraction)
+        if total_steps == 1:
+            return optax.constant_schedule(peak)
+        rise = min(max(1, int(schedule.peak_fraction * total_steps)), total_steps - 1)
+        return optax.piecewise_interpolate_schedule("cosine", peak / 25, {rise: 25, total_steps: 1 / (25 * 1e4)})
     if schedule.name == "triangle":
         up = int(schedule.peak_fraction * total_steps)
         rise = optax.linear_schedule(schedule.initial_fraction * peak, peak, up)
@@ -43,13 +46,16 @@ def make_schedule(schedule: ScheduleConfig, *, peak: float, total_steps: int, st
         case "linear":
             decay = optax.linear_schedule(peak, schedule.final_fraction * peak, decay_steps)
         case "step":
-            drops = [round(epoch * steps_per_epoch) - warmup_steps for epoch in schedule.step_epochs]
-            if not drops or any(later <= earlier for earlier, later in pairwise([0, *drops])):
+            late = [epoch for epoch in schedule.step_epochs if epoch * steps_per_epoch >= total_steps]
+            if late:
                 raise UserError(
-                    f"schedule.step_epochs={schedule.step_epochs} must name epochs that increase, each at a later step "
-                    f"than the one before, and the first after the warm-up ({schedule.warmup_epochs} epochs)"
+                    f"schedule.step_epochs={schedule.step_epochs}: the run ends after "
+                    f"{total_steps / steps_per_epoch:g} epochs, before epoch {late[0]:g}; name earlier ones"
                 )
-            decay = optax.piecewise_constant_schedule(peak, dict.fromkeys(drops, schedule.step_factor))
+            # where steps are longer than epochs, several drops may fall on one
+            drops = Counter(max(1, round(epoch * steps_per_epoch) - warmup_steps) for epoch in schedule.step_epochs)
+            factors = {step: schedule.step_factor**count for step, count in drops.items()}
+            decay = optax.piecewise_constant_schedule(peak, factors)
         case "constant" | "plateau":  # what validation makes of it is in the optimizer's state: RateFactor
             decay = optax.constant_schedule(peak)
         case _:

@@ -65,7 +65,7 @@ def main(argv: list[str], start: float) -> int:
     saved = workdir_lib.read_config(workdir_lib.resolve(values.workdir))
     config = from_dict(saved["config"])
     config.eval_tta = values.tta or config.eval_tta
-    validate(config)
+    validate(config, unread=False)
     class_names = saved["data"]["class_names"]
     if values.target is not None and values.target not in class_names:
         raise UserError(f"--target={values.target}: the run has no such class; {nearest(values.target, class_names)}")

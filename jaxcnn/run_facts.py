@@ -2,7 +2,7 @@
 
 import csv
 import io
-import json
+import math
 import os
 from typing import Any
 
@@ -11,8 +11,14 @@ from etils import epath
 
 from jaxcnn.diagnosis import Facts, Predictions
 from jaxcnn.errors import UserError
+from jaxcnn.files import read_json, read_text
 from jaxcnn.logs import read_rows
+from jaxcnn.schema import Number, check
+from jaxcnn.terminal import one_line
 from jaxcnn.workdir import read_config, read_splits, read_summary
+
+# What `python -m jaxcnn.data check --json` writes, as far as it is read here.
+_DATA_CHECK = {"kinds": {str: {"count": Number(0, 2**53, integer=True), "title": str}}}
 
 
 def read_facts(workdir: epath.Path) -> Facts:
@@ -27,18 +33,20 @@ def read_facts(workdir: epath.Path) -> Facts:
         summary=read_summary(workdir),
         telemetry=read_rows(workdir / "telemetry.jsonl") or None,
         predictions=_read_predictions(workdir / "predictions.csv"),
-        data_check=_read_json(workdir / "data_check.json"),
+        data_check=_read_data_check(workdir / "data_check.json"),
         shared=None if splits is None else _shared_examples(splits),
         workdir=os.fspath(workdir),
     )
 
 
-def _read_json(file: epath.Path) -> dict[str, Any] | None:
+def _read_data_check(file: epath.Path) -> dict[str, Any] | None:
     if not file.exists():
         return None
     try:
-        return dict(json.loads(file.read_text()))
-    except (OSError, ValueError, TypeError) as error:
+        found: dict[str, Any] = read_json(file)
+        check(found, _DATA_CHECK, "it")
+        return found
+    except (OSError, ValueError) as error:
         raise _damaged(file, error) from None
 
 
@@ -46,13 +54,13 @@ def _read_predictions(file: epath.Path) -> Predictions | None:
     if not file.exists():
         return None
     try:
-        rows = list(csv.DictReader(io.StringIO(file.read_text(), newline="")))
-        return Predictions(
-            identifiers=[row["identifier"] for row in rows],
-            labels=[row["label"] for row in rows],
-            predictions=[row["prediction"] for row in rows],
-            confidences=[float(row["confidence"]) for row in rows],
-        )
+        rows = list(csv.DictReader(io.StringIO(read_text(file), newline="")))
+        columns = [[row[name] for row in rows] for name in ("identifier", "label", "prediction")]
+        confidences = [float(row["confidence"]) for row in rows]
+        if not rows or any(None in column for column in columns) or not all(map(math.isfinite, confidences)):
+            raise ValueError("a row is not whole")
+        identifiers, labels, predictions = columns
+        return Predictions(identifiers, labels, predictions, confidences)
     except (OSError, ValueError, KeyError, TypeError, csv.Error) as error:
         raise _damaged(file, error) from None
 
@@ -74,5 +82,5 @@ def _shared_examples(splits: dict[str, Any]) -> dict[tuple[str, str], int]:
 
 
 def _damaged(file: epath.Path, error: Exception) -> UserError:
-    reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
+    reason = f"{type(error).__name__}: {one_line(error)}"
     return UserError(f"{file} is damaged ({reason}); make it anew, or delete it")

@@ -40,7 +40,7 @@ def all_scores(logits: jax.Array, labels: jax.Array, mask: jax.Array) -> dict[st
     values = example_values(logits, labels)
     matrix = confusion_matrix(values["prediction"], labels, mask, num_classes=logits.shape[-1])
     from_counts, of_class, counts = scores_of_counts(matrix)
-    curves = ranking(jax.nn.softmax(logits), labels, mask)
+    curves = ranking(log_odds(logits), labels, mask)
     support = of_class["support"]
     scores = {
         **from_counts,
@@ -142,6 +142,25 @@ def scores_of_counts(matrix: jax.Array) -> tuple[dict[str, Any], dict[str, Any],
 
 
 # ---- of rankings
+
+
+def log_odds(logits: jax.Array) -> jax.Array:
+    """log(p / (1 - p)) of each class's probability, float32 [n, K]: its rank among examples, where p would round to 1.
+
+    Of two classes one is the other's negative, exactly.
+    """
+    logits = logits.astype(jnp.float32)
+    numbers = jnp.arange(logits.shape[-1])
+    top = logits.argmax(axis=-1, keepdims=True)
+    is_top = numbers == top
+    highest = jnp.take_along_axis(logits, top, axis=-1)
+    rest = jnp.where(is_top, -jnp.inf, logits)
+    ordered = jnp.sort(rest, axis=-1)  # sums of the same numbers are the same, whichever classes they are of
+    beside_top = jax.nn.logsumexp(ordered, axis=-1, keepdims=True)
+    # Against the highest, what is beside a class are the highest itself and the rest without the class's own.
+    all_rest = jnp.exp(ordered - highest).sum(axis=-1, keepdims=True)
+    others = 1 + jnp.maximum(all_rest - jnp.exp(rest - highest), 0)
+    return jnp.where(is_top, highest - beside_top, logits - highest - jnp.log(others))
 
 
 def ranking(scores: jax.Array, labels: jax.Array, mask: jax.Array) -> dict[str, jax.Array]:

@@ -14,10 +14,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from absl import logging
-from flax import traverse_util
 
 from jaxcnn import workdir as workdir_lib
 from jaxcnn.augment import average_views, make_normalise
+from jaxcnn.checkpoint import unflatten
 from jaxcnn.config import Config, from_dict
 from jaxcnn.data.given import Given, each_image, prepared
 from jaxcnn.errors import RunError, UserError, nearest
@@ -36,7 +36,7 @@ class Answer:
     name: str  # its path, or its number
     image: np.ndarray | None  # uint8 [height, width, channels] as the network saw it; none: it could not be read
     values: Any  # of each array that was computed, its row
-    fault: str | None = None  # why it could not
+    fault: str | None = None  # why there is no answer
 
 
 @dataclass(frozen=True)
@@ -164,7 +164,9 @@ class TrainedModel:
         values = []
         for each in self.answers(call, each_image(images), batch_size=batch_size):
             if each.fault is not None:
-                raise _unreadable(each.name, each.fault)
+                raise (
+                    _unreadable(each.name, each.fault) if each.image is None else RunError(f"{each.name}: {each.fault}")
+                )
             values.append(each.values)
         return values
 
@@ -205,12 +207,33 @@ def _answers(batch: Sequence[tuple[str, Any]], values: Any) -> Iterator[Answer]:
     for row, (name, image) in enumerate(batch):
         if isinstance(image, ValueError):
             yield Answer(name, None, None, str(image))
+            continue
+        answer = jax.tree.map(lambda x: x[row], values)
+        if not all(np.isfinite(x).all() for x in jax.tree.leaves(answer)):
+            yield Answer(name, image, None, "the network's output is not finite for it; the run has diverged")
         else:
-            yield Answer(name, image, jax.tree.map(lambda x: x[row], values))
+            yield Answer(name, image, answer)
 
 
 def _unreadable(name: str, fault: Any) -> RunError:
     return RunError(f"{name} cannot be read: {fault}")
+
+
+def _fitted(
+    module: nn.Module, arrays: dict[str, np.ndarray], image_shape: Sequence[int], source: str
+) -> dict[str, Any]:
+    """The variables of a module. Raises RunError where the arrays are not all that it has, or not finite."""
+    images = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
+    drawn = jax.eval_shape(partial(module.init, train=False), jax.random.key(0), images)
+    like = {"params": drawn["params"], "batch_stats": drawn.get("batch_stats", {})}
+    try:
+        variables: dict[str, Any] = unflatten(arrays, like)
+    except ValueError as error:
+        raise RunError(f"{source} does not hold the weights of the model that config.json names: {error}") from None
+    bad = [name for name, array in arrays.items() if not np.isfinite(array).all()]
+    if bad:
+        raise RunError(f"{source}: {bad[0]} has values that are not finite; the weights are damaged")
+    return variables
 
 
 def load(workdir: str, step: str = "best") -> TrainedModel:
@@ -222,7 +245,7 @@ def load(workdir: str, step: str = "best") -> TrainedModel:
 
     Raises:
       UserError: there is no run, or no such checkpoint.
-      DamagedError: the checkpoint is damaged.
+      RunError: the checkpoint is damaged, or does not fit what config.json says.
     """
     path = workdir_lib.resolve(str(workdir))
     saved = workdir_lib.read_config(path)
@@ -233,14 +256,12 @@ def load(workdir: str, step: str = "best") -> TrainedModel:
         tensors, _ = run_arrays(path, str(step))
     finally:
         logging.set_verbosity(verbosity)
-    variables = traverse_util.unflatten_dict(tensors.arrays, sep="/")
+    module = make_model(
+        config.model, num_classes=len(data["class_names"]), image_size=min(data["image_shape"][:2])
+    )  # fmt: skip
     return TrainedModel(
-        module=make_model(
-            config.model,
-            num_classes=len(data["class_names"]),
-            image_size=min(data["image_shape"][:2]),
-        ),
-        variables={"params": variables["params"], "batch_stats": variables.get("batch_stats", {})},
+        module=module,
+        variables=_fitted(module, tensors.arrays, data["image_shape"], tensors.source),
         class_names=tuple(data["class_names"]),
         image_shape=tuple(data["image_shape"]),
         mean=tuple(data["mean"]),

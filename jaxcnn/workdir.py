@@ -1,10 +1,11 @@
 """A run's folder: whose it is, and what it says. Refuses to mix two runs in one folder."""
 
-import fcntl
 import io
-import json
+import math
 import os
+import re
 import sys
+import zipfile
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -12,23 +13,67 @@ from typing import Any
 
 from etils import epath
 
-from jaxcnn.config import Config, changed_fields, from_dict, to_dict
-from jaxcnn.errors import UserError
-from jaxcnn.files import write_atomically
+from jaxcnn.config import Config, changed_fields, from_dict, to_dict, validate
+from jaxcnn.errors import UserError, nearest
+from jaxcnn.files import finite, is_remote, locked, read_bytes, read_json, to_json, write_atomically
 from jaxcnn.fingerprints import check_same_data
+from jaxcnn.schema import Number, conforms
+from jaxcnn.schema import check as check_schema
+from jaxcnn.terminal import one_line
 
+SCHEMES = ("gs", "s3", "az", "hf")  # of URLs: those of etils.epath
+LARGEST_IMAGE = 1 << 28  # values: height times width times channels
+LARGEST_SPLITS = 1 << 28  # bytes of splits.npz, and eight times that of what is in it
 _LOCK = ".lock"
+_COUNT = Number(0, 2**53, integer=True)
+_METRIC = (Number(), None)  # null: it is not finite
+_RUN = {
+    "experiment": str,
+    "config": {},
+    "data": {
+        "name": str,
+        "fingerprint": str,
+        "splits?": (str, None),
+        "excluded?": {"digest": (str, None)},
+        "image_shape": [Number(1, LARGEST_IMAGE, integer=True)],
+        "class_names": [str],
+        "num_examples": {"train": Number(1, 2**53, integer=True), str: _COUNT},
+        "class_counts?": ({str: {str: _COUNT}}, None),
+        "mean": [Number()],
+        "std": [Number(1e-37)],
+    },
+    "pretrained?": {"sha256": str},
+    "command?": [str],
+    "versions?": {str: str},
+}
+_SUMMARY: dict[Any, Any] = {
+    "experiment": str, "status": str, "weights": str, "stopped?": str, "platform": str, "versions": {str: str},
+    "step": _COUNT, "epochs": Number(0), "num_params": _COUNT, "num_devices": _COUNT, "images_per_second": Number(0),
+    "splits": {str: {"num_examples": _COUNT, "accuracy": _METRIC, "loss": _METRIC, str: _METRIC}},
+    "seconds": dict.fromkeys((str, "setup", "compile", "train", "evaluate", "save"), Number(0)),
+}  # fmt: skip
 
 
 def resolve(workdir: str) -> epath.Path:
-    """An absolute path, or the URL as it is."""
-    return epath.Path(workdir) if "://" in workdir else epath.Path(os.path.abspath(os.path.expanduser(workdir)))
+    """An absolute path, or the URL as it is. Raises UserError for what can be none."""
+    scheme, separator, _ = workdir.partition("://")
+    if separator:
+        if scheme not in SCHEMES:
+            raise UserError(f"{workdir} is on no storage that is known; {nearest(scheme, SCHEMES)}, or a folder")
+        return epath.Path(workdir)
+    path = os.path.expanduser(workdir)
+    if path.startswith("~"):
+        raise UserError(f"{workdir}: there is no such user; for a folder of that name write ./{workdir}")
+    return epath.Path(os.path.abspath(path))
 
 
 def check(workdir: epath.Path, experiment: str, config: Config) -> None:
     """Raises UserError if the folder cannot be this run's: it holds another run, or is not a run's folder at all."""
     try:
         if not workdir.exists():
+            file = next((each for each in workdir.parents if each.exists() and not each.is_dir()), None)
+            if file is not None:
+                raise UserError(f"workdir {workdir} lies under {file}, which is a file; pass another --workdir")
             return
         if not workdir.is_dir():
             raise UserError(f"workdir {workdir} is a file; pass --workdir a folder")
@@ -53,17 +98,37 @@ def check(workdir: epath.Path, experiment: str, config: Config) -> None:
 
 
 def read_config(workdir: epath.Path) -> dict[str, Any]:
-    """What config.json says: `experiment`, `config`, `data`, `versions`. Raises UserError if there is no such run."""
+    """What config.json says: `experiment`, `config`, `data`, `versions`; the config with every field of this version.
+
+    Folders may come from anybody: of what is read here types and ranges are right, and lengths fit.
+
+    Raises:
+      UserError: there is no such run, or it is damaged.
+    """
     file = workdir / "config.json"
     try:
-        saved = json.loads(file.read_text())
-        if not {"experiment", "config", "data"} <= saved.keys():
-            raise ValueError("fields are missing")
-        return saved
+        saved = read_json(file)
+        check_schema(saved, _RUN, "it")
+        _check_data_facts(saved["data"])
+        config = from_dict(saved["config"])
+        validate(config, unread=False)
+        return {**saved, "config": to_dict(config)}
     except FileNotFoundError:
         raise UserError(f"{workdir} holds no run: there is no config.json in it") from None
     except Exception as error:
         raise UserError(f"{file} cannot be read ({_line(error)}); is {workdir} a run's folder?") from None
+
+
+def _check_data_facts(data: dict[str, Any]) -> None:
+    """Raises ValueError unless what config.json says of the data fits together."""
+    names, shape = data["class_names"], data["image_shape"]
+    if not names or len(shape) != 3 or math.prod(shape) > LARGEST_IMAGE:
+        raise ValueError(f"no network sees images of {shape} in {len(names)} classes")
+    if not len(data["mean"]) == len(data["std"]) == shape[2]:
+        raise ValueError(f"mean and std have {len(data['mean'])} and {len(data['std'])} values for {shape[2]} channels")
+    for counts in (data.get("class_counts") or {}).values():
+        if not counts:
+            raise ValueError("class_counts is of no classes")
 
 
 def saved_data(workdir: epath.Path) -> dict[str, Any] | None:
@@ -74,10 +139,10 @@ def saved_data(workdir: epath.Path) -> dict[str, Any] | None:
 def read_summary(workdir: epath.Path) -> dict[str, Any] | None:
     """summary.json, which only a finished run has; one that is damaged is written again."""
     try:
-        summary = json.loads((workdir / "summary.json").read_text())
-        return summary if summary["status"] == "finished" else None
-    except (OSError, ValueError, KeyError, TypeError):
+        summary = finite(read_json(workdir / "summary.json"))
+    except (OSError, ValueError):
         return None
+    return summary if conforms(summary, _SUMMARY) and summary["status"] == "finished" else None
 
 
 def read_splits(workdir: epath.Path) -> dict[str, Any] | None:
@@ -86,8 +151,19 @@ def read_splits(workdir: epath.Path) -> dict[str, Any] | None:
 
     file = workdir / "splits.npz"
     try:
-        with np.load(io.BytesIO(file.read_bytes())) as stored:
-            return {"fingerprint": stored["fingerprint"], **stored}
+        content = io.BytesIO(read_bytes(file, limit=LARGEST_SPLITS))
+        if sum(each.file_size for each in zipfile.ZipFile(content).infolist()) > 8 * LARGEST_SPLITS:
+            raise ValueError("too large")
+        with np.load(content) as stored:
+            splits = {"fingerprint": stored["fingerprint"], **stored}
+        for name, numbers in splits.items():
+            if name != "fingerprint" and not (
+                re.fullmatch(r"(train|validation|test)/[0-9]+/.+", name)
+                and numbers.dtype.kind == "i"
+                and numbers.ndim == 1
+            ):
+                raise ValueError(f"{name} is no list of records of a split")
+        return splits
     except FileNotFoundError:
         return None
     except Exception as error:
@@ -158,7 +234,7 @@ def write_config(
         "versions": versions,
     }
     try:
-        write_atomically(workdir / "config.json", json.dumps(content, indent=2) + "\n")
+        write_atomically(workdir / "config.json", to_json(content, indent=2) + "\n")
     except Exception as error:  # in a bucket there are no folders to make: this is the first thing written
         raise UserError(f"workdir {workdir} cannot be written: {_line(error)}") from None
 
@@ -182,13 +258,12 @@ def write_splits(workdir: epath.Path, record_numbers: dict[str, Any]) -> None:
 def claimed(workdir: epath.Path) -> Iterator[None]:
     """Makes the folder, and keeps a second process out of it where it is local. Raises UserError."""
     with ExitStack() as stack:
-        existed = False
+        existed, local = False, not is_remote(workdir)
         try:
             existed = workdir.exists()
             workdir.mkdir(parents=True, exist_ok=True)
-            if "://" not in os.fspath(workdir):
-                lock = stack.enter_context(Path(workdir / _LOCK).open("w"))
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if local:
+                stack.enter_context(locked(workdir / _LOCK))
         except BlockingIOError:
             raise UserError(
                 f"another process is training in {workdir}; wait for it, or pass another --workdir"
@@ -196,14 +271,27 @@ def claimed(workdir: epath.Path) -> Iterator[None]:
         except Exception as error:
             raise UserError(f"workdir {workdir} cannot be written: {_line(error)}") from None
         try:
+            check_links(workdir)
             yield
         finally:
             # A command that was refused later on leaves nothing behind.
-            if "://" not in os.fspath(workdir) and [each.name for each in Path(workdir).iterdir()] == [_LOCK]:
+            if local and Path(workdir).is_dir() and [each.name for each in Path(workdir).iterdir()] == [_LOCK]:
                 Path(workdir / _LOCK).unlink()
                 if not existed:
                     Path(workdir).rmdir()
 
 
+def check_links(folder: epath.Path) -> None:
+    """Raises UserError where a folder in a run's folder is a link, which could lead what is written there anywhere."""
+    if is_remote(folder):
+        return
+    for depth in ("*", "*/*"):
+        for each in Path(folder).glob(depth):
+            if each.is_symlink() and each.is_dir():
+                raise UserError(
+                    f"{each} is a link, and nothing is written through it; put a folder there, or delete it"
+                )
+
+
 def _line(error: Exception) -> str:
-    return " ".join(str(error).split())
+    return one_line(error)

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tensorstore
 
 from jaxcnn.checkpoint import Checkpoints, DamagedError, checksum, flatten, unflatten
 from jaxcnn.errors import RunError
@@ -85,6 +86,31 @@ def test_best_loss_is_the_lowest(opened):
     assert checkpoints.best_step() == 2
 
 
+@pytest.mark.parametrize(
+    ("metric", "values", "best"),
+    [
+        ("loss", [0.5, np.nan, 0.7, 0.8, 0.9], 1),
+        ("loss", [np.nan, np.nan, 0.5, 0.7, 0.6], 3),
+        ("ema_loss", [0.9, 0.5, -np.inf, 0.8, np.inf], 2),
+        ("accuracy", [0.9, np.nan, 0.4, 0.3, 0.2], 1),
+        ("accuracy", [np.nan, np.nan, np.nan, np.nan, np.nan], None),
+    ],
+)
+def test_what_is_not_finite_is_never_the_best_nor_pushes_it_out(opened, metric, values, best):
+    checkpoints = opened(best_metric=metric, asynchronous=False)
+    for step, value in enumerate(values, 1):
+        checkpoints.save(step, {"x": np.float32(step)}, {}, {metric: value})
+    for each in (checkpoints, opened(best_metric=metric)):  # the second has read it from the files, which are JSON
+        assert each.best_step() == best
+        assert {4, 5} <= set(each.steps())
+        assert best is None or best in each.steps()
+
+
+def test_without_a_best_there_is_none(opened):
+    opened(asynchronous=False).save(1, tree(1), {}, {"accuracy": 0.5})
+    assert opened(keep_best=0).best_step() is None
+
+
 @pytest.mark.parametrize("damage", ["flip", "truncate", "empty", "remove", "metadata"])
 def test_a_damaged_newest_is_reported_and_the_one_before_used(opened, tmp_path, damage):
     checkpoints = opened()
@@ -138,6 +164,19 @@ def test_no_flipped_bit_goes_unseen(opened, tmp_path):
     assert found >= 10
 
 
+def test_a_few_bytes_that_say_they_are_many_are_not_read(opened, tmp_path):
+    """TensorStore fills what is not stored with one value."""
+    opened(asynchronous=False).save(1, tree(1), {})
+    base = f"file://{tmp_path}/checkpoints/1/arrays/"
+    lying = {"shape": [2**33], "chunks": [2**20], "dtype": "<f4", "compressor": None, "fill_value": 0}
+    store = {"driver": "ocdbt", "base": base, "path": "state.kernel/"}
+    tensorstore.open(
+        {"driver": "zarr", "kvstore": store, "metadata": lying}, create=True, delete_existing=True
+    ).result()
+    with pytest.raises(DamagedError, match="said to be far larger than its files"):
+        opened(read_only=True).read(1)
+
+
 def test_all_damaged_is_an_error(opened, tmp_path):
     checkpoints = opened()
     checkpoints.save(1, tree(1), {})
@@ -163,13 +202,15 @@ def test_another_model_is_no_damage(opened, tmp_path):
 
 
 @pytest.mark.parametrize("asynchronous", [True, False])
-def test_a_save_that_fails_is_loud(opened, tmp_path, asynchronous):
+def test_a_save_that_fails_is_loud(opened, tmp_path, asynchronous, capfd):
+    """In one error, without what Orbax's closed event loop would print of the other arrays."""
+    many = {str(number): np.random.default_rng(number).normal(size=(100, 100)) for number in range(40)}
     checkpoints = opened(asynchronous=asynchronous)
-    checkpoints.save(1, tree(1), {})
+    checkpoints.save(1, many, {})
     checkpoints.wait()
 
     def save():
-        checkpoints.save(2, tree(2), {})
+        checkpoints.save(2, many, {})
         checkpoints.wait()
 
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
@@ -180,6 +221,7 @@ def test_a_save_that_fails_is_loud(opened, tmp_path, asynchronous):
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert opened(read_only=True).steps() == [1]
+    assert "Traceback" not in capfd.readouterr().err
 
 
 def test_names_and_structure():

@@ -92,12 +92,25 @@ def test_none_is_a_value_where_the_type_allows_it():
         ("--config.schedule.step_epochs=(3,)", "read by schedule.name=step only"),
         ("--config.schedule.name=one_cycle", "warms up by itself"),
         ("--config.optimizer.accumulate=3", "does not divide"),
+        ("--config.num_epochs=1e300", "too large for float32"),
+        ("--config.data.std=(1e-320,)", "too small or too large for float32"),
+        ("--config.num_steps=1000000000", "must be >= 1 and <= 1e+08"),
+        (f"--config.log_every_steps={'9' * 25}", "25 digits"),
+        ("--config.schedule.name=constant --config.schedule.final_fraction=0.5", "final_fraction=0.5 is read by"),
+        ("--config.optimizer.name=adam --config.optimizer.momentum=0.5", "optimizer.name is adam; leave it at 0.9"),
+        ("--config.loss.focal_gamma=5", "is read by loss.name=focal only"),
+        ("--config.optimizer.lookahead_decay=0.5", "read with optimizer.lookahead_every_steps only"),
+        ("--config.schedule.name=step --config.schedule.step_epochs=(6,3)", "must increase"),
+        (
+            "--config.schedule.name=step --config.schedule.step_epochs=(3,) --config.schedule.warmup_epochs=3",
+            "must increase, from after the warm-up",
+        ),
         ("--confg.seed=1", "Unknown command line flag"),
     ],
 )
 def test_mistakes_are_named(override, message):
     with pytest.raises(UserError) as error:
-        load(override)
+        load(*override.split())
     assert message in str(error.value)
     assert "\n" not in str(error.value)
 
@@ -141,6 +154,19 @@ def test_json_round_trip():
     assert config_lib.from_dict(config_lib.to_dict(config)) == config
     with pytest.raises(UserError, match="has no field 'sed'"):
         config_lib.from_dict({"sed": 1})
+
+
+def test_what_an_older_version_has_accepted_is_read():
+    """What nothing reads is refused where a run begins, not where it is looked at."""
+    config_lib.validate(Config(loss=config_lib.LossConfig(focal_gamma=5)), unread=False)
+
+
+def test_the_table_of_what_is_read_names_what_there_is():
+    fields = config_lib.flatten(Config())
+    choices = {name: each.metadata.get("choices") for name, each in leaves()}
+    for beginning, choice, readers in config_lib._READ_BY:
+        assert any(name.startswith(beginning) for name in fields)
+        assert set(readers) < set(choices[choice])
 
 
 def test_what_may_change_between_two_commands():

@@ -134,7 +134,7 @@ CASES: list[tuple[str, Facts, Facts, tuple[str, ...]]] = [
         "not finite",
         facts(),
         facts(validation={"loss": at(curve(2.3, 0.3), 7, float("nan"))}),
-        ("loss of validation is nan at step 800",),
+        ("loss of validation is not finite at step 800",),
     ),
     (
         "diverged",

@@ -46,7 +46,7 @@ def runs(tmp_path_factory):
     copy_of(folder / "first", folder / "other_split", data={"splits": source.splits_digest})
     for name, numbers in (("first", run.source.record_numbers), ("other_split", source.record_numbers)):
         workdir.write_splits(epath.Path(folder / name), numbers)
-    copy_of(folder / "first", folder / "other_classes", data={"class_names": ["3", "1", "4"]})
+    copy_of(folder / "first", folder / "other_classes", data={"class_names": list("9876543210")})
     copy_of(folder / "first", folder / "other_data", data={"fingerprint": "another"})
     return folder
 
@@ -132,8 +132,22 @@ def test_an_ensemble_is_the_mean_of_probabilities(runs, alone):
     assert "temperature" in together.calibration
 
 
+def test_a_run_whose_data_have_moved_says_how_to_name_their_place(runs, tmp_path):
+    copy_of(runs / "first", tmp_path / "moved", config={"name": "folder:nowhere/pets"})
+    with pytest.raises(UserError, match=r"nowhere/pets.* pass their folder as --data_dir"):
+        evaluate_run([tmp_path / "moved"], **QUICK)
+
+
+def test_outputs_that_are_not_finite_are_an_error(runs, monkeypatch):
+    monkeypatch.setattr(
+        "jaxcnn.measure.collect", lambda *_, **__: ([np.full((9, 10), np.nan)], np.zeros(9), np.arange(9))
+    )
+    with pytest.raises(RunError, match="are not finite for 9 of 9 examples of test: the run has diverged"):
+        evaluate_run([runs / "first"], **QUICK)
+
+
 def test_runs_on_other_data_make_no_ensemble(runs):
-    with pytest.raises(UserError, match=r"other classes \(0, 1, 2, 3, 4, … 10 in all and 3, 1, 4\)"):
+    with pytest.raises(UserError, match=r"other classes \(0, 1, 2, 3, 4, … 10 in all and 9, 8, "):
         evaluate_run([runs / "first", runs / "other_classes"], **QUICK)
     with pytest.raises(UserError, match="other splits of digits: their validation is not the same"):
         evaluate_run([runs / "first", runs / "other_split"], split="validation", **QUICK)

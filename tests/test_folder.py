@@ -446,10 +446,6 @@ def test_a_file_that_may_not_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert re.search(f"{tmp_path} cannot be read: Permission denied", refused("folder", tmp_path))
 
 
-def _pipe(root: Path) -> None:
-    os.mkfifo(root / "cat" / "x.png")
-
-
 def _device(root: Path) -> None:
     (root / "cat" / "x.png").symlink_to("/dev/zero")
 

@@ -7,11 +7,17 @@ import sys
 
 import numpy as np
 import pytest
+from etils import epath
 
+import jaxcnn
 from jaxcnn import workdir
+from jaxcnn.diagnosis import diagnose
 from jaxcnn.errors import Preempted, RunError, UserError
 from jaxcnn.logs import RunLog
 from jaxcnn.parallel import Parallel
+from jaxcnn.report.files import read_runs
+from jaxcnn.report.from_files import curves, overview
+from jaxcnn.run_facts import read_facts
 from tests.runs import arrays, assert_same_arrays, rows, small_config, train
 
 
@@ -211,6 +217,33 @@ def test_nan_names_the_step_and_the_layer_and_keeps_what_is_good(tmp_path, steps
     assert 1 <= step <= 40
     with pytest.raises(RunError, match=f"at step {step},"):  # and it is the same step again
         train(config, tmp_path)
+
+
+def test_a_diverging_run_keeps_its_best_and_says_what_happened(tmp_path):
+    config = small_config(
+        num_steps=40, model__name="mlp", model__dropout_rate=0.0, optimizer__name="sgd", optimizer__learning_rate=1e12,
+        optimizer__ema_decay=None, schedule__name="constant", schedule__warmup_epochs=4.0, log_every_steps=1,
+        eval_every_epochs=0.03, checkpoint__every_steps=1, checkpoint__keep_last=1, checkpoint__best_metric="loss",
+    )  # fmt: skip
+    with pytest.raises(RunError, match="NaN or Inf at step"):
+        train(config, tmp_path)
+    for name in ("metrics.jsonl", "telemetry.jsonl", "timing.jsonl"):
+        for line in (tmp_path / name).read_text().splitlines() if (tmp_path / name).exists() else ():
+            json.loads(line, parse_constant=pytest.fail)  # called for NaN and Infinity
+    seen = {row["step"]: row["loss"] for row in rows(tmp_path, "validation")}
+    assert None in seen.values()
+    best = min((step for step in seen if seen[step] is not None), key=lambda step: (seen[step], -step))
+    model = jaxcnn.load(tmp_path)
+    assert model.source.endswith(f"step {best}")
+    assert np.isfinite(model.predict(np.zeros((2, 8, 8, 1), np.uint8))).all()
+    findings = [each.sentence for each in diagnose(read_facts(epath.Path(tmp_path))) if each.name == "not finite"]
+    last = rows(tmp_path)[-1]
+    assert last["loss"] is None
+    assert any(f"the loss of training is not finite at step {last['step']}" in sentence for sentence in findings)
+    assert any("of validation is not finite" in sentence for sentence in findings)
+    (run,) = read_runs([str(tmp_path)])
+    assert f"It ended at step {last['step']}, where the training loss was not finite" in overview(run).body
+    assert "not finite" in curves([run]).body
 
 
 def test_early_trouble_is_no_success(tmp_path, monkeypatch):

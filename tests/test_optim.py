@@ -62,6 +62,25 @@ def test_step_counts_epochs_from_the_start_of_the_run() -> None:
     assert_rates(schedule, {0: 0.0, 5: 0.2, 10: 0.4, 29: 0.4, 30: 0.04, 64: 0.04, 65: 0.004, 99: 0.004})
 
 
+def test_steps_longer_than_epochs_take_several_drops_at_once() -> None:
+    schedule = make_schedule(
+        ScheduleConfig(name="step", step_epochs=(5.0, 8.0), warmup_epochs=1.0), peak=0.4, total_steps=2,
+        steps_per_epoch=24 / 512,
+    )  # fmt: skip
+    assert_rates(schedule, {0: 0.4, 1: 0.004})
+
+
+@pytest.mark.parametrize(("total_steps", "peak_fraction"), [(1, 0.3), (2, 0.3), (19, 0.05), (10, 0.99)])
+def test_one_cycle_rises_in_a_step_where_it_has_no_more(total_steps: int, peak_fraction: float) -> None:
+    schedule = make_schedule(
+        ScheduleConfig(name="one_cycle", peak_fraction=peak_fraction), peak=0.4, total_steps=total_steps,
+        steps_per_epoch=1.0,
+    )  # fmt: skip
+    rates = np.array([schedule(step) for step in range(total_steps)])
+    assert np.isfinite(rates).all()
+    assert rates.max() == pytest.approx(0.4)
+
+
 def test_constant() -> None:
     assert_rates(schedule_of(name="constant", warmup_epochs=0.5), {0: 0.0, 1: 0.08, 5: 0.4, 99: 0.4})
 
@@ -80,10 +99,7 @@ def test_one_cycle() -> None:
     ("fields", "message"),
     [
         ({"name": "one_cycle", "warmup_epochs": 1.0}, "not for one_cycle"),
-        ({"name": "step", "step_epochs": ()}, "epochs that increase"),
-        ({"name": "step", "step_epochs": (6.0, 3.0)}, "epochs that increase"),
-        ({"name": "step", "step_epochs": (3.0, 3.01)}, "epochs that increase"),
-        ({"name": "step", "step_epochs": (3.0,), "warmup_epochs": 3.0}, "after the warm-up"),
+        ({"name": "step", "step_epochs": (3.0, 10.0)}, "the run ends after 10 epochs, before epoch 10"),
         ({"name": "cosin"}, "did you mean 'cosine'"),
     ],
 )

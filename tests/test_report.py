@@ -65,7 +65,7 @@ def runs(tmp_path_factory):
     (folder / "first" / "config.json").write_text(json.dumps(saved))
     summary = {
         "experiment": "test", "status": "finished", **result, "num_params": 87_178, "platform": "cpu", "num_devices": 8,
-        "versions": {"jax": "1"},
+        "versions": {"jax": "1"}, "seconds": {"setup": 1.0, **result["seconds"]},
     }  # fmt: skip
     (folder / "first" / "summary.json").write_text(json.dumps(summary))
     (folder / "second").mkdir()
@@ -488,7 +488,7 @@ def test_large_images_are_not_held():
 
 def test_the_surest_mistakes_come_first():
     logits = np.log(np.array([[0.9, 0.1], [0.6, 0.4], [0.2, 0.8], [0.3, 0.7]], np.float32))
-    evaluation: Any = SimpleNamespace(logits=logits, labels=np.array([1, 1, 1, 0]), probabilities=np.exp(logits))
+    evaluation: Any = SimpleNamespace(logits=logits, labels=np.array([1, 1, 1, 0]), sureness=logits.max(axis=1))
     assert network.mistakes(evaluation, 2).tolist() == [0, 3]
     assert network.mistakes(evaluation, 9).tolist() == [0, 3, 1]
 

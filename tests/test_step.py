@@ -18,7 +18,7 @@ from jaxcnn.losses import make_loss
 from jaxcnn.metrics import Metrics, Top5Metrics, example_values, metrics_for
 from jaxcnn.models import MODELS
 from jaxcnn.models.features import AUXILIARY, tap
-from jaxcnn.models.norm import BatchNorm
+from jaxcnn.models.norm import BatchNorm, GroupNorm, NoNorm
 from jaxcnn.step import eval_step, gather, init_state, scan, train_step, train_steps
 from tests.runs import TinyNet
 
@@ -251,6 +251,19 @@ def test_the_first_bad_layer_is_named():
     state, _ = pieces(model)
     parts["loss"] = lambda logits, labels: logits[:, 0] / 0
     assert "loss itself" in first_bad_layer(state, data(), KEY, **parts)
+
+
+@pytest.mark.parametrize("norm", [BatchNorm, GroupNorm, partial(GroupNorm, num_groups=1), NoNorm])
+def test_the_first_bad_layer_is_found_with_any_norm(norm):
+    model = TinyNet(num_classes=10, norm=norm)
+    state, _ = pieces(model)
+    params = jax.tree.map(lambda x: x, state.params)
+    params["head"]["kernel"] = jnp.full_like(params["head"]["kernel"], 3e38)
+    told = first_bad_layer(
+        state.replace(params=params), data(), KEY, model=model, loss=make_loss(LossConfig()),
+        augment=make_augment(AugmentConfig(), mean=(0.3,), std=(0.4,), image_shape=SHAPE),
+    )  # fmt: skip
+    assert "output of layer head" in told
 
 
 def test_evaluation_is_pure_and_masked():

@@ -1,6 +1,7 @@
 """jaxcnn.load: a trained network from its run's folder alone, and what it makes of images however they are given."""
 
 import io
+import json
 import re
 from pathlib import Path
 
@@ -80,6 +81,26 @@ def test_predicts_what_evaluation_measured(trained):
     assert repr(last) == f"TrainedModel(tiny of {folder}, step 2; 8x8x1 -> 10: 0, 1, 2, …)"
     with pytest.raises(UserError, match="tiny has no such features"):
         last.features(images[:3], layer="stage7")
+
+
+def test_weights_that_do_not_fit_what_the_folder_says_are_an_error(trained, tmp_path):
+    _, folder = trained
+    (tmp_path / "checkpoints").symlink_to(folder / "checkpoints")
+    saved = json.loads((folder / "config.json").read_text())
+    saved["data"]["class_names"] = ["a", "b"]
+    (tmp_path / "config.json").write_text(json.dumps(saved))
+    with pytest.raises(RunError, match=r"does not hold the weights of the model that config.json names: params/head"):
+        jaxcnn.load(tmp_path)
+
+
+def test_an_answer_that_is_not_finite_is_an_error(trained):
+    model = jaxcnn.load(trained[1])
+    model.variables["params"]["head"]["bias"] = np.full(10, np.nan, np.float32)
+    with pytest.raises(RunError, match=r"image 0: the network's output is not finite"):
+        model.predict(np.zeros((1, 8, 8, 1), np.uint8))
+    (answer,) = model.answers(model.probabilities_call(), [("x", np.zeros((8, 8, 1), np.uint8))])
+    assert answer.values is None
+    assert "not finite" in str(answer.fault)
 
 
 @pytest.mark.parametrize("resident", [True, False])

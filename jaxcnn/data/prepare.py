@@ -6,7 +6,6 @@ killed preparation has left is removed by the next, except for its downloads, wh
 
 import contextlib
 import errno
-import fcntl
 import inspect
 import re
 import shutil
@@ -21,7 +20,7 @@ from jaxcnn.data.tfds_description import DESCRIPTION_LIMIT
 from jaxcnn.data.tfrecord import convert
 from jaxcnn.data.without_tensorflow import NeedsTensorFlowError, names_missing, without_tensorflow
 from jaxcnn.errors import RunError, UserError, nearest
-from jaxcnn.files import read_json
+from jaxcnn.files import locked, read_json
 
 NUM_BUCKETS = 1000  # files that TFDS sorts a split with that is larger than 1 GB, all open at once
 
@@ -176,9 +175,9 @@ def _shown_by(progress: Progress) -> Iterator[None]:
 @contextlib.contextmanager
 def _alone(full_name: str, lock: Path) -> Iterator[None]:
     """Two preparations of one set would delete what the other writes; the lock goes with its process."""
-    with lock.open("w") as file:
+    with contextlib.ExitStack() as stack:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            stack.enter_context(locked(lock))
         except BlockingIOError as error:
             raise UserError(f"{full_name} is being prepared by another process; wait until it has ended") from error
         yield

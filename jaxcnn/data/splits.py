@@ -292,8 +292,12 @@ def restore_splits(kept: dict[str, np.ndarray], stored: dict[str, Split], finger
     for key, differences in kept.items():
         if key != "fingerprint":
             split_name, _, name = key.split("/", 2)
-            numbers = np.cumsum(differences)
-            if name not in stored or not ((numbers >= 0) & (numbers < len(stored[name].records))).all():
-                raise UserError(f"splits.npz names records of {name!r} that the data do not have: it is of another run")
+            numbers, records = np.cumsum(differences), stored[name].records if name in stored else ()
+            if not len(numbers) or not 0 <= numbers.min() <= numbers.max() < len(records):
+                raise UserError(
+                    f"splits.npz of the run names records of {name!r} that the data have not; it is damaged"
+                )
             parts.setdefault(split_name, []).append((stored[name].records, numbers))
+    if not {"train", "test"} <= parts.keys():
+        raise UserError("splits.npz of the run has no train or no test; it is damaged")
     return {name: join(pieces) for name, pieces in parts.items()}

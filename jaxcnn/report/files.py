@@ -1,6 +1,5 @@
 """What the files in a run's folder say of it: plain data, without JAX, data set or network."""
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -10,6 +9,7 @@ from etils import epath
 
 from jaxcnn import workdir as workdir_lib
 from jaxcnn.config import Config, to_dict
+from jaxcnn.files import to_json
 from jaxcnn.logs import read_rows
 
 Row = dict[str, Any]
@@ -32,6 +32,11 @@ class RunFiles:
     def last_step(self) -> int:
         """Up to which there are rows."""
         return max((row["step"] for row in self.metrics), default=0)
+
+    @property
+    def failed_at(self) -> int | None:
+        """The step of the row of training whose loss was not finite, with which a run ends."""
+        return next((row["step"] for row in self.metrics if row["split"] == "train" and row["loss"] is None), None)
 
     @property
     def total_steps(self) -> int:
@@ -69,17 +74,12 @@ def read_runs(workdirs: Sequence[str]) -> list[RunFiles]:
             name=name,
             saved=each,
             summary=workdir_lib.read_summary(path),
-            metrics=_numbered(path / "metrics.jsonl"),
-            timing=_numbered(path / "timing.jsonl"),
-            telemetry=_numbered(path / "telemetry.jsonl"),
+            metrics=read_rows(path / "metrics.jsonl"),
+            timing=read_rows(path / "timing.jsonl"),
+            telemetry=read_rows(path / "telemetry.jsonl"),
         )
         for path, each, name in zip(paths, saved, _names(paths), strict=True)
     ]
-
-
-def _numbered(path: epath.Path) -> list[Row]:
-    """The rows that say of which step they are."""
-    return [row for row in read_rows(path) if isinstance(row, dict) and isinstance(row.get("step"), int)]
 
 
 def _names(paths: Sequence[epath.Path]) -> list[str]:
@@ -107,7 +107,7 @@ def differences(runs: Sequence[RunFiles]) -> dict[str, list[str]]:
     """
     configs = [flat(to_dict(Config())) | flat(run.saved["config"]) for run in runs]
     fields = list(dict.fromkeys(name for config in configs for name in config))
-    said = {name: [json.dumps(each[name]) if name in each else "—" for each in configs] for name in fields}
+    said = {name: [to_json(each[name]) if name in each else "—" for each in configs] for name in fields}
     return {name: values for name, values in said.items() if len(set(values)) > 1}
 
 

@@ -1,6 +1,5 @@
 """Sections that a run's files are enough for: curves, results, what differs between runs, how each came about."""
 
-import json
 import shlex
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -10,7 +9,9 @@ from html import escape
 import numpy as np
 
 from jaxcnn.diagnosis import Finding, Predictions, diagnose
+from jaxcnn.files import to_json
 from jaxcnn.fingerprints import same_data
+from jaxcnn.logs import number_in_words
 from jaxcnn.report import figures
 from jaxcnn.report.figures import Line
 from jaxcnn.report.files import RunFiles, differences, flat, printable, spread
@@ -30,10 +31,12 @@ def overview(run: RunFiles) -> Section:
     for split in ("test", "validation"):
         measured = (summary or {}).get("splits", {}).get(split)
         if measured:
-            note = f"n = {measured['num_examples']:,}; loss {measured['loss']:.4f}"
-            values.append((f"{split} accuracy", f"{measured['accuracy']:.2%}", note))
+            note = f"n = {measured['num_examples']:,}; loss {number_in_words(measured['loss'])}"
+            values.append((f"{split} accuracy", number_in_words(measured["accuracy"], ".2%"), note))
     if summary is None:
         sentence += " This run has not finished; figures are as far as it came."
+        if run.failed_at is not None:
+            sentence += f" It ended at step {run.failed_at:,}, where the training loss was not finite."
         found = run.points("validation", "accuracy")[1]
         if found:
             values.append(("validation accuracy so far", f"{found[-1]:.2%}", f"at step {run.last_step:,}"))
@@ -145,7 +148,7 @@ def _validation_table(run: RunFiles) -> str:
     columns = [name for name in rows[-1] if name not in ("split", "step", "epoch")]
     kept = [rows[number] for number in spread(len(rows), ROWS_IN_TABLES)]
     cells = [
-        [f"{row['epoch']:g}", f"{row['step']:,}", *(f"{row[c]:.4f}" if c in row else "—" for c in columns)]
+        [f"{row['epoch']:g}", f"{row['step']:,}", *(number_in_words(row[c]) if c in row else "—" for c in columns)]
         for row in kept
     ]
     said = f"Validation of {run.name}" + (f", {len(kept)} of {len(rows)} rows" if len(kept) < len(rows) else "")
@@ -195,7 +198,7 @@ def comparison(runs: Sequence[RunFiles]) -> Section:
         ("status", lambda run: "finished" if run.summary else f"at step {run.last_step:,} of {run.total_steps:,}")
     ]
     for split in ("test", "validation"):
-        for metric, form in (("accuracy", "{:.2%}"), ("loss", "{:.4f}")):
+        for metric, form in (("accuracy", ".2%"), ("loss", ".4f")):
             measures.append((f"{split} {metric}", partial(_measured, split=split, metric=metric, form=form)))
     measures += [
         ("parameters", lambda run: _of_summary(run, lambda s: f"{s['num_params']:,}")),
@@ -232,11 +235,11 @@ def _over_seeds(runs: Sequence[RunFiles], changed: dict[str, list[str]]) -> str:
 
 
 def _measured(run: RunFiles, *, split: str, metric: str, form: str) -> str:
-    value = (run.summary or {}).get("splits", {}).get(split, {}).get(metric)
-    if value is None and split == "validation":
-        seen = run.points("validation", metric)[1]
-        return f"{form.format(seen[-1])} so far" if seen else "—"
-    return "—" if value is None else form.format(value)
+    measured = (run.summary or {}).get("splits", {}).get(split, {})
+    if measured:
+        return number_in_words(measured[metric], form)
+    seen = run.points("validation", metric)[1] if split == "validation" else []
+    return f"{number_in_words(seen[-1], form)} so far" if seen else "—"
 
 
 def _of_summary(run: RunFiles, say: Callable[[dict], str]) -> str:
@@ -260,10 +263,10 @@ def record(run: RunFiles) -> Section:
         spent = [[what, f"{seconds:,.1f}"] for what, seconds in run.summary["seconds"].items()]
         body += folded("Where the time went", table(["", "seconds"], spent, label="seconds"))
     fields = flat(run.saved["config"])
-    rows = [[name, json.dumps(value)] for name, value in fields.items()]
+    rows = [[name, to_json(value)] for name, value in fields.items()]
     body += folded(f"Config, all {len(rows)} fields", table(["field", "value"], rows, names=2, label="config"))
     data = {name: value for name, value in run.saved["data"].items() if name not in ("class_names", "class_counts")}
-    body += folded("Data", code(json.dumps(data, indent=2)))
+    body += folded("Data", code(to_json(data, indent=2)))
     return Section("Record", body)
 
 

@@ -49,8 +49,7 @@ def shown(model: TrainedModel) -> dict[str, tuple[int, ...]]:
 def mistakes(evaluation: Evaluation, count: int) -> np.ndarray:
     """Numbers of the wrong predictions, the surest first; of equally sure ones the first."""
     wrong = np.flatnonzero(evaluation.logits.argmax(axis=1) != evaluation.labels)
-    sure = evaluation.probabilities[wrong].max(axis=1)
-    return wrong[np.argsort(-sure, kind="stable")[:count]]
+    return wrong[np.argsort(-evaluation.sureness[wrong], kind="stable")[:count]]
 
 
 @dataclass(frozen=True)
@@ -136,7 +135,7 @@ def first_filters(model: TrainedModel) -> Filters:
         kernel = kernel.mean(axis=2, keepdims=True)
     shown = np.moveaxis(kernel, -1, 0)[spread(kernel.shape[-1], MOST_FILTERS)]
     largest = np.abs(shown).max(axis=(1, 2, 3), keepdims=True)
-    levels = np.round(127.5 + 127.5 * shown / np.where(largest > 0, largest, 1))
+    levels = np.round(127.5 + 127.5 * (shown / np.where(largest > 0, largest, 1)))
     kind = "convolution" if len(shape) == 4 else "dense layer"
     return Filters(name.removesuffix("/kernel"), kind, levels.astype(np.uint8), kernel.shape[-1])
 

@@ -102,7 +102,12 @@ def run_arrays(workdir: epath.Path, step: str = "best") -> tuple[Tensors, dict[s
     metric = config["checkpoint"]["best_metric"]
     if not folder.exists():
         raise UserError(f"{workdir} has no checkpoint yet")
-    checkpoints = Checkpoints(folder, best_metric=f"ema_{metric}" if averaged else metric, read_only=True)
+    checkpoints = Checkpoints(
+        folder,
+        keep_best=config["checkpoint"]["keep_best"],
+        best_metric=f"ema_{metric}" if averaged else metric,
+        read_only=True,
+    )
     try:
         steps = checkpoints.steps()
         if not steps:
