@@ -285,7 +285,7 @@ def test_labels_of_a_prepared_set_are_read_once(tmp_path: Path, monkeypatch: Any
         read.clear()
         data = DataConfig(name="tfds:shapes", dir=str(tmp_path))
         source = open_source(data, progress=lambda *what: told.append(what))
-        return len(read) - 1, source.splits["train"].records.labels()  # 1: whether test has labels
+        return len(read), source.splits["train"].records.labels()
 
     num_read, labels = open_once()
     assert num_read == 40
@@ -340,7 +340,7 @@ def test_what_is_kept_gives_the_splits_back(fields: dict[str, Any]) -> None:
         {"train/0/train": np.array([-1])},
         {"train/0/no": np.zeros(1)},
     ):
-        with pytest.raises(UserError, match="that the data do not have"):
+        with pytest.raises(UserError, match="that the data have not"):
             restore_splits({"fingerprint": np.array("f"), **planted}, stored, "f")
 
 
