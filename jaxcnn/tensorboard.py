@@ -46,6 +46,7 @@ class TensorBoard:
         self.local = Path(tempfile.mkdtemp(prefix="jaxcnn-tensorboard-")) if self._remote else Path(folder)
         self._copied: dict[Path, tuple[int, int]] = {}  # file -> size and time when it was copied
         self._writers: dict[str, Any] = {}
+        self._files: dict[str, _Records] = {}
 
     def _writer(self, split: str) -> Any:
         if split not in self._writers:
@@ -53,9 +54,10 @@ class TensorBoard:
             purge = self._step + 1
             # Two files of one second would have one name; TensorBoard reads them in the order of their names.
             suffix = f".{self._step:012d}"
-            self._writers[split] = self._make_writer(
-                str(self.local / split), purge_step=purge, filename_suffix=suffix, max_queue=100
-            )
+            writer = self._make_writer(str(self.local / split), purge_step=purge, filename_suffix=suffix, max_queue=100)
+            events = writer.file_writer.event_writer._ev_writer
+            events._py_recordio_writer = self._files[split] = _Records(events._py_recordio_writer)
+            self._writers[split] = writer
         return self._writers[split]
 
     def scalars(self, split: str, step: int, values: Mapping[str, float | None]) -> None:
@@ -167,9 +169,11 @@ class TensorBoard:
         )
 
     def flush(self) -> None:
-        """All that was told is in the run's folder."""
-        for writer in self._writers.values():
+        """All that was told is in the run's folder. Raises OSError where something could not be written."""
+        for split, writer in self._writers.items():
             writer.flush()
+            if self._files[split].fault is not None:
+                raise self._files[split].fault
         if not self._remote:
             return
         for file in self.local.rglob("*"):
@@ -181,10 +185,34 @@ class TensorBoard:
                 self._copied[file] = stat.st_size, stat.st_mtime_ns
 
     def close(self) -> None:
-        """Closes the files."""
+        """Closes the files; what cannot be written any more is lost."""
         for writer in self._writers.values():
             writer.close()
-        self.flush()
+        with contextlib.suppress(OSError):
+            self.flush()
+
+
+class _Records:
+    """tensorboardX's file of events, which a full disk would make raise in its thread and once more at exit."""
+
+    def __init__(self, file: Any):
+        self._file = file
+        self.fault: Any = None  # the first OSError
+
+    def write(self, data: bytes) -> None:
+        self._try(self._file.write, data)
+
+    def flush(self) -> None:
+        self._try(self._file.flush)
+
+    def close(self) -> None:
+        self._try(self._file.close)
+
+    def _try(self, call: Callable[..., Any], *arguments: Any) -> None:
+        try:
+            call(*arguments)
+        except OSError as error:
+            self.fault = self.fault or error
 
 
 class Profile:

@@ -281,12 +281,12 @@ def claimed(workdir: epath.Path) -> Iterator[None]:
                     Path(workdir).rmdir()
 
 
-def check_links(folder: epath.Path) -> None:
-    """Raises UserError where a folder in a run's folder is a link, which could lead what is written there anywhere."""
+def check_links(folder: epath.Path, name: str = "*") -> None:
+    """Raises UserError where a folder of the name in a run's folder, or one in it, is a link, which leads anywhere."""
     if is_remote(folder):
         return
-    for depth in ("*", "*/*"):
-        for each in Path(folder).glob(depth):
+    for pattern in (name, f"{name}/*"):
+        for each in Path(folder).glob(pattern):
             if each.is_symlink() and each.is_dir():
                 raise UserError(
                     f"{each} is a link, and nothing is written through it; put a folder there, or delete it"

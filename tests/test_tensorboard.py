@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from etils import epath
 
 from jaxcnn.build import build
 from jaxcnn.errors import UserError
@@ -234,3 +235,18 @@ def test_what_is_shown_is_what_the_model_sees_and_says(whole):
     assert (drawn[10, 10] == drawn[60, 10]).all()  # all of class 0 and all of class 1 are called 0
     assert tuple(drawn[10, 10]) == (8, 48, 107)
     assert tuple(drawn[60, 60]) == (255, 255, 255)
+
+
+def test_a_full_disk_is_one_error_and_none_at_the_end(tmp_path, monkeypatch, capfd):
+    board = TensorBoard(epath.Path(tmp_path), 0)
+    board.scalars("train", 1, {"loss": 1.0})
+    board.flush()
+
+    def fill(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("tensorboardX.record_writer.RecordWriter.flush", fill)
+    with pytest.raises(OSError, match="No space left"):
+        board.flush()
+    board.close()
+    assert "Traceback" not in capfd.readouterr().err

@@ -51,7 +51,7 @@ def main(argv: list[str], start: float) -> int:
     runs = read_runs(workdirs)
     output = workdir_lib.resolve(values.output) if values.output else runs[0].workdir
     log = RunLog(output, tensorboard=False)
-    workdir_lib.check_links(output)
+    workdir_lib.check_links(output, "report")
     with writing(output):
         (output / "report").mkdir(parents=True, exist_ok=True)  # said now, not in a minute
     html, pictures, failed = make(runs, values, log)
