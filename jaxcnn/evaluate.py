@@ -7,18 +7,19 @@ Exit codes as jaxcnn.main's. docs/evaluation.md says what the numbers mean.
 
 import csv
 import io
-import json
 import re
 from typing import TYPE_CHECKING, Any
 
 from absl import flags
 
 from jaxcnn import workdir as workdir_lib
+from jaxcnn.command_line import check_outputs, check_step
 from jaxcnn.config import Config, from_dict, validate
 from jaxcnn.errors import RunError, UserError, nearest
-from jaxcnn.files import write_atomically
+from jaxcnn.files import to_json, write_atomically
 from jaxcnn.logs import RunLog
 from jaxcnn.main import flags_help, parse_flags, run_command, show_help
+from jaxcnn.terminal import one_line
 
 if TYPE_CHECKING:
     from jaxcnn.measure import Evaluation
@@ -43,7 +44,7 @@ def main(argv: list[str], start: float) -> int:
         "step", "best", "checkpoints: best (on validation), last, or steps; 100,200", flag_values=values
     )
     flags.DEFINE_string("tta", None, "views that are averaged; none: as the run's eval_tta", flag_values=values)
-    flags.DEFINE_integer("resamples", 1000, "of the bootstrap's intervals; 0: none", flag_values=values)
+    flags.DEFINE_integer("resamples", 1000, "of the bootstrap's intervals; 0: none", 0, 10**6, flag_values=values)
     flags.DEFINE_bool("calibrate", True, "fit a temperature on validation", flag_values=values)
     flags.DEFINE_string("output", None, "folder of the files; the first --workdir", flag_values=values)
     if {"--help", "-help", "-h", "--helpfull"} & set(argv):
@@ -73,7 +74,7 @@ def main(argv: list[str], start: float) -> int:
     suffix = suffix_of(evaluation, workdirs, steps=steps, data=values.data, tta=values.tta)
     files = save(evaluation, output, suffix, command=argv)
     log.say(f"everything is in {' and '.join(map(str, files))}")
-    log.say(json.dumps(line_of(evaluation)))
+    log.say(to_json(line_of(evaluation)))
     return 0
 
 
@@ -84,12 +85,12 @@ def _check(values: flags.FlagValues) -> tuple[list[Any], list[str]]:
     splits = ("train", "validation", "test")
     if values.data is None and values.split not in (None, *splits):
         raise UserError(f"--split={values.split} is not known; {nearest(values.split, splits)}")
-    if values.resamples < 0 or values.resamples == 1:
+    check_outputs(values, "output", folder=True)
+    if values.resamples == 1:
         raise UserError(f"--resamples={values.resamples}: give many, e.g. 1000, or 0 for no intervals")
     steps = [step.strip() for step in values.step.split(",")]
     for step in steps:
-        if not step.isdecimal() and step not in ("best", "last"):
-            raise UserError(f"--step={step} is neither best, last nor the number of a step")
+        check_step(step)
     workdirs = [workdir_lib.resolve(each) for each in values.workdir]
     for workdir in workdirs:
         config = _config(workdir)
@@ -137,14 +138,13 @@ def save(evaluation: "Evaluation", folder: Any, suffix: str, *, command: list[st
     """
     files = [folder / f"evaluation{suffix}.json", folder / f"predictions{suffix}.csv"]
     content = contents(evaluation, command=command)
-    lines = ",\n".join(f"  {json.dumps(name)}: {json.dumps(value)}" for name, value in content.items())
+    lines = ",\n".join(f"  {to_json(name)}: {to_json(value)}" for name, value in content.items())
     try:
         folder.mkdir(parents=True, exist_ok=True)
         write_atomically(files[1], predictions(evaluation))
         write_atomically(files[0], f"{{\n{lines}\n}}\n")
     except Exception as error:  # a bucket's own errors are no OSError
-        reason = " ".join(str(error).split())
-        raise RunError(f"{folder} cannot be written ({reason}); pass another --output") from None
+        raise RunError(f"{folder} cannot be written ({one_line(error)}); pass another --output") from None
     return files
 
 
@@ -240,9 +240,9 @@ def show(evaluation: "Evaluation", console: Any) -> None:
     if len(members) > 1:
         console.print(_members_table(evaluation))
     console.print(_classes_table(evaluation))
-    console.print(_calibration_line(evaluation.calibration), markup=False)
+    console.print(_calibration_line(evaluation.calibration))
     for note in evaluation.notes:
-        console.print(note, markup=False)
+        console.print(note)
 
 
 def _members_table(evaluation: "Evaluation") -> Any:
@@ -260,7 +260,6 @@ def _members_table(evaluation: "Evaluation") -> Any:
 
 
 def _classes_table(evaluation: "Evaluation") -> Any:
-    from rich.markup import escape
     from rich.table import Table
 
     classes, names = evaluation.classes, evaluation.class_names
@@ -277,7 +276,7 @@ def _classes_table(evaluation: "Evaluation") -> Any:
         table.add_column(column, justify="right")
     for number in order:
         numbers = (_four_digits(classes[name][number]) for name in shown)
-        table.add_row(escape(names[number]), f"{classes['support'][number]:,}", *numbers)
+        table.add_row(names[number], f"{classes['support'][number]:,}", *numbers)
     return table
 
 

@@ -435,7 +435,7 @@ def test_without_validation(tmp_path):
 )
 def test_huge_pages_are_asked_for_once(before, after):
     program = (
-        "import os, sys; from jaxcnn.main import use_huge_pages; print('begun'); use_huge_pages(); "
+        "import os, sys; from jaxcnn.main import begin_anew; print('begun'); begin_anew(); "
         "print(os.environ['GLIBC_TUNABLES'], sys.argv[1:], os.getpid())"
     )
     env = {name: value for name, value in environment().items() if name != "GLIBC_TUNABLES"} | before
