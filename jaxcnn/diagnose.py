@@ -4,14 +4,14 @@ Reads the run's folder alone, also while it trains. Exit codes: 0 whatever it fi
 """
 
 import dataclasses
-import json
-from pathlib import Path
 
 from absl import flags
 
 from jaxcnn import workdir as workdir_lib
+from jaxcnn.command_line import check_outputs
 from jaxcnn.diagnosis import diagnose
 from jaxcnn.errors import UserError
+from jaxcnn.files import to_json, write_atomically
 from jaxcnn.main import flags_help, parse_flags, run_command, show_help
 from jaxcnn.run_facts import read_facts
 from jaxcnn.terminal import PatientConsole
@@ -30,6 +30,7 @@ def main(argv: list[str], start: float) -> int:
     parse_flags(values, argv, takes_arguments=False)
     if not values.workdir:
         raise UserError("no run given; pass --workdir, e.g. --workdir runs/digits")
+    check_outputs(values, "json")
     findings = diagnose(read_facts(workdir_lib.resolve(values.workdir)))
     wrong = [finding for finding in findings if finding.severity != "not examined"]
     console = PatientConsole(highlight=False, soft_wrap=True)
@@ -40,11 +41,8 @@ def main(argv: list[str], start: float) -> int:
         for remedy in each.remedies:
             console.print(f"    {remedy}", markup=False)
     if values.json:
-        text = json.dumps([dataclasses.asdict(each) for each in findings], indent=2)
-        try:
-            Path(values.json).write_text(text + "\n", encoding="utf-8")
-        except OSError as error:
-            raise UserError(f"--json={values.json} cannot be written: {error.strerror}") from None
+        text = to_json([dataclasses.asdict(each) for each in findings], indent=2)
+        write_atomically(values.json, text + "\n")
     return 0
 
 

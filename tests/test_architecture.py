@@ -14,9 +14,10 @@ PACKAGE = ROOT / "jaxcnn"
 # A module imports from strictly lower floors; within a folder sideways, in one direction.
 FLOORS = {
     "errors": 0, "files": 0, "terminal": 0,
-    "config": 1, "models": 1, "metrics": 1, "checkpoint": 1, "tensorboard": 1, "stopping": 1, "scores": 1, "diagnosis": 1,
-    "command_line": 2, "logs": 2, "losses": 2, "averaging": 2, "finetune": 2, "data": 2, "augment": 2, "workdir": 2, "model": 2,
-    "confidence": 2, "explain": 2, "patience": 2,
+    "config": 1, "models": 1, "metrics": 1, "checkpoint": 1, "tensorboard": 1, "stopping": 1, "scores": 1,
+    "diagnosis": 1,
+    "command_line": 2, "logs": 2, "losses": 2, "averaging": 2, "finetune": 2, "data": 2, "augment": 2, "workdir": 2,
+    "model": 2, "confidence": 2, "explain": 2, "patience": 2,
     "step": 3, "optim": 3, "transfer": 3, "run_facts": 3,
     "parallel": 4, "bad_layer": 4,
     "feed": 5, "evaluation": 5, "telemetry": 5,
@@ -130,7 +131,7 @@ OTHER_DOORS = {
     "terminal.py": "all",
     "main.py": "the traceback of a fault of our own",
     "transfer/finding.py": "TODO", "transfer/state_dicts.py": "TODO", "checkpoint.py": "TODO",
-    "workdir.py": "TODO", "run_facts.py": "TODO", "logs.py": "TODO", "diagnose.py": "TODO", "config.py": "TODO",
+    "workdir.py": "TODO", "run_facts.py": "TODO", "logs.py": "TODO", "config.py": "TODO",
     "report/files.py": "TODO", "report/from_files.py": "TODO",
     **{f"data/{name}.py": "TODO" for name in (
         "arrays", "decoding", "digits", "downloads", "encoded", "exclusion", "folder", "given", "label_cache",
