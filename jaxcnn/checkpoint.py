@@ -4,6 +4,7 @@ Each checkpoint holds the arrays, JSON beside them, and a CRC-32 of every array:
 silently. A checkpoint that does not verify is reported, set aside, and the one before it is used.
 """
 
+import glob
 import json
 import logging
 import zlib
@@ -21,6 +22,17 @@ from orbax.checkpoint.checkpoint_managers import preservation_policy
 from jaxcnn.errors import RunError
 
 Report = Callable[[str], None]
+
+_LocalPath: Any = type(epath.Path())
+_glob_as_it_comes = _LocalPath.glob
+
+
+def _glob(folder: Any, pattern: str) -> Any:
+    """Takes a folder's own name as it is. epath takes `runs/[new]` for a pattern, and Orbax then loses what it saved."""
+    return _glob_as_it_comes(_LocalPath(glob.escape(str(folder))), pattern)
+
+
+_LocalPath.glob = _glob
 
 
 class DamagedError(RunError):

@@ -42,6 +42,10 @@ def main(argv: list[str], start: float) -> int:
     if values.workdir == "":
         raise UserError("--workdir is empty; leave it out for runs/<experiment>")
     workdir = workdir_lib.resolve(values.workdir or os.path.join("runs", experiment))
+    if "\\" in os.fspath(workdir):
+        raise UserError(
+            f"workdir {workdir}: checkpoints cannot lie below a name with a backslash; pass another --workdir"
+        )
     workdir_lib.check(workdir, experiment, config)
     workdir_lib.check_excluded(workdir, config.data.exclude, _exclusion_digest(config))
     log = RunLog(workdir, tensorboard=config.tensorboard, start=start)

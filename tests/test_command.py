@@ -300,6 +300,7 @@ HOSTILE = {
     "workdir of another experiment": ([DIGITS, "--workdir={tmp}/other"], "holds a run of 'cifar10'"),
     "workdir with other settings": ([DIGITS, *SHORT, "--workdir={whole}", "--config.seed=5"], "seed (0 -> 5)"),
     "workdir that cannot be": ([DIGITS, "--workdir=/proc/nothing/here"], "cannot be written"),
+    "workdir with a backslash": ([DIGITS, "--workdir=a\\b"], "name with a backslash"),
     "workdir empty": ([DIGITS, "--workdir="], "--workdir is empty"),
     "step schedule without steps": ([DIGITS, "--config.schedule.name=step", "--config.schedule.warmup_epochs=0"],
                                     "needs schedule.step_epochs"),
