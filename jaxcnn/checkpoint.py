@@ -28,7 +28,7 @@ _glob_as_it_comes = _LocalPath.glob
 
 
 def _glob(folder: Any, pattern: str) -> Any:
-    """Takes a folder's own name as it is. epath takes `runs/[new]` for a pattern, and Orbax then loses what it saved."""
+    """Takes a folder's own name as it is. epath takes `[new]` for a pattern, and Orbax loses what it saved."""
     return _glob_as_it_comes(_LocalPath(glob.escape(str(folder))), pattern)
 
 

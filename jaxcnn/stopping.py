@@ -61,7 +61,8 @@ def at_once() -> None:
     """From now on a signal raises Preempted wherever the command is. One that is lost, in a callback or because a
     library's code does not return, as from a compilation, ends the process after a second.
     """
-    sys.unraisablehook = _without_preempted
+    told = sys.unraisablehook
+    sys.unraisablehook = lambda raised: None if isinstance(raised.exc_value, Preempted) else told(raised)
     reading, writing = os.pipe()
     os.set_blocking(writing, False)
     signal.set_wakeup_fd(writing, warn_on_full_buffer=False)
@@ -81,11 +82,6 @@ def _insist(reading: int) -> None:
         time.sleep(1)
         if number[0] in _SIGNALS and not _training:
             _leave(number[0])
-
-
-def _without_preempted(unraisable: Any) -> None:
-    if not isinstance(unraisable.exc_value, Preempted):
-        sys.__unraisablehook__(unraisable)
 
 
 @contextmanager

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from etils import epath
 
+from jaxcnn.errors import RunError
 from jaxcnn.files import open_regular, write_atomically
 
 if TYPE_CHECKING:
@@ -58,7 +59,10 @@ class TensorBoard:
             self._writers[split] = self._make_writer(
                 str(self.local / split), purge_step=purge, filename_suffix=suffix, max_queue=100
             )
-        return self._writers[split]
+        writer = self._writers[split]
+        if not writer.file_writer.event_writer._worker.is_alive():  # its queue would fill up, and then wait for ever
+            raise RunError(f"TensorBoard's events cannot be written to {self.local}; make room there, and go on")
+        return writer
 
     def scalars(self, split: str, step: int, values: Mapping[str, float | None]) -> None:
         """A point a value; those that are not finite, or None, are left out."""

@@ -9,6 +9,7 @@ import logging
 import os
 import re
 import sys
+import threading
 import warnings
 from collections.abc import Iterable
 from typing import Any
@@ -82,8 +83,18 @@ class PatientConsole(Console):
 
 def complain(error: BaseException | str) -> None:
     """One line on stderr, where anybody can read it."""
+    _complaints.add(one_line(error))
     with contextlib.suppress(OSError, ValueError):
         print(f"jaxcnn: {one_line(error)}", file=sys.stderr, flush=True)
+
+
+_complaints: set[str] = set()
+
+
+def complain_once(error: BaseException | str) -> None:
+    """Of a thread, or at the end of the process, where what has failed already fails again."""
+    if one_line(error) not in _complaints:
+        complain(error)
 
 
 class _OneLine(logging.Formatter):
@@ -100,7 +111,10 @@ def take_over() -> None:
             stream.reconfigure(errors="backslashreplace")
     handler = logging.StreamHandler()
     handler.setFormatter(_OneLine())
-    logging.root.handlers = [handler]
+    handler.setLevel(logging.WARNING)
+    logging.lastResort = handler
+    threading.excepthook = lambda raised: complain_once(raised.exc_value or raised.exc_type.__name__)
+    sys.unraisablehook = lambda raised: complain_once(raised.exc_value or raised.exc_type.__name__)
     warnings.formatwarning = lambda message, category, *place: f"{category.__name__}: {message}"
     logging.captureWarnings(True)
 
