@@ -102,6 +102,16 @@ class _OneLine(logging.Formatter):
         return f"jaxcnn: {one_line(record.getMessage())}"
 
 
+def _is_told(record: logging.LogRecord) -> bool:
+    """Whether nobody has said by a NullHandler, as libraries should, that it is not for a terminal."""
+    logger: logging.Logger | None = logging.getLogger(record.name)
+    while logger is not None:
+        if any(isinstance(handler, logging.NullHandler) for handler in logger.handlers):
+            return False
+        logger = logger.parent
+    return True
+
+
 def take_over() -> None:
     """From now on what libraries log or warn of is a line as ours, and a letter that the terminal lacks no error."""
     if sys.stdout is None:  # closed by who called us
@@ -111,8 +121,8 @@ def take_over() -> None:
             stream.reconfigure(errors="backslashreplace")
     handler = logging.StreamHandler()
     handler.setFormatter(_OneLine())
-    handler.setLevel(logging.WARNING)
-    logging.lastResort = handler
+    handler.addFilter(_is_told)
+    logging.root.handlers = [handler]
     threading.excepthook = lambda raised: complain_once(raised.exc_value or raised.exc_type.__name__)
     sys.unraisablehook = lambda raised: complain_once(raised.exc_value or raised.exc_type.__name__)
     warnings.formatwarning = lambda message, category, *place: f"{category.__name__}: {message}"
