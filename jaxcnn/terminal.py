@@ -105,7 +105,7 @@ class _OneLine(logging.Formatter):
 def _is_told(record: logging.LogRecord) -> bool:
     """Whether nobody has said by a NullHandler, as libraries should, that it is not for a terminal."""
     logger: logging.Logger | None = logging.getLogger(record.name)
-    while logger is not None:
+    while logger is not None and logger.name != "py.warnings":  # which logging itself gives one
         if any(isinstance(handler, logging.NullHandler) for handler in logger.handlers):
             return False
         logger = logger.parent

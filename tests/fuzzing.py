@@ -23,7 +23,7 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 from PIL import Image
@@ -36,14 +36,15 @@ Random = random.Random
 
 WORDS = (
     "", "0", "-1", "1", "nan", "inf", "-inf", "1e400", "1e300", "1e-320", "9" * 30, "-" + "9" * 30, "0x10",
-    "None", "none", "true", "()", "(0,)", "(1e308,)", "[b]", "[/b]", ":smile:", "\x1b[2J", "a\nb", "\x9b1m", "é猫", "\udcff",
-    "$x$",
-    "%s%n", "{}", "x" * 300, "x" * 5000, "..", "../..", "/dev/null", "/dev/zero", "/dev/full", "/proc/self/mem",
-    "/proc/x", "~nosuchuser/x", "nope://x", "://", "folder:", "folder:/proc", "csv:/dev/zero", "npz:/dev/null", "tfds:",
+    "None", "none", "true", "()", "(0,)", "(1e308,)", "[b]", "[/b]", ":smile:", "\x1b[2J", "a\nb", "\x9b1m", "é猫",
+    "\udcff", "$x$",
+    "%s%n", "{}", "x" * 300, "x" * 5000, "..", "../..", "ZERO", "FULL", "FIFO", "/proc/self/mem",
+    "/proc/x", "~nosuchuser/x", "nope://x", "://", "folder:", "folder:/proc", "tfds:",
     "tfds:..",
     "\u0661", "\u202e", "--", "-", "=", "best", "last", "test", "flip", "FILE", "FOLDER", "BYTES",
     "LINK", "NONE", "OUT",
 )  # fmt: skip
+TRAPS = ("FILE", "FOLDER", "BYTES", "LINK", "ZERO", "FULL", "FIFO", "NONE", "OUT")
 VALUES: tuple[Any, ...] = (
     None, True, 0, -1, 1, 2**31, 10**30, 0.5, float("nan"), float("inf"), "", "x", "\x1b[2J", "a\nb", "\ud800", [], [0],
     ["a"] * 3, [[]], {}, {"a": 1}, "../..", "x" * 1000,
@@ -108,7 +109,7 @@ def changed(generator: Random, tree: Any) -> Any:
 def word(generator: Random, folder: Path) -> str:
     """An argument's value; files of each kind are in the folder."""
     chosen = generator.choice(WORDS)
-    return str(folder / chosen.lower()) if chosen in ("FILE", "FOLDER", "BYTES", "LINK", "NONE", "OUT") else chosen
+    return str(folder / chosen.lower()) if chosen in TRAPS else chosen
 
 
 def traps(generator: Random, folder: Path) -> None:
@@ -117,6 +118,9 @@ def traps(generator: Random, folder: Path) -> None:
     (folder / "folder").mkdir()
     (folder / "bytes").write_bytes(generator.randbytes(300))
     (folder / "link").symlink_to(folder / "link")
+    (folder / "zero").symlink_to("/dev/zero")  # by a link: a device by its own name could be replaced, by root
+    (folder / "full").symlink_to("/dev/full")
+    os.mkfifo(folder / "fifo")
 
 
 # ---- inputs by kind: each makes files in the folder
@@ -237,6 +241,7 @@ def images(generator: Random, folder: Path, run: Path) -> Input:
 
 def tables(generator: Random, folder: Path, run: Path) -> Input:
     """A CSV of images and labels."""
+    traps(generator, folder)
     lines = [f"{run.parent / 'set' / name / str(number)}.png,{name}" for name in "ab" for number in range(6)]
     for _ in range(generator.choice((1, 3))):
         place = generator.randrange(len(lines))
@@ -340,11 +345,13 @@ def execute(each: Input, folder: Path) -> Outcome:
                 break
             time.sleep(0.01)
         _, status = os.waitpid(child, 0)
-        texts = []
-        for file in (output, errors):
-            file.seek(0)
-            texts.append(file.read().decode("utf-8", "backslashreplace"))
-        return Outcome(os.waitstatus_to_exitcode(status), *texts, time.monotonic() - since, peak, stopped)
+        seconds, code = time.monotonic() - since, os.waitstatus_to_exitcode(status)
+        return Outcome(code, _text(output), _text(errors), seconds, peak, stopped)
+
+
+def _text(file: IO[bytes]) -> str:
+    file.seek(0)
+    return file.read().decode("utf-8", "backslashreplace")
 
 
 def _become(each: Input, folder: Path, output: int, errors: int) -> None:
