@@ -45,6 +45,7 @@ def main(argv: list[str], start: float) -> int:
     )
     flags.DEFINE_string("tta", None, "views that are averaged; none: as the run's eval_tta", flag_values=values)
     flags.DEFINE_integer("resamples", 1000, "of the bootstrap's intervals; 0: none", 0, 10**6, flag_values=values)
+    flags.DEFINE_integer("batch_size", None, "images on the devices; default the run's", 1, 10**6, flag_values=values)
     flags.DEFINE_bool("calibrate", True, "fit a temperature on validation", flag_values=values)
     flags.DEFINE_string("output", None, "folder of the files; the first --workdir", flag_values=values)
     if {"--help", "-help", "-h", "--helpfull"} & set(argv):
@@ -65,6 +66,7 @@ def main(argv: list[str], start: float) -> int:
         data=values.data,
         data_dir=values.data_dir,
         tta=values.tta,
+        eval_batch_size=values.batch_size,
         resamples=values.resamples,
         calibrate=values.calibrate,
         progress=log.work,
@@ -295,4 +297,4 @@ def _calibration_line(calibration: dict[str, Any]) -> str:
 
 
 if __name__ == "__main__":
-    run_command(main)
+    run_command(main, less_memory="lower --batch_size")

@@ -179,8 +179,8 @@ def _create(path: str) -> int:
 
 
 def is_remote(path: epath.PathLike) -> bool:
-    """Whether a path is a URL, as gs://bucket/run."""
-    return "://" in os.fspath(path)
+    """Whether a path is a URL that can be written to, as gs://bucket/run; anything else is a local name."""
+    return os.fspath(path).startswith(("gs://", "s3://", "az://", "hf://"))
 
 
 def _is_device(path: str) -> bool:

@@ -447,6 +447,7 @@ def test_a_clean_set_ends_with_0(capsys):
     (["check", "digits", "--near_threshold=-1"], "near_threshold"),
     (["check", "digits", "--csv=/nowhere/at/all.csv"], "cannot be written: No such file or directory"),
     (["check", "digits", "--csv=/"], "cannot be written: Is a directory"),
+    (["check", "digits", "--csv=nope://x"], "cannot be written: No such file or directory"),
     (["check", "digits", "--csv=/proc/x"], "--csv=/proc/x cannot be written"),
     (["check", "digits", "--csv=x.out", "--json=./x.out"], "--csv and --json would both write"),
     (["check", "digits", "--near_threshold=nan"], "is no number"),

@@ -145,4 +145,4 @@ def _attempt(title: str, section: Callable[[], Any], failures: list[str]) -> Any
 
 
 if __name__ == "__main__":
-    run_command(main)
+    run_command(main, less_memory="--quick makes the page of the run's files alone")
