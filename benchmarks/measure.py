@@ -34,9 +34,9 @@ def make_parser(doc: str | None, *, repeats: int) -> argparse.ArgumentParser:
 
 def set_up(options: argparse.Namespace, *, compilation_cache: bool = True, torch_here: bool = True) -> None:
     """Settings that must come before JAX's or PyTorch's first use: the same cores, and memory for both, for both."""
-    from jaxcnn.main import use_huge_pages
+    from jaxcnn.main import begin_anew
 
-    use_huge_pages()  # as jaxcnn's commands do; PyTorch's processes have them, too
+    begin_anew()  # as jaxcnn's commands do; PyTorch's processes have them, too
     if options.threads:
         os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: options.threads])
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")

@@ -1,9 +1,15 @@
 """jaxcnn: train, ablate, understand and ship convolutional networks in JAX."""
 
+import sys
 from typing import Any
 
 __version__ = "0.1.0"
 __all__ = ["load"]
+
+if sys.argv[:1] == ["-m"] and " -m jaxcnn." in " ".join(sys.orig_argv):  # a command's imports are about to begin
+    from jaxcnn import stopping
+
+    stopping.while_importing()
 
 
 def __getattr__(name: str) -> Any:

@@ -5,6 +5,7 @@ silently. A checkpoint that does not verify is reported, set aside, and the one 
 """
 
 import asyncio
+import glob
 import logging
 import math
 import zlib
@@ -27,6 +28,17 @@ from jaxcnn.files import finite, read_json, write_atomically
 ALWAYS_READ, TIMES_ON_DISK = 1 << 30, 100
 
 Report = Callable[[str], None]
+
+_LocalPath: Any = type(epath.Path())
+_glob_as_it_comes = _LocalPath.glob
+
+
+def _glob(folder: Any, pattern: str) -> Any:
+    """Takes a folder's own name as it is. epath takes `[new]` for a pattern, and Orbax loses what it saved."""
+    return _glob_as_it_comes(_LocalPath(glob.escape(str(folder))), pattern)
+
+
+_LocalPath.glob = _glob
 
 
 class DamagedError(RunError):

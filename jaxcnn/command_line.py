@@ -5,6 +5,7 @@ ml_collections does the parsing; what is here mends its answers to typos, `none`
 
 import dataclasses
 import itertools
+import os
 import re
 import sys
 import types
@@ -18,6 +19,8 @@ from ml_collections import config_flags
 from jaxcnn import config as schema_module
 from jaxcnn.config import Config, type_name, validate
 from jaxcnn.errors import UserError, nearest
+from jaxcnn.files import check_writable
+from jaxcnn.terminal import one_line
 
 
 def load_config(argv: list[str], *, flag_values: flags.FlagValues) -> tuple[Config, str]:
@@ -33,6 +36,7 @@ def load_config(argv: list[str], *, flag_values: flags.FlagValues) -> tuple[Conf
     Raises:
       UserError: anything is wrong with the command, the file, a name, a type or a value.
     """
+    refuse_flagfile(argv)
     argv, nones = _take_nones(argv)
     config_flags.DEFINE_config_file("config", None, "experiment file, FILE[:ARG]", flag_values, sys_argv=argv)
     path = next((a.split("=", 1)[1] for a in argv if re.match(r"--?config=", a)), None)
@@ -52,9 +56,9 @@ def load_config(argv: list[str], *, flag_values: flags.FlagValues) -> tuple[Conf
     except AttributeError as error:
         raise UserError(f"{path}: {_describe_attribute(error)}") from None
     except flags.Error as error:
-        raise UserError(str(error).replace("\n", " ")) from None
-    except Exception as error:  # whatever the experiment's own code raises
-        raise UserError(f"{path}: {type(error).__name__}: {' '.join(str(error).split())[-300:]}") from None
+        raise UserError(one_line(error)) from None
+    except (Exception, SystemExit, KeyboardInterrupt) as error:  # whatever the experiment's own code raises
+        raise UserError(f"{path}: {type(error).__name__}: {one_line(error)[-300:]}") from None
     if len(rest) > 1:
         raise UserError(f"unexpected argument {rest[1]!r}; options are written --name=value")
     if not isinstance(config, Config):
@@ -70,6 +74,41 @@ def experiment_name(path: str) -> str:
     """`experiments/cifar10.py:resnet18` -> `cifar10-resnet18`."""
     file, _, argument = path.partition(":")
     return Path(file).stem + (f"-{argument}" if argument else "")
+
+
+def refuse_flagfile(argv: list[str]) -> None:
+    """Raises UserError for absl's own option, which reads options from any file."""
+    for word in itertools.takewhile(lambda word: word != "--", argv):
+        if re.match(r"--?(flagfile|undefok)\b", word):
+            raise UserError(f"{word.partition('=')[0]} is not taken; write the options out")
+
+
+def check_outputs(values: flags.FlagValues, *names: str, folder: bool = False, overwrite: bool = True) -> None:
+    """Raises UserError where a file, or `folder`, that a flag names cannot be written, or is another flag's too.
+
+    Called before long work. Unless `overwrite`, what is there already is refused, too.
+    """
+    seen: dict[str, str] = {}
+    for name in names:
+        path = values[name].value
+        if path is None or path == "-":
+            continue
+        try:
+            check_writable(path, folder=folder)
+        except OSError as error:
+            raise UserError(f"--{name}={path} cannot be written: {error.strerror}; choose another place") from None
+        place = os.path.realpath(path)
+        if not overwrite and os.path.isfile(place):
+            raise UserError(f"--{name}={path} exists; choose another name, or --force to overwrite it")
+        if place in seen and (os.path.isfile(place) or not os.path.exists(place)):
+            raise UserError(f"--{seen[place]} and --{name} would both write {path}; give each a file of its own")
+        seen[place] = name
+
+
+def check_step(step: str) -> None:
+    """Raises UserError for a --step that can be none."""
+    if step not in ("best", "last") and not re.fullmatch("[0-9]{1,18}", step):
+        raise UserError(f"--step={step[:40]} is neither best, last nor the number of a step")
 
 
 def _hint(path: str) -> Any:
@@ -128,8 +167,8 @@ def _take_nones(argv: list[str]) -> tuple[list[str], list[str]]:
 
 def _check_file(path: str) -> None:
     file = Path(path.partition(":")[0])
-    if not file.is_file():
-        folder = file.parent if file.parent.is_dir() else Path("experiments")
+    if not os.path.isfile(file):  # which, unlike Path's, answers any name
+        folder = file.parent if os.path.isdir(file.parent) else Path("experiments")
         files = [str(folder / each.name) for each in folder.glob("*.py")] if folder.is_dir() else []
         raise UserError(
             f"experiment file {str(file)!r} does not exist; "
@@ -139,7 +178,10 @@ def _check_file(path: str) -> None:
 
 def _describe_illegal(message: str) -> str:
     match = re.match(r"flag --config\.([\w.]+)=(.*?): ", message, re.DOTALL)
-    if not match:  # the experiment's own error, behind a traceback
+    if not match:
+        if not message.startswith("flag --config="):
+            return message
+        # the experiment's own error, behind a traceback
         return (
             f"{message.split(': ')[0].removeprefix('flag --config=')}: {_own_words(message.strip().splitlines()[-1])}"
         )

@@ -8,6 +8,7 @@ import dataclasses
 from absl import flags
 
 from jaxcnn import workdir as workdir_lib
+from jaxcnn.command_line import check_outputs
 from jaxcnn.diagnosis import diagnose
 from jaxcnn.errors import UserError
 from jaxcnn.files import to_json, write_atomically
@@ -29,6 +30,7 @@ def main(argv: list[str], start: float) -> int:
     parse_flags(values, argv, takes_arguments=False)
     if not values.workdir:
         raise UserError("no run given; pass --workdir, e.g. --workdir runs/digits")
+    check_outputs(values, "json")
     findings = diagnose(read_facts(workdir_lib.resolve(values.workdir)))
     wrong = [finding for finding in findings if finding.severity != "not examined"]
     console = PatientConsole(highlight=False, soft_wrap=True)
@@ -40,10 +42,7 @@ def main(argv: list[str], start: float) -> int:
             console.print(f"    {remedy}", markup=False)
     if values.json:
         text = to_json([dataclasses.asdict(each) for each in findings], indent=2)
-        try:
-            write_atomically(values.json, text + "\n")
-        except OSError as error:
-            raise UserError(f"--json={values.json} cannot be written: {error.strerror}") from None
+        write_atomically(values.json, text + "\n")
     return 0
 
 

@@ -13,11 +13,13 @@ from typing import TYPE_CHECKING, Any
 from absl import flags
 
 from jaxcnn import workdir as workdir_lib
+from jaxcnn.command_line import check_outputs, check_step
 from jaxcnn.config import Config, from_dict, validate
 from jaxcnn.errors import RunError, UserError, nearest
 from jaxcnn.files import to_json, write_atomically
 from jaxcnn.logs import RunLog
 from jaxcnn.main import flags_help, parse_flags, run_command, show_help
+from jaxcnn.terminal import one_line
 
 if TYPE_CHECKING:
     from jaxcnn.measure import Evaluation
@@ -42,7 +44,8 @@ def main(argv: list[str], start: float) -> int:
         "step", "best", "checkpoints: best (on validation), last, or steps; 100,200", flag_values=values
     )
     flags.DEFINE_string("tta", None, "views that are averaged; none: as the run's eval_tta", flag_values=values)
-    flags.DEFINE_integer("resamples", 1000, "of the bootstrap's intervals; 0: none", flag_values=values)
+    flags.DEFINE_integer("resamples", 1000, "of the bootstrap's intervals; 0: none", 0, 10**6, flag_values=values)
+    flags.DEFINE_integer("batch_size", None, "images on the devices; default the run's", 1, 10**6, flag_values=values)
     flags.DEFINE_bool("calibrate", True, "fit a temperature on validation", flag_values=values)
     flags.DEFINE_string("output", None, "folder of the files; the first --workdir", flag_values=values)
     if {"--help", "-help", "-h", "--helpfull"} & set(argv):
@@ -63,6 +66,7 @@ def main(argv: list[str], start: float) -> int:
         data=values.data,
         data_dir=values.data_dir,
         tta=values.tta,
+        eval_batch_size=values.batch_size,
         resamples=values.resamples,
         calibrate=values.calibrate,
         progress=log.work,
@@ -83,12 +87,12 @@ def _check(values: flags.FlagValues) -> tuple[list[Any], list[str]]:
     splits = ("train", "validation", "test")
     if values.data is None and values.split not in (None, *splits):
         raise UserError(f"--split={values.split} is not known; {nearest(values.split, splits)}")
-    if values.resamples < 0 or values.resamples == 1:
+    check_outputs(values, "output", folder=True)
+    if values.resamples == 1:
         raise UserError(f"--resamples={values.resamples}: give many, e.g. 1000, or 0 for no intervals")
     steps = [step.strip() for step in values.step.split(",")]
     for step in steps:
-        if not step.isdecimal() and step not in ("best", "last"):
-            raise UserError(f"--step={step} is neither best, last nor the number of a step")
+        check_step(step)
     workdirs = [workdir_lib.resolve(each) for each in values.workdir]
     for workdir in workdirs:
         config = _config(workdir)
@@ -141,8 +145,7 @@ def save(evaluation: "Evaluation", folder: Any, suffix: str, *, command: list[st
         write_atomically(files[1], predictions(evaluation))
         write_atomically(files[0], f"{{\n{lines}\n}}\n")
     except Exception as error:  # a bucket's own errors are no OSError
-        reason = " ".join(str(error).split())
-        raise RunError(f"{folder} cannot be written ({reason}); pass another --output") from None
+        raise RunError(f"{folder} cannot be written ({one_line(error)}); pass another --output") from None
     return files
 
 
@@ -238,9 +241,9 @@ def show(evaluation: "Evaluation", console: Any) -> None:
     if len(members) > 1:
         console.print(_members_table(evaluation))
     console.print(_classes_table(evaluation))
-    console.print(_calibration_line(evaluation.calibration), markup=False)
+    console.print(_calibration_line(evaluation.calibration))
     for note in evaluation.notes:
-        console.print(note, markup=False)
+        console.print(note)
 
 
 def _members_table(evaluation: "Evaluation") -> Any:
@@ -258,7 +261,6 @@ def _members_table(evaluation: "Evaluation") -> Any:
 
 
 def _classes_table(evaluation: "Evaluation") -> Any:
-    from rich.markup import escape
     from rich.table import Table
 
     classes, names = evaluation.classes, evaluation.class_names
@@ -275,7 +277,7 @@ def _classes_table(evaluation: "Evaluation") -> Any:
         table.add_column(column, justify="right")
     for number in order:
         numbers = (_four_digits(classes[name][number]) for name in shown)
-        table.add_row(escape(names[number]), f"{classes['support'][number]:,}", *numbers)
+        table.add_row(names[number], f"{classes['support'][number]:,}", *numbers)
     return table
 
 
@@ -294,4 +296,4 @@ def _calibration_line(calibration: dict[str, Any]) -> str:
 
 
 if __name__ == "__main__":
-    run_command(main)
+    run_command(main, less_memory="lower --batch_size")

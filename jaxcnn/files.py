@@ -6,14 +6,16 @@ Nothing else in the package opens a file by itself; `tests/test_architecture.py`
 import contextlib
 import errno
 import fcntl
+import io
 import json
 import math
 import os
 import secrets
 import stat
+import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, TextIO
 
 from etils import epath
 
@@ -107,26 +109,77 @@ def write_atomically(path: epath.PathLike, content: str | bytes) -> None:
         partial.write_bytes(data)
         partial.replace(path)
         return
-    path = os.fspath(path)
-    if _is_device(path):
-        with open(path, "wb") as file:
-            file.write(data)
+    with _replacing(os.fspath(path)) as file:
+        file.write(data)
+
+
+@contextlib.contextmanager
+def writing(path: epath.PathLike) -> Iterator[TextIO]:
+    """A text file for rows as they come, at its local place once the block has ended well; `-` is stdout.
+
+    Ends of lines are as they are written, and names that are no UTF-8 keep their bytes. Raises OSError.
+    """
+    with open(sys.stdout.fileno(), "wb", closefd=False) if path == "-" else _replacing(os.fspath(path)) as file:
+        text = io.TextIOWrapper(file, encoding="utf-8", errors="surrogateescape", newline="", write_through=True)
+        yield text
+        text.detach()
+
+
+def check_writable(path: epath.PathLike, *, folder: bool = False) -> None:
+    """Raises the OSError that a file, or one in a `folder` that need not be there yet, would end in. Remote: none."""
+    if is_remote(path):
         return
-    folder, name = os.path.split(os.path.abspath(path))
-    partial = os.path.join(folder, f".{name[:200]}.{secrets.token_hex(6)}.partial")
+    place = os.path.abspath(path)
+    if folder:
+        while not os.path.lexists(place):
+            place = os.path.dirname(place)
+        inside = place
+    elif os.path.isdir(place):
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), path)
+    elif _is_device(place):
+        return
+    else:
+        inside = os.path.dirname(place)
+    with contextlib.suppress(FileNotFoundError):
+        os.lstat(path)  # its name may be too long
+    partial = os.path.join(inside, _partial(""))
     try:
-        with open(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666), "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, path)
+        os.close(_create(partial))
+        os.unlink(partial)
+    except OSError as error:
+        error.filename = path
+        raise
+
+
+@contextlib.contextmanager
+def _replacing(path: str) -> Iterator[IO[bytes]]:
+    """A file that takes the place of `path` when the block ends well, or the device that is there."""
+    folder, name = os.path.split(os.path.abspath(path))
+    partial = path if _is_device(path) else os.path.join(folder, _partial(name))
+    try:
+        with open(path if partial == path else _create(partial), "wb") as file:
+            yield file
+            if partial != path:
+                file.flush()
+                os.fsync(file.fileno())
+        if partial != path:
+            os.replace(partial, path)
     except BaseException as error:
-        with contextlib.suppress(OSError):
-            os.unlink(partial)
-        if isinstance(error, OSError) and error.filename == partial:
-            error.filename = path  # a name that the user knows
+        if partial != path:
+            with contextlib.suppress(OSError):
+                os.unlink(partial)
+        if isinstance(error, OSError) and error.filename in (None, partial):
+            error.filename, error.filename2 = path, None  # a name that the user knows
         raise
     _sync_folder(folder)
+
+
+def _partial(name: str) -> str:
+    return f".{name[:50]}.{secrets.token_hex(6)}.partial"
+
+
+def _create(path: str) -> int:
+    return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_CLOEXEC", 0), 0o666)
 
 
 def user_path(text: epath.PathLike, folder: epath.PathLike = "") -> Path:
@@ -191,8 +244,8 @@ def _lock(path: epath.PathLike) -> int:
 
 
 def is_remote(path: epath.PathLike) -> bool:
-    """Whether a path is a URL, as gs://bucket/run."""
-    return "://" in os.fspath(path)
+    """Whether a path is a URL that can be written to, as gs://bucket/run; anything else is a local name."""
+    return os.fspath(path).startswith(("gs://", "s3://", "az://", "hf://"))
 
 
 def _is_device(path: str) -> bool:

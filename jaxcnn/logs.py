@@ -163,7 +163,12 @@ class RunLog:
                 self.say(f"{what}: {total:,}" if total else what)
             return
         if self._work is None:
-            self._work = Progress(console=self.console, transient=True)
+            self._work = Progress(
+                TextColumn("{task.description}", markup=False),
+                *Progress.get_default_columns()[1:],
+                console=self.console,
+                transient=True,
+            )
             self._work_task = self._work.add_task(what, total=total)
             self._work.start()
         self._work.update(self._work_task, completed=done, description=what)
@@ -177,7 +182,7 @@ class RunLog:
             self._progress = Progress(
                 TextColumn("{task.description}"),
                 BarColumn(),
-                TextColumn("{task.completed}/{task.total} steps  {task.fields[values]}"),
+                TextColumn("{task.completed}/{task.total} steps  {task.fields[values]}", markup=False),
                 TimeRemainingColumn(),
                 console=self.console,
                 transient=True,

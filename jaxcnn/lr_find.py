@@ -6,8 +6,6 @@ nothing unless --output is given. Exit codes as jaxcnn.main's.
 
 import contextlib
 import dataclasses
-import json
-import math
 from typing import Any
 
 from absl import flags
@@ -15,29 +13,34 @@ from etils import epath
 from rich.table import Table
 
 from jaxcnn import workdir as workdir_lib
-from jaxcnn.command_line import load_config
+from jaxcnn.command_line import check_outputs, load_config
 from jaxcnn.config import Config, EarlyStopConfig, ScheduleConfig
 from jaxcnn.errors import UserError
-from jaxcnn.files import write_atomically
+from jaxcnn.files import to_json, write_atomically
 from jaxcnn.logs import RunLog
 from jaxcnn.main import flags_help, run_command, show_help
 
 FEWEST_STEPS = 20
+RATES = (1e-30, 1e30)  # lowest and highest: float32 has them, and their squares nearly
 
 
 def main(argv: list[str], start: float) -> int:
     """Parses, builds, sweeps, prints; returns the exit code."""
     values = flags.FlagValues()
-    flags.DEFINE_float("min", 1e-5, "the first step's learning rate", flag_values=values)
-    flags.DEFINE_float("max", 10.0, "the last step's", flag_values=values)
-    flags.DEFINE_integer("steps", 100, "how many, unless the loss diverges before", flag_values=values)
+    flags.DEFINE_float("min", 1e-5, "the first step's learning rate", *RATES, flag_values=values)
+    flags.DEFINE_float("max", 10.0, "the last step's", *RATES, flag_values=values)
+    flags.DEFINE_integer(
+        "steps", 100, "how many, unless the loss diverges before", FEWEST_STEPS, 10**6, flag_values=values
+    )
     flags.DEFINE_string("output", None, "a folder for lr_find.json and lr_find.png", flag_values=values)
     if {"--help", "-help", "-h", "--helpfull"} & set(argv):
         show_help(f"{__doc__}\n{flags_help(values)}")
         return 0
     config, experiment = load_config(argv, flag_values=values)
-    _check(values.min, values.max, values.steps)
-    output = None if values.output is None else _folder(values.output)
+    if not values.min < values.max:
+        raise UserError(f"--min={values.min:g} --max={values.max:g}: rates must grow, e.g. --min=1e-5 --max=10")
+    check_outputs(values, "output", folder=True)
+    output = None if values.output is None else workdir_lib.resolve(values.output)
 
     import jax
 
@@ -78,12 +81,9 @@ def main(argv: list[str], start: float) -> int:
             "optimizer.learning_rate": found.suggested / scale,
             "versions": versions(),
         }
-        try:
-            output.mkdir(parents=True, exist_ok=True)
-            write_atomically(output / "lr_find.json", json.dumps(content, indent=2) + "\n")
-            write_atomically(output / "lr_find.png", figure(found, experiment))
-        except OSError as error:
-            raise UserError(f"--output={values.output} cannot be written: {error.strerror}") from None
+        output.mkdir(parents=True, exist_ok=True)
+        write_atomically(output / "lr_find.json", to_json(content, indent=2) + "\n")
+        write_atomically(output / "lr_find.png", figure(found, experiment))
         log.say(f"written: {output / 'lr_find.json'}, {output / 'lr_find.png'}")
     return 0
 
@@ -100,25 +100,9 @@ def for_range_test(config: Config, steps: int) -> Config:
     )
 
 
-def _check(low: float, high: float, steps: int) -> None:
-    if not (0 < low < high < math.inf):
-        raise UserError(f"--min={low:g} --max={high:g}: rates must grow from above 0, e.g. --min=1e-5 --max=10")
-    if steps < FEWEST_STEPS:
-        raise UserError(f"--steps={steps} are too few to tell; give it at least {FEWEST_STEPS}")
-
-
 def _plain(value: Any) -> Any:
-    """Numbers as JSON has them, null for one that is not finite."""
-    if hasattr(value, "tolist"):
-        return [_plain(each) for each in value.tolist()]
-    return value if value is None or math.isfinite(value) else None
-
-
-def _folder(name: str) -> epath.Path:
-    folder = workdir_lib.resolve(name)
-    if folder.exists() and not folder.is_dir():
-        raise UserError(f"--output={name} is a file; name a folder")
-    return folder
+    """As JSON has it."""
+    return value.tolist() if hasattr(value, "tolist") else value
 
 
 if __name__ == "__main__":

@@ -5,21 +5,25 @@ The same command again resumes, or prints the summary of a run that has finished
 """
 
 import contextlib
+import locale
 import logging
 import os
 import sys
 import time
+import traceback
 from typing import Any, NoReturn
 
 from absl import flags
 
 from jaxcnn import stopping
 from jaxcnn import workdir as workdir_lib
-from jaxcnn.command_line import load_config
+from jaxcnn.command_line import load_config, refuse_flagfile
 from jaxcnn.config import Config, flatten
 from jaxcnn.errors import Preempted, RunError, UserError
 from jaxcnn.logs import RunLog, closing_table
-from jaxcnn.terminal import PatientConsole, complain
+from jaxcnn.terminal import PatientConsole, complain, exit_code, one_line, shown, take_over
+
+TRAINING_MEMORY = "lower batch_size, raise optimizer.accumulate, or set model.remat=true where the model has blocks"
 
 
 def main(argv: list[str], start: float) -> int:
@@ -38,6 +42,10 @@ def main(argv: list[str], start: float) -> int:
     if values.workdir == "":
         raise UserError("--workdir is empty; leave it out for runs/<experiment>")
     workdir = workdir_lib.resolve(values.workdir or os.path.join("runs", experiment))
+    if "\\" in os.fspath(workdir):
+        raise UserError(
+            f"workdir {workdir}: checkpoints cannot lie below a name with a backslash; pass another --workdir"
+        )
     workdir_lib.check(workdir, experiment, config)
     workdir_lib.check_excluded(workdir, config.data.exclude, _exclusion_digest(config))
     log = RunLog(workdir, tensorboard=config.tensorboard, start=start)
@@ -141,7 +149,7 @@ def _train(run: Any, feed: Any, experiment: str, workdir: Any, log: RunLog, star
 
 def show_help(text: str) -> None:
     """Prints it, also for a reader who leaves early."""
-    PatientConsole(highlight=False, soft_wrap=True).print(text, markup=False)
+    PatientConsole(soft_wrap=True).print(text)
 
 
 def flags_help(values: flags.FlagValues) -> str:
@@ -152,46 +160,73 @@ def flags_help(values: flags.FlagValues) -> str:
 
 def parse_flags(values: flags.FlagValues, argv: list[str], *, takes_arguments: bool = True) -> list[str]:
     """Parses a command's own flags; returns the arguments beside them. UserError says what is wrong."""
+    refuse_flagfile(argv)
     try:
         rest = values(argv)[1:]
     except flags.Error as error:
-        raise UserError(" ".join(str(error).split())) from None
+        raise UserError(one_line(error)) from None
     if rest and not takes_arguments:
         raise UserError(f"unexpected argument {rest[0]!r}; options are written --name=value")
     return rest
 
 
-def run_command(command: Any) -> NoReturn:
-    """Runs `command(argv, start)` and leaves with the exit code that its outcome has, and one line on stderr."""
-    use_huge_pages()
+def run_command(command: Any, *, less_memory: str = TRAINING_MEMORY) -> NoReturn:
+    """Runs `command(argv, start)` and leaves with the exit code that its outcome has, and one line on stderr.
+
+    `less_memory` is what to do where it takes more than there is.
+    """
+    begin_anew()
     start = time.perf_counter()
     quiet_libraries()
+    take_over()
     stopping.at_once()
     try:
         code = command(sys.argv, start)
-    except (UserError, RunError, Preempted) as error:
+    except Preempted as error:
+        complain(error)
+        exit_code(0)
+        os._exit(error.exit_code)  # libraries that were being imported may crash in Python's own way out
+    except (UserError, RunError) as error:
         complain(error)
         code = error.exit_code
-    except Exception as error:
-        if "RESOURCE_EXHAUSTED" not in str(error) and not isinstance(error, MemoryError):
-            raise
-        complain(
-            f"out of memory ({' '.join(str(error).split())[:120]}); lower batch_size, raise optimizer.accumulate, "
-            "or set model.remat=true where the model has blocks"
-        )
+    except OSError as error:  # a disk that is full, a folder that is gone
+        complain(error)
         code = 1
-    sys.exit(code)
+    except Exception as error:
+        if _is_out_of_memory(error):
+            complain(f"out of memory ({one_line(error)[:120]}); {less_memory}")
+        else:  # our own fault
+            print(shown(traceback.format_exc()), file=sys.stderr, end="")
+        code = 1
+    sys.exit(exit_code(code))
 
 
-def use_huge_pages() -> None:
-    """Begins the process anew, once, with glibc asking for pages of 2 MiB, which it does at a program's start alone.
+def _is_out_of_memory(error: Exception) -> bool:
+    """On the host, or as XLA says it. Files that are too large are RESOURCE_EXHAUSTED, too, to those who save them."""
+    return isinstance(error, MemoryError) or (
+        "RESOURCE_EXHAUSTED" in str(error) and type(error).__name__ in ("JaxRuntimeError", "XlaRuntimeError")
+    )
 
-    A step on a CPU takes all its memory from the system anew; in pages of 4 KiB that took up to 45 % of its time.
+
+def begin_anew() -> None:
+    """Begins the process anew, once, with what Python and glibc read at a program's start alone.
+
+    Names on disk are UTF-8, whatever the locale; what is printed stays in the terminal's encoding. glibc asks for pages
+    of 2 MiB: a step on a CPU takes all its memory from the system anew, and in pages of 4 KiB that took up to 45 % of
+    its time.
     """
+    wanted = {}
     tunables = os.environ.get("GLIBC_TUNABLES", "")
     if sys.platform == "linux" and "glibc.malloc.hugetlb" not in tunables:
-        os.environ["GLIBC_TUNABLES"] = ":".join(filter(None, [tunables, "glibc.malloc.hugetlb=1"]))
-        sys.stdout.flush()
+        wanted["GLIBC_TUNABLES"] = ":".join(filter(None, [tunables, "glibc.malloc.hugetlb=1"]))
+    is_utf8 = locale.getpreferredencoding(False).lower() in ("utf-8", "utf8")
+    if not is_utf8 and os.environ.get("PYTHONUTF8") != "1":
+        wanted |= {"PYTHONUTF8": "1", "PYTHONIOENCODING": getattr(sys.stdout, "encoding", None) or "utf-8"}
+    if wanted:
+        os.environ.update(wanted)
+        stopping.hold()
+        if sys.stdout is not None:  # closed by who called us
+            sys.stdout.flush()
         os.execv(sys.executable, sys.orig_argv)
 
 

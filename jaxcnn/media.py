@@ -23,6 +23,7 @@ from jaxcnn.models.graph import module_graph
 from jaxcnn.scores import log_odds
 from jaxcnn.step import augment_keys, mirrored
 from jaxcnn.telemetry import kernels
+from jaxcnn.terminal import shown
 
 NUM_INPUTS = 32  # training images shown
 NUM_MISTAKES = 24
@@ -37,6 +38,7 @@ class Media:
 
     def __init__(self, run: Run, feed: Feed, log: RunLog):
         self._run, self._feed, self._log = run, feed, log
+        self._names = [shown(name) for name in run.source.class_names]
 
     def begin(self, step: int) -> None:
         """Before the first step at `step`; what a run that is resumed has shown before is there already."""
@@ -66,7 +68,7 @@ class Media:
             board.image("train", "filters", step, filters)
         if "validation" not in run.source.splits:
             return
-        found, names = predictions(run, self._feed, "validation", variables), run.source.class_names
+        found, names = predictions(run, self._feed, "validation", variables), self._names
         predicted = found.probabilities.argmax(axis=1)
         board.image("validation", "confusion", step, confusion_image(found.classes, predicted, names))
 
@@ -96,7 +98,7 @@ class Media:
 
     def _name(self, label: np.ndarray) -> str:
         """Of a class; of mixed classes the two largest, with their shares."""
-        names = self._run.source.class_names
+        names = self._names
         if not label.ndim:
             return names[label]
         first, second = np.argsort(-label, kind="stable")[:2]

@@ -7,27 +7,27 @@ named on stderr, and left out. Exit codes: 0 all were classified, 1 some were no
 import contextlib
 import csv
 import itertools
-import json
 import os
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, TextIO
 
 import numpy as np
 from absl import flags
-from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn
 from rich.table import Column, Table
-from rich.text import Text
 
 from jaxcnn import workdir as workdir_lib
+from jaxcnn.command_line import check_outputs, check_step
 from jaxcnn.config import from_dict, validate
+from jaxcnn.data.folder import SUFFIXES
 from jaxcnn.data.given import Given, each_image
-from jaxcnn.errors import RunError, UserError, nearest
+from jaxcnn.errors import Preempted, UserError, nearest
+from jaxcnn.files import to_json, write_atomically, writing
 from jaxcnn.main import flags_help, parse_flags, run_command, show_help
-from jaxcnn.terminal import PatientConsole, complain
+from jaxcnn.terminal import PatientConsole, complain, named, one_line
 
 _TABLE_ROWS = 500  # after so many a table is printed, and another begun
 
@@ -41,11 +41,11 @@ def main(argv: list[str], start: float) -> int:
     values.set_gnu_getopt(True)  # options may stand after the images
     flags.DEFINE_string("workdir", None, "the run's folder", flag_values=values)
     flags.DEFINE_string("step", "best", "which checkpoint: best (on validation), last, or its step", flag_values=values)
-    flags.DEFINE_integer("top_k", 1, "so many of the likeliest classes are told", 1, flag_values=values)
+    flags.DEFINE_integer("top_k", 1, "so many of the likeliest classes are told", 1, 10**6, flag_values=values)
     flags.DEFINE_string(
         "tta", None, "none, flip, shifts or flip_translate: views averaged over; default the run's", flag_values=values
     )
-    flags.DEFINE_integer("batch_size", None, "images on the device; default the run's", 1, flag_values=values)
+    flags.DEFINE_integer("batch_size", None, "images on the device; default the run's", 1, 10**6, flag_values=values)
     flags.DEFINE_string("csv", None, "a file to write, or -, instead of the table", flag_values=values)
     flags.DEFINE_string("json", None, "a file to write, or -, instead of the table", flag_values=values)
     flags.DEFINE_string("explain", None, "a folder for what Grad-CAM shows of each image, as PNG", flag_values=values)
@@ -60,6 +60,10 @@ def main(argv: list[str], start: float) -> int:
         raise UserError("no images given; pass files, folders, or - for a list of them on stdin")
     if values.csv == values.json == "-":
         raise UserError("--csv=- and --json=- would both write to stdout; give one of them a file")
+    check_step(values.step)
+    check_outputs(values, "csv", "json")
+    check_outputs(values, "explain", folder=True)
+    _keep_images(values, given)
     if values.target is not None and values.explain is None:
         raise UserError("--target is the class to explain; say where to: --explain DIR")
     saved = workdir_lib.read_config(workdir_lib.resolve(values.workdir))
@@ -91,7 +95,7 @@ def main(argv: list[str], start: float) -> int:
         batch_size=values.batch_size,
     )
     rows = _Rows(model, answers, top_k=top_k, explain=values.explain, top=_top(given))
-    console = PatientConsole(highlight=False)
+    console = PatientConsole()
     if not console.is_terminal:  # a pipe has no width
         console.width = 140
     if not (values.csv or values.json):
@@ -103,11 +107,21 @@ def main(argv: list[str], start: float) -> int:
         told += [f"{rows.num_faults:,} left out"] if rows.num_faults else []
         told += [f"written to {path}" for path in (values.csv, values.json) if path]
         told += [f"explained in {values.explain}"] if values.explain else []
-        console.print("; ".join(told), markup=False, soft_wrap=True)
+        console.print("; ".join(told), soft_wrap=True)
     return 1 if rows.num_faults else 0
 
 
 # ---- what is given
+
+
+def _keep_images(values: flags.FlagValues, given: Sequence[str]) -> None:
+    """Raises UserError where what is written would take the place of an image."""
+    for name in ("csv", "json"):
+        path = values[name].value
+        if path is not None and os.path.isfile(path):
+            is_given = any(os.path.exists(each) and os.path.samefile(each, path) for each in given)
+            if is_given or path.lower().endswith(SUFFIXES):
+                raise UserError(f"--{name}={path} is an image; choose another name")
 
 
 def _images(arguments: list[str]) -> Iterator[Given]:
@@ -167,9 +181,9 @@ class _Rows(Iterator[Row]):
                     self.num_rows += 1
                     return row
                 except OSError as error:
-                    fault = f"its explanation cannot be written to {error.filename}: {error.strerror}"
+                    fault = f"its explanation cannot be written to {one_line(error)}"
             self.num_faults += 1
-            complain(f"{_on_one_line(answer.name)}: {_on_one_line(fault)}")
+            complain(f"{named(answer.name)}: {fault}")
         raise StopIteration
 
 
@@ -177,15 +191,16 @@ def _draw(folder: str, name: str, top: str, image: np.ndarray, heat: np.ndarray)
     """Draws what Grad-CAM shows, below `folder` where the image lies below `top`; returns the PNG's path."""
     from PIL import Image
 
+    from jaxcnn.data.sheet import png
     from jaxcnn.explain import overlay
 
     path = Path(folder, os.path.relpath(name, top) + ".png")
     path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(overlay(image, heat)).save(path)
+    write_atomically(path, png(Image.fromarray(overlay(image, heat))))
     return str(path)
 
 
-def _print_tables(console: Console, rows: Iterator[Row]) -> None:
+def _print_tables(console: PatientConsole, rows: Iterator[Row]) -> None:
     """A table; of many rows several, so that they come while others are still being computed."""
     while some := list(itertools.islice(rows, _TABLE_ROWS)):
         table = Table("path", "class", Column("confidence", justify="right"))
@@ -194,7 +209,7 @@ def _print_tables(console: Console, rows: Iterator[Row]) -> None:
             top = row.get("top", [row])
             names = "\n".join(each["class"] for each in top)
             shares = "\n".join(f"{each['confidence']:.4f}" for each in top)
-            table.add_row(Text(_on_one_line(row["path"])), Text(names), Text(shares))
+            table.add_row(named(row["path"]), names, shares)
         console.print(table)
 
 
@@ -202,31 +217,22 @@ def _write(rows: Iterator[Row], outputs: Iterable[tuple[str | None, Any]]) -> No
     """Each row to each output, as it comes; with a counter on the terminal, where nothing else is written to it."""
     counter = Progress(
         SpinnerColumn(),
-        TextColumn("{task.completed:,} images"),
-        console=Console(stderr=True),
+        TextColumn("{task.completed:,} images", markup=False),
+        console=PatientConsole(stderr=True),
         transient=True,
         disable=not sys.stderr.isatty() or any(path == "-" for path, _ in outputs),
     )
-    try:
-        with contextlib.ExitStack() as stack:
-            writers = [stack.enter_context(make(stack.enter_context(_opened(path)))) for path, make in outputs if path]
+    stopped = None
+    with contextlib.suppress(BrokenPipeError), contextlib.ExitStack() as stack:  # whoever read has left
+        writers = [stack.enter_context(make(stack.enter_context(writing(path)))) for path, make in outputs if path]
+        try:
             for row in stack.enter_context(counter).track(rows, description="classifying"):
                 for write in writers:
                     write(row)
-    except BrokenPipeError:  # whoever read has left
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    except OSError as error:
-        raise RunError(f"writing failed: {error.strerror}") from error
-
-
-def _opened(path: str) -> TextIO:
-    options: Any = {"encoding": "utf-8", "errors": "surrogateescape", "newline": ""}  # a path's bytes as they are
-    try:
-        if path == "-":
-            return open(sys.stdout.fileno(), "w", closefd=False, **options)
-        return open(path, "w", **options)
-    except OSError as error:
-        raise UserError(f"{path} cannot be written: {error.strerror}") from None
+        except Preempted as error:  # what there is, is kept
+            stopped = error
+    if stopped is not None:
+        raise stopped
 
 
 @contextlib.contextmanager
@@ -252,7 +258,7 @@ def _json(file: TextIO) -> Iterator[Callable[[Row], None]]:
 
     def write(row: Row) -> None:
         nonlocal separator
-        file.write(f"{separator}\n{json.dumps(row)}")
+        file.write(f"{separator}\n{to_json(row)}")
         separator = ","
 
     try:
@@ -261,10 +267,5 @@ def _json(file: TextIO) -> Iterator[Callable[[Row], None]]:
         file.write("[]\n" if separator == "[" else "\n]\n")
 
 
-def _on_one_line(name: str) -> str:
-    """For people: what is no printable letter, as a newline or a byte that is no UTF-8, is written as in Python."""
-    return "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in name)
-
-
 if __name__ == "__main__":
-    run_command(main)
+    run_command(main, less_memory="lower --batch_size")

@@ -28,7 +28,7 @@ def preview(run: Run, console: Console, *, experiment: str, workdir: epath.Path)
     """Prints it all. Compiles the train step, runs nothing."""
     state = run.abstract_state()
     num_params = sum(leaf.size for leaf in jax.tree.leaves(state.params))
-    say = lambda line="": console.print(line, markup=False)
+    say = lambda line="": console.print(line)
     say(f"{describe(run, experiment, num_params)}\nworkdir: {workdir}\n")
     for name, value in flatten(run.config).items():
         say(f"  {name} = {value!r}")

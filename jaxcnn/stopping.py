@@ -1,12 +1,15 @@
-"""SIGTERM and SIGINT: outside of training they end the command at once; within it they are heeded between steps.
+"""SIGTERM and SIGINT: outside of training they end the command within a second; within it they are heeded between
+steps.
 
 A signal is noted in either case: an exception raised by a handler may be lost in a callback that Python was just
 running, and training then still stops before its second step. A second signal ends the process as without us.
 """
 
+import os
 import signal
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -14,7 +17,9 @@ from typing import Any
 from jaxcnn.errors import Preempted
 
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
+_OUTSIDE = "stopped outside of training; the same command goes on"
 _noted: list[str] = []
+_training = False
 
 
 def _note(number: int, frame: Any) -> None:
@@ -24,28 +29,69 @@ def _note(number: int, frame: Any) -> None:
 
 
 def _note_and_raise(number: int, frame: Any) -> None:
+    if _is_importing(frame):
+        _leave(number)
     _note(number, frame)
-    raise Preempted(f"{_noted[-1]}: stopped outside of training; the same command goes on")
+    raise Preempted(f"{_noted[-1]}: {_OUTSIDE}")
+
+
+def _is_importing(frame: Any) -> bool:
+    """Modules written in C crash where an exception is raised into them."""
+    while frame is not None and "importlib" not in frame.f_code.co_filename:
+        frame = frame.f_back
+    return frame is not None
+
+
+def _leave(number: int, frame: Any = None) -> None:
+    os.write(2, f"jaxcnn: {signal.Signals(number).name}: {_OUTSIDE}\n".encode())
+    os._exit(Preempted.exit_code)
+
+
+def hold() -> None:
+    """A signal waits, also over a beginning of the process anew, until one of the next two is called."""
+    signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
+
+
+def while_importing() -> None:
+    """Until at_once is called a signal ends the process there and then."""
+    _handle_by(_leave)
 
 
 def at_once() -> None:
-    """From now on a signal raises Preempted wherever the command is."""
-    sys.unraisablehook = _without_preempted
+    """From now on a signal raises Preempted wherever the command is. One that is lost, in a callback or because a
+    library's code does not return, as from a compilation, ends the process after a second.
+    """
+    told = sys.unraisablehook
+    sys.unraisablehook = lambda raised: None if isinstance(raised.exc_value, Preempted) else told(raised)
+    reading, writing = os.pipe()
+    os.set_blocking(writing, False)
+    signal.set_wakeup_fd(writing, warn_on_full_buffer=False)
+    os.register_at_fork(after_in_child=lambda: signal.set_wakeup_fd(-1))
+    threading.Thread(target=_insist, args=(reading,), name="signals", daemon=True).start()
+    _handle_by(_note_and_raise)
+
+
+def _handle_by(handler: Any) -> None:
     for each in _SIGNALS:
-        signal.signal(each, _note_and_raise)
+        signal.signal(each, handler)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
 
 
-def _without_preempted(unraisable: Any) -> None:
-    if not isinstance(unraisable.exc_value, Preempted):
-        sys.__unraisablehook__(unraisable)
+def _insist(reading: int) -> None:
+    while number := os.read(reading, 1):
+        time.sleep(1)
+        if number[0] in _SIGNALS and not _training:
+            _leave(number[0])
 
 
 @contextmanager
 def between_steps() -> Iterator[list[str]]:
     """Yields the names of the signals that have come, none at first; those that come within raise nothing."""
+    global _training
     if threading.current_thread() is not threading.main_thread():
         yield []
         return
+    _training = True
     before = {each: signal.getsignal(each) for each in _SIGNALS}
     if not _noted:
         for each in _SIGNALS:
@@ -53,6 +99,7 @@ def between_steps() -> Iterator[list[str]]:
     try:
         yield _noted
     finally:
+        _training = False
         for each, handler in before.items():
             signal.signal(each, handler)
         _noted.clear()

@@ -17,6 +17,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from etils import epath
 
+from jaxcnn.files import open_regular, write_atomically
+
 if TYPE_CHECKING:
     import numpy as np
 
@@ -181,7 +183,8 @@ class TensorBoard:
             if file.is_file() and self._copied.get(file) != (stat.st_size, stat.st_mtime_ns):
                 target = self._folder / str(file.relative_to(self.local))
                 target.parent.mkdir(parents=True, exist_ok=True)
-                target.write_bytes(file.read_bytes())
+                with open_regular(file) as events:
+                    write_atomically(target, events.read())
                 self._copied[file] = stat.st_size, stat.st_mtime_ns
 
     def close(self) -> None:

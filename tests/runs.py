@@ -12,7 +12,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from etils import epath
-from rich.console import Console
 
 from jaxcnn import loop, workdir
 from jaxcnn.build import build, versions
@@ -29,6 +28,7 @@ from jaxcnn.logs import RunLog
 from jaxcnn.media import Media
 from jaxcnn.models.features import tap
 from jaxcnn.models.norm import BatchNorm
+from jaxcnn.terminal import PatientConsole
 
 
 class TinyNet(nn.Module):
@@ -84,7 +84,7 @@ def train(config: Config, folder: Path, *, report: Any = None) -> dict[str, Any]
     run, feed = build(config)
     path.mkdir(parents=True, exist_ok=True)
     workdir.write_config(path, "test", config, run.data_facts(), versions())
-    log = RunLog(path, tensorboard=config.tensorboard, console=Console(file=io.StringIO(), width=200))
+    log = RunLog(path, tensorboard=config.tensorboard, console=PatientConsole(file=io.StringIO(), width=200))
     checkpoints = Checkpoints(
         path / "checkpoints",
         keep_last=config.checkpoint.keep_last,

@@ -13,11 +13,11 @@ PACKAGE = ROOT / "jaxcnn"
 
 # A module imports from strictly lower floors; within a folder sideways, in one direction.
 FLOORS = {
-    "errors": 0, "tensorboard": 0, "files": 0, "terminal": 0, "schema": 0,
-    "config": 1, "fingerprints": 1, "models": 1, "metrics": 1, "checkpoint": 1, "logs": 1, "stopping": 1, "scores": 1,
-    "diagnosis": 1,
-    "command_line": 2, "losses": 2, "averaging": 2, "finetune": 2, "data": 2, "augment": 2, "workdir": 2, "model": 2,
-    "confidence": 2, "explain": 2, "patience": 2,
+    "errors": 0, "files": 0, "terminal": 0, "schema": 0,
+    "config": 1, "fingerprints": 1, "models": 1, "metrics": 1, "checkpoint": 1, "tensorboard": 1, "stopping": 1,
+    "scores": 1, "diagnosis": 1,
+    "command_line": 2, "logs": 2, "losses": 2, "averaging": 2, "finetune": 2, "data": 2, "augment": 2, "workdir": 2,
+    "model": 2, "confidence": 2, "explain": 2, "patience": 2,
     "step": 3, "optim": 3, "transfer": 3, "run_facts": 3,
     "parallel": 4, "bad_layer": 4,
     "feed": 5, "evaluation": 5, "telemetry": 5,
@@ -123,6 +123,43 @@ def test_no_tensorflow_or_torch_in_the_package():
             names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
             for name in names:
                 assert name.split(".")[0] not in ("tensorflow", "torch", "keras"), f"{path}: {name}"
+
+
+# Who else opens files, makes JSON or prints, and why that is no other door.
+OTHER_DOORS = {
+    "files.py": "the door for files", "terminal.py": "the way out to a terminal",
+    "main.py": "the traceback of a fault of our own",
+    "config.py": "JSON that no file holds", "fingerprints.py": "JSON that no file holds",
+    "workdir.py": "arrays in bytes that are read", "data/arrays.py": "members of an archive that is open",
+    "data/decoding.py": "the opener of images",
+    "data/downloads.py": "downloads, and what archives hold, as large as was registered",
+    "data/label_cache.py": "the private cache", "data/resident.py": "the private cache",
+    "data/without_tensorflow.py": "TensorFlow's file functions, in its stead",
+}  # fmt: skip
+FILE_CALLS = {
+    "open", "io.open", "gzip.open", "Image.open", "json.dumps", "json.dump", "json.load", "json.loads", "print",
+    "np.load", "np.savez", "np.save", "Console", "sys.stdout.write", "sys.stderr.write",
+}  # fmt: skip
+FILE_METHODS = {"read_text", "write_text", "read_bytes", "write_bytes", "open"}
+
+
+def doors(path: Path) -> set[str]:
+    """Calls of a file that read, write or print by themselves."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Call):
+            name = ast.unparse(node.func)
+            is_method = isinstance(node.func, ast.Attribute) and node.func.attr in FILE_METHODS
+            if (name in FILE_CALLS or is_method) and name != "os.open":
+                found.add(f"{name}, line {node.lineno}")
+    return found
+
+
+@pytest.mark.parametrize("path", modules(), ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_files_and_terminals_have_one_door(path):
+    """jaxcnn/files.py and jaxcnn/terminal.py: what is read is bounded, what is written is UTF-8, names are text."""
+    name = str(path.relative_to(PACKAGE))
+    assert bool(doors(path)) == (name in OTHER_DOORS), doors(path)
 
 
 @pytest.mark.parametrize("page", ["README.md", "docs/security.md"])

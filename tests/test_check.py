@@ -480,8 +480,15 @@ def test_a_clean_set_ends_with_0(capsys):
     (["check", "digits", "--write-claen=x"], "write_clean"),
     (["check", "digits", "more"], "unexpected argument 'more'"),
     (["check", "digits", "--near_threshold=-1"], "near_threshold"),
-    (["check", "digits", "--csv=/nowhere/at/all.csv"], "its folder does not exist"),
-    (["check", "digits", "--csv=/"], "is a folder"),
+    (["check", "digits", "--csv=/nowhere/at/all.csv"], "cannot be written: No such file or directory"),
+    (["check", "digits", "--csv=/"], "cannot be written: Is a directory"),
+    (["check", "digits", "--csv=nope://x"], "cannot be written: No such file or directory"),
+    (["check", "digits", "--csv=/proc/x"], "--csv=/proc/x cannot be written"),
+    (["check", "digits", "--csv=x.out", "--json=./x.out"], "--csv and --json would both write"),
+    (["check", "digits", "--near_threshold=nan"], "is no number"),
+    (["check", "digits", "--near_threshold=inf"], "near_threshold"),
+    (["describe", "digits", "--image_size=1" + "0" * 30], "image_size"),
+    (["describe", "digits", "--sheet=/proc/x.png"], "--sheet=/proc/x.png cannot be written"),
     (["check", "digits", "--exclude=/nowhere.txt"], "nowhere.txt"),
 ])  # fmt: skip
 def test_a_wrong_command_gets_one_line(arguments, words):

@@ -60,6 +60,13 @@ def test_round_trip(opened, asynchronous):
     assert restored["state"]["nothing"] is None
 
 
+def test_a_folders_name_is_no_pattern(tmp_path):
+    with contextlib.closing(Checkpoints(tmp_path / "runs [new] é*?#" / "checkpoints")) as checkpoints:
+        checkpoints.save(3, tree(3), {}, {"accuracy": 0.5})
+        checkpoints.wait()
+        assert checkpoints.restore(3, tree())[0]["state"]["step"] == 3
+
+
 def test_nothing_to_restore(opened):
     assert opened().restore_newest(tree()) is None
 

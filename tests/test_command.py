@@ -5,14 +5,21 @@ import os
 import pty
 import random
 import re
+import shutil
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
+from absl import flags
+from PIL import Image
 
+from jaxcnn import main
+from jaxcnn.command_line import load_config
+from jaxcnn.errors import UserError
 from tests import fake_tfds
 from tests.runs import rows
 
@@ -29,14 +36,14 @@ def environment(devices=1, **changes):
     return {**os.environ, "XLA_FLAGS": flag, "JAX_PLATFORMS": "cpu", "COLUMNS": "120", **changes}
 
 
-def start(*arguments, module="main", devices=1, **changes):
+def start(*arguments, module="main", devices=1, text=True, **changes):
     return subprocess.Popen(
         [sys.executable, "-m", f"jaxcnn.{module}", *map(str, arguments)],
         cwd=ROOT,
         env=environment(devices, **changes),
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
-        text=True,
+        text=text,
     )
 
 
@@ -293,6 +300,7 @@ HOSTILE = {
     "workdir of another experiment": ([DIGITS, "--workdir={tmp}/other"], "holds a run of 'cifar10'"),
     "workdir with other settings": ([DIGITS, *SHORT, "--workdir={whole}", "--config.seed=5"], "seed (0 -> 5)"),
     "workdir that cannot be": ([DIGITS, "--workdir=/proc/nothing/here"], "cannot be written"),
+    "workdir with a backslash": ([DIGITS, "--workdir=a\\b"], "name with a backslash"),
     "workdir empty": ([DIGITS, "--workdir="], "--workdir is empty"),
     "step schedule without steps": ([DIGITS, "--config.schedule.name=step", "--config.schedule.warmup_epochs=0"],
                                     "needs schedule.step_epochs"),
@@ -435,7 +443,7 @@ def test_without_validation(tmp_path):
 )
 def test_huge_pages_are_asked_for_once(before, after):
     program = (
-        "import os, sys; from jaxcnn.main import use_huge_pages; print('begun'); use_huge_pages(); "
+        "import os, sys; from jaxcnn.main import begin_anew; print('begun'); begin_anew(); "
         "print(os.environ['GLIBC_TUNABLES'], sys.argv[1:], os.getpid())"
     )
     env = {name: value for name, value in environment().items() if name != "GLIBC_TUNABLES"} | before
@@ -446,3 +454,124 @@ def test_huge_pages_are_asked_for_once(before, after):
     assert lines == ["begun"] * (1 if "hugetlb" in before.get("GLIBC_TUNABLES", "") else 2) + [
         f"{after} ['a b', '--c'] {process.pid}"  # signals still find it
     ]
+
+
+# ---- Places, terminals and outcomes, told by commands that do nothing else.
+
+
+@pytest.fixture(scope="module")
+def latin1(tmp_path_factory):
+    """Environment of a terminal in Latin-1; empty where the system cannot make one."""
+    folder = tmp_path_factory.mktemp("locales")
+    command = ["localedef", "-i", "en_US", "-f", "ISO-8859-1", str(folder / "en_US.ISO-8859-1")]
+    if not shutil.which("localedef") or subprocess.run(command, capture_output=True).returncode:
+        return {}
+    return {"LOCPATH": str(folder), "LC_ALL": "en_US.ISO-8859-1"}
+
+
+def test_names_are_utf8_in_any_locale_and_a_terminal_gets_what_it_can_show(tmp_path, latin1):
+    """The names of classes on disk, in what is written and in what is printed."""
+    pixels = np.random.default_rng(0).integers(0, 256, (2, 8, 8, 3)).astype(np.uint8)
+    for name in ("café", "猫", "[b]x :smile:", "esc\x1b]0;x\x07"):
+        (tmp_path / "set" / name).mkdir(parents=True)
+        for number, image in enumerate(pixels):
+            Image.fromarray(image).save(tmp_path / "set" / name / f"{number}.png")
+    ascii_terminal = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    listed = {}
+    for number, (changes, encoding, expected) in enumerate((
+        ({"LC_ALL": "C.UTF-8"}, "utf-8", ("café", "猫", "━")),
+        (ascii_terminal, "ascii", (r"caf\xe9", r"\u732b", "---")),
+        (latin1 or ascii_terminal, "latin-1", ("café" if latin1 else r"caf\xe9", r"\u732b", "---")),
+    )):  # fmt: skip
+        file = tmp_path / f"{number}.csv"
+        process = start("check", f"folder:{tmp_path / 'set'}", f"--csv={file}", module="data", text=False, **changes)
+        output, errors = (each.decode(encoding) for each in process.communicate(timeout=120))
+        assert process.returncode == 1, errors  # the same pictures, again and again
+        for word in (*expected, "[b]x :smile:", r"esc\x1b]0;x\x07"):
+            assert word in output
+        assert not re.search("[\x00-\x08\x0b-\x1f]", output + errors)
+        listed[encoding] = file.read_bytes()
+    assert "猫/0.png" in listed["utf-8"].decode()
+    assert listed["ascii"] == listed["latin-1"] == listed["utf-8"]
+
+
+@pytest.mark.parametrize(("raised", "code", "said"), [
+    ("OSError(28, 'No space left on device', '/x/\\x1b.csv')", 1, r"jaxcnn: /x/\x1b.csv: No space left on device"),
+    ("UserError('a\\nb\\x1b[2J')", 2, r"jaxcnn: a b\x1b[2J"),
+    ("MemoryError('5 GiB')", 1, "jaxcnn: out of memory (5 GiB); lower --batch_size"),
+    ("type('JaxRuntimeError', (Exception,), {})('RESOURCE_EXHAUSTED')", 1,
+     "jaxcnn: out of memory (RESOURCE_EXHAUSTED); lower --batch_size"),
+    ("ValueError('a fault of ours \\x1b[2J')", 1, r"ValueError: a fault of ours \x1b[2J"),
+])  # fmt: skip
+def test_every_outcome_has_its_code_and_line(raised, code, said, capsys, monkeypatch):
+    for name in ("begin_anew", "take_over", "quiet_libraries"):
+        monkeypatch.setattr(main, name, lambda: None)
+    monkeypatch.setattr(main.stopping, "at_once", lambda: None)
+
+    def command(argv, since):
+        raise eval(raised)
+
+    with pytest.raises(SystemExit) as left:
+        main.run_command(command, less_memory="lower --batch_size")
+    lines = capsys.readouterr().err.splitlines()
+    assert (left.value.code, lines[-1]) == (code, said)
+    assert len(lines) == 1 or "a fault" in said
+
+
+def test_what_libraries_say_is_a_line_and_a_full_output_is_said(tmp_path):
+    code = (
+        "import logging, sys, warnings\n"
+        "def command(argv, start):\n"
+        "    warnings.warn('of \\x1b[2J')\n"
+        "    quiet = logging.getLogger('library')\n"
+        "    quiet.addHandler(logging.NullHandler())\n"
+        "    quiet.warning('not for a terminal')\n"
+        "    try:\n        raise ValueError('lost')\n"
+        "    except ValueError:\n        logging.getLogger('asyncio').exception('two\\nlines')\n"
+        "    print('x', chr(0x732b))\n"
+        "    return 0\n"
+        "from jaxcnn.main import run_command; run_command(command)"
+    )
+    with open("/dev/full", "w") as full:
+        found = subprocess.run([sys.executable, "-c", code], cwd=ROOT, stdout=full, stderr=subprocess.PIPE, text=True)
+    *said, last = found.stderr.splitlines()
+    assert said == [r"jaxcnn: UserWarning: of \x1b[2J", "jaxcnn: two lines"]
+    assert re.fullmatch("jaxcnn: .*No space left on device", last)
+    assert found.returncode == 1
+
+
+@pytest.mark.parametrize(
+    "where", ["time.sleep(60)", "hashlib.pbkdf2_hmac('sha256', b'', b'', 10**9)"], ids=["Python", "C"]
+)
+def test_a_signal_ends_what_does_not_return(where):
+    """The second is as a compilation that holds on to the interpreter's main thread, but lets others go on."""
+    code = (
+        "import hashlib, time\n"
+        "def command(argv, start):\n"
+        "    print('begun', flush=True)\n"
+        f"    {where}\n"
+        "from jaxcnn.main import run_command; run_command(command)"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline() == "begun\n"
+    process.send_signal(signal.SIGTERM)
+    _, errors = process.communicate(timeout=30)
+    assert (process.returncode, errors) == (
+        75, "jaxcnn: SIGTERM: stopped outside of training; the same command goes on\n",
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("text", ["import sys; sys.exit(0)", "raise KeyboardInterrupt", "\0"])
+def test_an_experiment_that_leaves_is_wrong(tmp_path, text):
+    (tmp_path / "leaves.py").write_text(text)
+    with pytest.raises(UserError, match=r"leaves.py: "):
+        load_config(["x", f"--config={tmp_path / 'leaves.py'}"], flag_values=flags.FlagValues())
+
+
+@pytest.mark.parametrize("name", ["--flagfile=/", "-flagfile", "--config=" + "x" * 300])
+def test_names_of_no_file_are_wrong(name):
+    with pytest.raises(UserError, match=r"is not taken|does not exist"):
+        load_config(["x", name, DIGITS], flag_values=flags.FlagValues())

@@ -233,7 +233,7 @@ def command(*arguments):
 
 def test_what_is_written_and_printed(runs, alone, tmp_path, capsys):
     before = {path.name for path in (runs / "first").iterdir()}
-    assert command(f"--workdir={runs / 'first'}") == 0
+    assert command(f"--workdir={runs / 'first'}", "--batch_size=7") == 0
     printed = capsys.readouterr().out
     line = json.loads(printed.splitlines()[-1])
     assert line["accuracy"] == alone.scores["accuracy"]
@@ -243,7 +243,7 @@ def test_what_is_written_and_printed(runs, alone, tmp_path, capsys):
     written = json.loads((runs / "first" / "evaluation.json").read_text())
     assert written["intervals"] == {name: pytest.approx(list(each), abs=1e-4) for name, each in alone.intervals.items()}
     assert written["members"][0]["workdir"] == str(runs / "first")
-    assert written["command"] == ["evaluate", f"--workdir={runs / 'first'}"]
+    assert written["command"] == ["evaluate", f"--workdir={runs / 'first'}", "--batch_size=7"]
     assert written["confusion_matrix"] == alone.confusion_matrix.tolist()
     assert {"scores", "classes", "calibration", "reliability", "versions", "tta", "data"} <= written.keys()
     with (runs / "first" / "predictions.csv").open() as file:
@@ -275,7 +275,7 @@ def test_what_is_written_and_printed(runs, alone, tmp_path, capsys):
         (["--step=best,sooner"], "--step=sooner is neither best, last nor"),
         (["--step=99"], "there are checkpoints of steps 2, .*; or best, last"),
         (["--split=tset"], "did you mean 'test'"),
-        (["--resamples=-1"], "give many"),
+        (["--resamples=-1"], "not an integer in the range"),
         (["--resamples=many"], "resamples"),
         (["--workdir=nowhere"], "holds no run"),
         (["--data=folder:nowhere"], "there is no 'nowhere'"),

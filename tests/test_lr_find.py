@@ -193,13 +193,15 @@ def test_the_command_suggests_and_writes(tmp_path, experiment, capsys, monkeypat
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--min=0"], "--min=0 --max=10: rates must grow from above 0"),
+        (["--min=0"], r"--min=0: 0.0 is not a number in the range \[1e-30, 1e\+30\]"),
+        (["--min=nan"], "rates must grow"),
         (["--min=1", "--max=0.1"], "--min=1 --max=0.1: rates must grow"),
-        (["--max=inf"], "rates must grow"),
-        (["--steps=3"], "--steps=3 are too few to tell; give it at least 20"),
+        (["--max=inf"], "not a number in the range"),
+        (["--steps=3"], "--steps=3: 3 is not an integer in the range"),
+        (["--steps=1000000000000"], "not an integer in the range"),
         (["--stepz=3"], "stepz"),
         (["--config.optimizer.lr=3"], "config.optimizer has no field 'lr'"),
-        (["--output={file}"], "is a file; name a folder"),
+        (["--output={file}"], "cannot be written: Not a directory"),
         (["extra"], "unexpected argument 'extra'"),
     ],
 )

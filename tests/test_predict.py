@@ -9,7 +9,6 @@ import re
 import subprocess
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -175,10 +174,10 @@ def test_explanations_lie_as_the_images_do(command, trained, load, images, tmp_p
     expected = overlay(model.prepare(path)[0], model.explain(path, target="bar")[0])
     assert np.abs(drawn.astype(int) - expected).max() <= 2
     assert drawn.std() > 0
-    (tmp_path / "file").write_text("")
-    code, _, errors = command(path, f"--explain={tmp_path / 'file'}", "--json=-")
+    (tmp_path / "full" / "same.png.png").mkdir(parents=True)
+    code, _, errors = command(path, f"--explain={tmp_path / 'full'}", "--json=-")
     assert code == 1
-    assert re.search(r"same.png: its explanation cannot be written to .*file", errors[0])
+    assert re.search(r"same.png: its explanation cannot be written to .*same.png.png: Is a directory", errors[0])
 
 
 def test_a_run_of_many_is_neither_listed_nor_held(command, images, monkeypatch):
@@ -192,12 +191,12 @@ def test_a_run_of_many_is_neither_listed_nor_held(command, images, monkeypatch):
             taken += 1
             yield str(plain), str(plain)
 
-    def dumps(row):
+    def to_json(row):
         told.append(taken)
         return "{}"
 
     monkeypatch.setattr(predict, "_images", lambda arguments: lines())
-    monkeypatch.setattr(predict, "json", SimpleNamespace(dumps=dumps))
+    monkeypatch.setattr(predict, "to_json", to_json)
     command("x", "--json=-")
     assert len(told) == 100
     assert told[0] <= 1 + 3 * 4 + 1
@@ -215,9 +214,18 @@ def test_a_run_of_many_is_neither_listed_nor_held(command, images, monkeypatch):
         (["IMAGES", "--explain=x", "--target=baar"], "no such class; did you mean 'bar'"),
         (["IMAGES", "--tta=flap"], "eval_tta='flap' is not known; did you mean 'flip'"),
         (["IMAGES", "--step=77"], "checkpoints of steps .*; or best, last"),
-        (["IMAGES", "--top_k=0"], "0 is not a positive integer"),
+        (["IMAGES", "--top_k=0"], "0 is not an integer in the range"),
         (["IMAGES", "--topk=1"], "Unknown command line flag 'topk'"),
         (["IMAGES", "--csv=EMPTY"], "cannot be written: Is a directory"),
+        (["IMAGES", "--csv=EMPTY/nowhere/x"], "--csv=.* cannot be written: No such file"),
+        (["IMAGES", "--csv=EMPTY/x", "--json=EMPTY/../EMPTY_/x"], "cannot be written"),
+        (["IMAGES", "--csv=EMPTY/x", "--json=EMPTY/./x"], "--csv and --json would both write"),
+        (["IMAGES", "--csv=IMAGES/plain.png"], "plain.png is an image"),
+        (["IMAGES/notes.txt", "--json=IMAGES/notes.txt"], "notes.txt is an image"),
+        (["IMAGES", "--explain=/proc/x"], "--explain=/proc/x cannot be written"),
+        (["IMAGES", "--step=\u0661"], "neither best, last nor"),
+        (["IMAGES", "--batch_size=1" + "0" * 25], "batch_size"),
+        (["IMAGES", "--flagfile=EMPTY"], "--flagfile is not taken"),
         (["IMAGES", "--workdir=EMPTY"], "holds no run"),
         (["IMAGES", "--workdir="], "no run given; pass --workdir"),
     ],

@@ -191,6 +191,11 @@ def test_names_may_be_anything(made):
     assert "\x00" not in text
 
 
+def test_a_reason_that_is_no_text_is_shown():
+    """As of a path that is no UTF-8, with an escape sequence in it."""
+    assert page.absent("no \udcff.png <\x1b[2J") == '<p class="absent">no \\udcff.png &lt;\\x1b[2J</p>\n'
+
+
 def test_several_runs_are_compared(runs, tmp_path):
     code, said = report("--workdir", runs / "first", runs / "second", runs / "first", "--quick", "--output", tmp_path)
     assert code == 0
@@ -350,15 +355,18 @@ def test_training_has_no_matplotlib():
 
 
 def test_a_figure_in_the_page_has_the_pages_colours_and_words():
-    lines = [figures.Line("$a$<b>", range(5), [0.0001, 0.00012, 0.00013, 0.0002, 0.0003], 0)]
+    light = COLOURS["series1"][0]
+    names = ("$a$<b>", "font: 1px a", f'{light} id="x"', "a\x1bb")
+    lines = [figures.Line(name, range(5), [0.0001, 0.00012, 0.00013, 0.0002, 0.0003], 0) for name in names]
     drawing = figures.curves(lines, x_label="epoch", y_label="rate", logarithmic=False)
-    text = to_svg(drawing, describe='"what" it is', titles={})
-    checked(text)
-    assert not any(light in text for light, _ in COLOURS.values())
+    drawing.axes[0].set_ylabel("$x_1$")
+    text = to_svg(drawing, describe='"what"\x07 it is', titles={})
+    words = [data for tag, data in checked(text).texts if tag == "text"]
+    assert {"$a$<b>", "font: 1px a", figures.short(names[2]), r"a\x1bb", "$x_1$"} <= set(words)
+    assert not any(light in tag for light, _ in COLOURS.values() for tag in re.findall("<[^>]*>", text))
     assert "var(--series1)" in text
-    assert "$a$&lt;b&gt;" in text
     assert ">0.00015</text>" in text  # what is written is not rounded as coordinates are
-    assert 'aria-label="&quot;what&quot; it is"' in text
+    assert 'aria-label="&quot;what&quot;\\x07 it is"' in text
     assert not re.search(r'="[^"]*\d\.\d{3}', text)
     assert Image.open(io.BytesIO(to_png(drawing))).size[0] > 600
 

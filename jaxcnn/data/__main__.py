@@ -3,8 +3,7 @@
 Exit codes: 0 done, and checked without errors; 1 failed, or checked and errors found; 2 the command is wrong.
 """
 
-import json
-import os
+import math
 import re
 import time
 from collections.abc import Callable
@@ -15,13 +14,14 @@ from absl import flags
 from etils import epath
 from rich.table import Table
 
-from jaxcnn.command_line import load_config
+from jaxcnn.command_line import check_outputs, load_config
 from jaxcnn.config import Config, DataConfig
 from jaxcnn.data.records import StoredSet
 from jaxcnn.data.sources import open_stored
 from jaxcnn.errors import UserError, nearest
+from jaxcnn.files import to_json, write_atomically
 from jaxcnn.logs import RunLog
-from jaxcnn.main import flags_help, run_command, show_help
+from jaxcnn.main import flags_help, parse_flags, run_command, show_help
 from jaxcnn.terminal import PatientConsole
 
 _EXAMPLES = 3  # of each kind of fault, in the terminal's table
@@ -58,7 +58,7 @@ def main(argv: list[str], start: float) -> int:
 def _describe_flags(values: flags.FlagValues) -> None:
     flags.DEFINE_string("data_dir", None, "where prepared sets lie", flag_values=values)
     flags.DEFINE_integer(
-        "image_size", None, "pixels: mean and std as a run of this size has them", 1, flag_values=values
+        "image_size", None, "pixels: mean and std as a run of this size has them", 1, 16384, flag_values=values
     )
     flags.DEFINE_string("sheet", None, "a PNG to draw: some images of each class", flag_values=values)
     flags.DEFINE_string(
@@ -79,16 +79,16 @@ def describe(name: str, rest: list[str], values: flags.FlagValues, start: float)
         raise UserError("--augment draws a sheet: say where, e.g. --sheet augmented.png")
     if values.sheet and Path(values.sheet).suffix != ".png":
         raise UserError(f"--sheet={values.sheet}: sheets are PNG files; give it a name that ends in .png")
-    _refuse_to_overwrite(values, "sheet")
+    check_outputs(values, "sheet", overwrite=values.force)
     log = _log()
     stored = open_stored(config.data, progress=log.work)
 
     from jaxcnn.data import describing, sheet
 
     description = describing.describe(name, stored, image_size=values.image_size, progress=log.work)
-    console = PatientConsole(highlight=False)
+    console = PatientConsole()
     if values.json:
-        console.print(json.dumps(describing.as_json(description), indent=2), markup=False, soft_wrap=True)
+        console.print(to_json(describing.as_json(description), indent=2), soft_wrap=True)
     else:
         describing.print_tables(console, description)
     if values.sheet:
@@ -97,7 +97,7 @@ def describe(name: str, rest: list[str], values: flags.FlagValues, start: float)
         else:
             shown = stored.splits.get("train") or next(iter(stored.splits.values()))
             picture = sheet.draw(sheet.class_rows(shown, stored.class_names))
-        picture.save(values.sheet)
+        write_atomically(values.sheet, sheet.png(picture))
         log.say(f"drawn: {values.sheet}")
     return 0
 
@@ -155,6 +155,7 @@ def _check_flags(values: flags.FlagValues) -> None:
         1.0,
         "near duplicates: false alarms to expect in all; more finds more, 0 none",
         0,
+        1e6,
         flag_values=values,
     )
     flags.DEFINE_bool("force", False, "overwrite the files written", flag_values=values)
@@ -163,7 +164,9 @@ def _check_flags(values: flags.FlagValues) -> None:
 def check(name: str, rest: list[str], values: flags.FlagValues, start: float) -> int:
     """Prints what is wrong with a set, writes the lists asked for; 1 when there are errors among it."""
     _parse(rest, values)
-    _refuse_to_overwrite(values, "write_clean", "csv", "json")
+    if math.isnan(values.near_threshold):
+        raise UserError("--near_threshold=nan is no number; give it 0 or more")
+    check_outputs(values, "write_clean", "csv", "json", overwrite=values.force)
     log = _log()
     stored = open_stored(DataConfig(name=name, dir=values.data_dir), progress=log.work, damaged=True)
 
@@ -172,7 +175,7 @@ def check(name: str, rest: list[str], values: flags.FlagValues, start: float) ->
     if values.exclude:
         stored = _without(stored, values.exclude, name)
     report = checking.check(stored, false_alarms=values.near_threshold, progress=log.work)
-    console = PatientConsole(highlight=False)
+    console = PatientConsole()
     if report.faults:
         console.print(_faults_table(name, report))
     total = sum(report.num_images.values())
@@ -187,14 +190,13 @@ def check(name: str, rest: list[str], values: flags.FlagValues, start: float) ->
         soft_wrap=True,
     )
     if values.csv:
-        Path(values.csv).write_text(checking.as_csv(report.faults), encoding="utf-8")
+        write_atomically(values.csv, checking.as_csv(report.faults))
     if values.json:
-        Path(values.json).write_text(json.dumps(checking.as_json(report), indent=2) + "\n", encoding="utf-8")
+        write_atomically(values.json, to_json(checking.as_json(report), indent=2) + "\n")
     if values.write_clean:
         entries = write_clean_list(Path(values.write_clean), report)
         console.print(
             f"{entries:,} records to leave out: --config.data.exclude={values.write_clean}",
-            markup=False,
             soft_wrap=True,
         )
     return int(report.has_errors)
@@ -284,33 +286,14 @@ def _help(name: str) -> str:
 
 
 def _parse(rest: list[str], values: flags.FlagValues) -> None:
-    try:
-        left = values(["jaxcnn.data", *rest])
-    except flags.Error as error:
-        raise UserError(" ".join(str(error).split())) from None
-    if len(left) > 1:
-        raise UserError(f"unexpected argument {left[1]!r}; options are written --name=value")
-
-
-def _refuse_to_overwrite(values: flags.FlagValues, *names: str) -> None:
-    for name in names:
-        file = values[name].value
-        if file is None:
-            continue
-        path = Path(file)
-        if path.is_dir() or not path.absolute().parent.is_dir():
-            raise UserError(f"--{name}={file}: {'is a folder' if path.is_dir() else 'its folder does not exist'}")
-        if not os.access(path if path.exists() else path.absolute().parent, os.W_OK):
-            raise UserError(f"--{name}={file}: no permission to write there; choose another place")
-        if path.exists() and not values.force:
-            raise UserError(f"--{name}={file} exists; choose another name, or --force to overwrite it")
+    parse_flags(values, ["jaxcnn.data", *rest], takes_arguments=False)
 
 
 def _log() -> RunLog:
     """Bars and remarks, on stderr: what a command prints may be piped."""
-    console = PatientConsole(stderr=True, highlight=False, soft_wrap=True)
+    console = PatientConsole(stderr=True, soft_wrap=True)
     return RunLog(epath.Path("."), tensorboard=False, console=console)
 
 
 if __name__ == "__main__":
-    run_command(main)
+    run_command(main, less_memory="leave out the largest images, or look at part of them at a time")

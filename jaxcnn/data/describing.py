@@ -171,7 +171,7 @@ def print_tables(console: Console, description: Description) -> None:
     first_name, first = next(iter(description.splits.items()))
     fitted = f", fitted to {description.image_size} pixels" if description.image_size else ""
     statistics = f"mean ({_numbers(first.mean)}), std ({_numbers(first.std)}) a channel, of pixels in 0..1"
-    console.print(f"of {first_name}{fitted}: {statistics}", soft_wrap=True, markup=False)
+    console.print(f"of {first_name}{fitted}: {statistics}", soft_wrap=True)
 
 
 def _classes_table(description: Description) -> Table:

@@ -1,5 +1,6 @@
 """Contact sheets: rows of images with a name each, as one picture. Drawn with Pillow."""
 
+import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -24,6 +25,13 @@ class Row:
 
     name: str
     images: Sequence[np.ndarray]
+
+
+def png(picture: Image.Image) -> bytes:
+    """The picture as a file."""
+    target = io.BytesIO()
+    picture.save(target, format="PNG", optimize=True)
+    return target.getvalue()
 
 
 def draw(rows: Sequence[Row], *, columns: Sequence[str] = ()) -> Image.Image:

@@ -5,13 +5,13 @@ Figures are as published (jaxcnn/models/published.py says where); a model withou
 
 import dataclasses
 import fnmatch
-import json
 from typing import Any
 
 from absl import flags
 from rich.table import Table
 
 from jaxcnn.errors import UserError, nearest
+from jaxcnn.files import to_json
 from jaxcnn.main import flags_help, parse_flags, run_command, show_help
 from jaxcnn.models import MODELS
 from jaxcnn.models.published import PUBLISHED, Published
@@ -32,18 +32,17 @@ def main(argv: list[str], start: float) -> int:
     if not names:
         raise UserError(f"--filter={values.filter}: no model is named so; {nearest(values.filter.strip('*'), MODELS)}")
     figures = {name: PUBLISHED.get(name) or _counted(name) for name in names}
-    console = PatientConsole(highlight=False)
+    console = PatientConsole()
     if not console.is_terminal:  # a pipe has no width
         console.width = 140
     if values.json:
         rows = [{"name": name, **dataclasses.asdict(each)} for name, each in figures.items()]
-        console.print(json.dumps(rows, indent=2), markup=False, soft_wrap=True)
+        console.print(to_json(rows, indent=2), soft_wrap=True)
     else:
         console.print(_table(figures))
         console.print(
             "parameters for 1000 classes (at 28 and 32 pixels: 10); macs: multiplications with addition, those with "
             "a ~ counted here; top 1: ImageNet's validation, as published",
-            markup=False,
             soft_wrap=True,
         )
     return 0

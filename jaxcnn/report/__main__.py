@@ -15,12 +15,13 @@ from absl import flags
 
 import jaxcnn
 from jaxcnn import workdir as workdir_lib
+from jaxcnn.command_line import check_outputs, check_step
 from jaxcnn.errors import RunError, UserError, nearest
 from jaxcnn.files import write_atomically
 from jaxcnn.logs import RunLog
 from jaxcnn.main import flags_help, parse_flags, run_command, show_help
 from jaxcnn.report.files import RunFiles, read_runs
-from jaxcnn.terminal import complain
+from jaxcnn.terminal import complain, one_line
 
 SPLITS = ("train", "validation", "test")
 Attempt = Callable[[str, Callable[[], Any]], Any]  # a section's title and what makes it -> the section
@@ -35,7 +36,7 @@ def main(argv: list[str], start: float) -> int:
     flags.DEFINE_bool("quick", False, "only what the runs' files say: no network, no data", flag_values=values)
     flags.DEFINE_string("split", "test", "train, validation or test: what is measured", flag_values=values)
     flags.DEFINE_string("step", "best", "which checkpoint: best (on validation), last, or its step", flag_values=values)
-    flags.DEFINE_integer("image", 0, "of the split, whose feature maps are shown", 0, flag_values=values)
+    flags.DEFINE_integer("image", 0, "of the split, whose feature maps are shown", 0, 2**31 - 1, flag_values=values)
     flags.DEFINE_string("data_dir", None, "where prepared sets lie, if not where they did", flag_values=values)
     if {"--help", "-help", "-h", "--helpfull"} & set(argv):
         show_help(f"{__doc__}\n{flags_help(values)}")
@@ -46,8 +47,8 @@ def main(argv: list[str], start: float) -> int:
         raise UserError("no run given; pass --workdir, e.g. --workdir runs/digits")
     if values.split not in SPLITS:
         raise UserError(f"--split={values.split} is not known; {nearest(values.split, SPLITS)}")
-    if not values.step.isdecimal() and values.step not in ("best", "last"):
-        raise UserError(f"--step={values.step} is neither best, last nor the number of a step")
+    check_step(values.step)
+    check_outputs(values, "output", folder=True)
     runs = read_runs(workdirs)
     output = workdir_lib.resolve(values.output) if values.output else runs[0].workdir
     log = RunLog(output, tensorboard=False)
@@ -70,7 +71,7 @@ def writing(folder: Any) -> Iterator[None]:
     try:
         yield
     except Exception as error:  # a bucket's own errors are no OSError
-        raise UserError(f"{folder} cannot be written ({' '.join(str(error).split())}); pass another --output") from None
+        raise UserError(f"{folder} cannot be written ({one_line(error)}); pass another --output") from None
 
 
 def make(runs: list[RunFiles], values: Any, log: RunLog) -> tuple[str, dict[str, bytes], bool]:
@@ -138,11 +139,11 @@ def _attempt(title: str, section: Callable[[], Any], failures: list[str]) -> Any
     except (UserError, RunError) as error:
         return Section(title, absent(f"Not here: {error}"))
     except Exception as error:
-        reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
+        reason = f"{type(error).__name__}: {one_line(error)}"
         complain(f"report: {title!r} could not be made: {reason}")
         failures.append(title)
         return Section(title, absent(f"Could not be made: {reason}"))
 
 
 if __name__ == "__main__":
-    run_command(main)
+    run_command(main, less_memory="--quick makes the page of the run's files alone")

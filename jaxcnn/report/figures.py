@@ -15,6 +15,7 @@ from matplotlib.patches import Rectangle
 from matplotlib.ticker import EngFormatter, FuncFormatter, LogLocator, MaxNLocator
 
 from jaxcnn.report.palette import ACCENT, INK, LINE, PAPER, RIGHT, SOFT, WRONG, colour, series
+from jaxcnn.terminal import shown
 
 WIDTH, NARROW = 5.6, 4.6  # inches of 72 points; narrow ones stand three to a row. A phone shows a point as a pixel
 TEXT = 10.5  # points
@@ -39,6 +40,7 @@ class Line:
 
 def short(name: str) -> str:
     """As figures have room for."""
+    name = shown(name)
     return name if len(name) <= LONGEST_NAME else f"{name[: LONGEST_NAME - 1]}…"
 
 
@@ -127,7 +129,6 @@ def confusion_matrix(matrix: np.ndarray, names: Sequence[str]) -> tuple[Figure, 
         axes.set_xticks(range(count), [short(name) for name in names], rotation=45, ha="left", fontsize=size)
         axes.set_yticks(range(count), [short(name) for name in names], fontsize=size)
         for label in [*axes.get_xticklabels(), *axes.get_yticklabels()]:
-            label.set_parse_math(False)
             label.set_rotation_mode("anchor")
     axes.xaxis.tick_top()
     axes.xaxis.set_label_position("top")
@@ -256,7 +257,6 @@ def _name_ends(axes: Axes, lines: Sequence[Line]) -> None:
             color=series(line.series),
             fontsize=TEXT,
             alpha=1.0 if line.main else 0.85,
-            parse_math=False,
         )
 
 
@@ -293,7 +293,6 @@ def _name_clusters(axes: Axes, points: np.ndarray, labels: np.ndarray, names: Se
             va="center",
             fontsize=TEXT,
             color=colour(INK),
-            parse_math=False,
             bbox={"boxstyle": "round,pad=0.15", "facecolor": colour(PAPER), "alpha": 0.75, "linewidth": 0},
         )
 

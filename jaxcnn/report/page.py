@@ -8,14 +8,16 @@ import hashlib
 import io
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from html import escape
+from html import escape as escape_html
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
-from jaxcnn.data.sheet import Row, draw
+from jaxcnn.data.sheet import Row, draw, png
+from jaxcnn.files import read_text
 from jaxcnn.report.palette import css_variables
+from jaxcnn.terminal import shown
 
 _HERE = Path(__file__).parent
 PIXELS_UP_TO = 72  # longer images are photographs: shown smoothly, stored as JPEG
@@ -43,8 +45,8 @@ class Chapter:
 
 def page(title: str, lead: str, chapters: Sequence[Chapter], *, footer: str) -> str:
     """The whole document. Of a single chapter the sections stand for themselves."""
-    css = (_HERE / "page.css").read_text()
-    script = (_HERE / "page.js").read_text()
+    css = read_text(_HERE / "page.css")
+    script = read_text(_HERE / "page.js")
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     policy = f"default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'sha256-{digest}'"
     dark = f"{{ color-scheme: dark; {css_variables(1)} }}"
@@ -82,6 +84,11 @@ def page(title: str, lead: str, chapters: Sequence[Chapter], *, footer: str) -> 
         "<main>\n" + "\n".join(content) + f"\n</main>\n<footer>{footer}</footer>\n"
         f"<script>{script}</script>\n</body>\n</html>\n"
     )
+
+
+def escape(text: str) -> str:
+    """Any text as HTML has it, with its control characters written out."""
+    return escape_html(shown(text))
 
 
 def words(text: str) -> str:
@@ -200,6 +207,4 @@ def picture(image: np.ndarray, alt: str) -> str:
 
 def sheet(rows: Sequence[Row]) -> bytes:
     """Rows of images as one PNG file."""
-    target = io.BytesIO()
-    draw(rows).save(target, format="PNG", optimize=True)
-    return target.getvalue()
+    return png(draw(rows))

@@ -8,7 +8,6 @@ Or measures what a linear classifier makes of features: python -m jaxcnn.transfe
 """
 
 import contextlib
-import json
 from typing import Any
 
 from absl import flags
@@ -16,9 +15,9 @@ from etils import epath
 from rich.table import Table
 
 from jaxcnn import workdir as workdir_lib
-from jaxcnn.command_line import load_config
+from jaxcnn.command_line import check_outputs, load_config
 from jaxcnn.errors import UserError, nearest
-from jaxcnn.files import write_atomically
+from jaxcnn.files import check_writable, to_json, write_atomically
 from jaxcnn.main import flags_help, parse_flags, run_command, show_help
 from jaxcnn.terminal import PatientConsole
 
@@ -61,6 +60,10 @@ def export(values: flags.FlagValues, rest: list[str]) -> int:
     if file.exists() and not values.force:
         raise UserError(f"{file} exists; choose another name, or --force to overwrite it")
     workdir = workdir_lib.resolve(values.workdir)
+    try:
+        check_writable(file)
+    except OSError as error:
+        raise UserError(f"{rest[0]} cannot be written: {error.strerror}; choose another place") from None
     model = workdir_lib.read_config(workdir)["config"]["model"]["name"]
 
     from jaxcnn.transfer import timm, torchvision  # imports JAX
@@ -101,6 +104,7 @@ def probe(argv: list[str], start: float) -> int:
     config, experiment = load_config(argv, flag_values=values)
     if values.classifier not in CLASSIFIERS:
         raise UserError(f"--classifier={values.classifier} is not known; {nearest(values.classifier, CLASSIFIERS)}")
+    check_outputs(values, "json")
     if config.init_from is None:
         raise UserError("no weights given; pass --config.init_from, e.g. --config.init_from=runs/cifar10")
 
@@ -109,7 +113,7 @@ def probe(argv: list[str], start: float) -> int:
     from jaxcnn.probe import linear_probe
 
     set_up(config.platform, compilation_cache=config.compilation_cache)
-    console = PatientConsole(highlight=False, soft_wrap=True)
+    console = PatientConsole(soft_wrap=True)
     run, feed = build(config)
     with contextlib.closing(feed):
         result = linear_probe(run, feed, layer=values.layer, classifier=values.classifier)
@@ -119,10 +123,10 @@ def probe(argv: list[str], start: float) -> int:
     for split, found in result["splits"].items():
         table.add_row(split, f"{100 * found['accuracy']:.2f} %", f"{found['num_examples']:,}")
     console.print(table)
-    line = json.dumps({"experiment": experiment, "init_from": config.init_from, **result})
+    line = to_json({"experiment": experiment, "init_from": config.init_from, **result})
     if values.json:
         write_atomically(workdir_lib.resolve(values.json), line + "\n")
-    console.print(line, markup=False)
+    console.print(line)
     return 0
 
 
