@@ -349,7 +349,8 @@ def _by_pillow(image: Any, layout: Layout | None = None) -> np.ndarray:
     inverted = image.mode == "CMYK" and image.format in ("JPEG", "MPO") and "adobe" not in image.info
     pixels = np.empty((image.height, image.width, 1 if _is_grey(image.mode) else 3), np.uint8)
     for rows in _strips(image.height, image.width):
-        strip = image.crop((0, rows.start, image.width, rows.stop))
+        whole = rows == slice(0, image.height) and not deep
+        strip = image if whole else image.crop((0, rows.start, image.width, rows.stop))
         if inverted:
             strip = _pillow().fromarray(255 - np.asarray(strip), "CMYK")
         if deep and isinstance(hole, tuple):
