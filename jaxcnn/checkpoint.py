@@ -4,8 +4,6 @@ Each checkpoint holds the arrays, JSON beside them, and a CRC-32 of every array:
 silently. A checkpoint that does not verify is reported, set aside, and the one before it is used.
 """
 
-import asyncio
-import glob
 import logging
 import math
 import zlib
@@ -22,23 +20,13 @@ from orbax.checkpoint.checkpoint_managers import preservation_policy
 
 from jaxcnn.errors import RunError
 from jaxcnn.files import finite, read_json, write_atomically
+from jaxcnn.orbax_mends import mend_orbax
 
 # Bytes of arrays that are read whatever a checkpoint takes on disk, and how many times that they may be beyond. Arrays
 # of one value take next to nothing there, momenta that have not moved for one; weights about what they have here.
 ALWAYS_READ, TIMES_ON_DISK = 1 << 30, 100
 
 Report = Callable[[str], None]
-
-_LocalPath: Any = type(epath.Path())
-_glob_as_it_comes = _LocalPath.glob
-
-
-def _glob(folder: Any, pattern: str) -> Any:
-    """Takes a folder's own name as it is. epath takes `[new]` for a pattern, and Orbax loses what it saved."""
-    return _glob_as_it_comes(_LocalPath(glob.escape(str(folder))), pattern)
-
-
-_LocalPath.glob = _glob
 
 
 class DamagedError(RunError):
@@ -90,7 +78,7 @@ class Checkpoints:
 
         A value that is not finite is worse than any other, and never the best. With `keep_best=0` there is no best.
         """
-        asyncio.set_event_loop_policy(_LenientPolicy())
+        mend_orbax()
         self._folder = epath.Path(folder)
         self._best_metric, self._keep_best, self._report = best_metric, keep_best, report
         policies: list[preservation_policy.PreservationPolicy] = [preservation_policy.LatestN(keep_last)]
@@ -257,24 +245,3 @@ class Checkpoints:
     def close(self) -> None:
         """Waits for what is being written, then lets go of the folder."""
         self._manager.close()
-
-
-class _LenientLoop(asyncio.SelectorEventLoop):
-    """Lets late answers go: Orbax closes its loop at the first array that fails, before TensorStore is done with all.
-
-    They would each be a traceback on stderr.
-    """
-
-    def call_soon_threadsafe(self, callback: Any, *args: Any, context: Any = None) -> Any:  # type: ignore[override]
-        try:
-            return super().call_soon_threadsafe(callback, *args, context=context)
-        except RuntimeError:
-            if not self.is_closed():
-                raise
-
-
-class _LenientPolicy(asyncio.DefaultEventLoopPolicy):
-    """How Orbax comes by its loops."""
-
-    def new_event_loop(self) -> asyncio.AbstractEventLoop:
-        return _LenientLoop()

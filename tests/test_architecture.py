@@ -13,7 +13,7 @@ PACKAGE = ROOT / "jaxcnn"
 
 # A module imports from strictly lower floors; within a folder sideways, in one direction.
 FLOORS = {
-    "errors": 0, "files": 0, "terminal": 0, "schema": 0,
+    "errors": 0, "files": 0, "terminal": 0, "schema": 0, "orbax_mends": 0,
     "config": 1, "fingerprints": 1, "models": 1, "metrics": 1, "checkpoint": 1, "tensorboard": 1, "stopping": 1,
     "scores": 1, "diagnosis": 1,
     "command_line": 2, "logs": 2, "losses": 2, "averaging": 2, "finetune": 2, "data": 2, "augment": 2, "workdir": 2,
