@@ -316,12 +316,13 @@ HOSTILE_EVALUATE = {
 
 
 @pytest.fixture(scope="module")
-def traps(tmp_path_factory):
+def traps(tmp_path_factory, whole):
+    saved = json.loads((whole[0] / "config.json").read_text())
     folder = tmp_path_factory.mktemp("traps")
     (folder / "file").write_text("")
     for name, file, text in (
         ("stranger", "thesis.tex", "years of work"),
-        ("other", "config.json", json.dumps({"experiment": "cifar10", "config": {}, "data": {}})),
+        ("other", "config.json", json.dumps({**saved, "experiment": "cifar10"})),
         ("damaged", "config.json", '{"experiment": "digi'),
     ):
         (folder / name).mkdir()

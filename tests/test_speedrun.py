@@ -482,7 +482,7 @@ def test_without_validation_the_last_weights_are_the_result(tmp_path: Path) -> N
         ({"optimizer__lookahead_every_steps": 5}, "both average"),
         ({"optimizer__name": "airbench_sgd", "optimizer__l1": 0.1}, "decay of its own"),
         ({"optimizer__name": "airbench_muon", "optimizer__reference_batch_size": 8}, "does not go with the batch"),
-        ({"optimizer__groups__head_rate": 2.0}, "airbench_sgd and airbench_muon only"),
+        ({"optimizer__groups__head_rate": 2.0}, "airbench_sgd, airbench_muon only"),
         ({"schedule__name": "triangle", "schedule__warmup_epochs": 1.0}, "triangle warms up by itself"),
     ],
 )
