@@ -71,7 +71,8 @@ def check(workdir: epath.Path, experiment: str, config: Config) -> None:
     """Raises UserError if the folder cannot be this run's: it holds another run, or is not a run's folder at all."""
     try:
         if not workdir.exists():
-            file = next((each for each in workdir.parents if each.exists() and not each.is_dir()), None)
+            above = [] if is_remote(workdir) else workdir.parents
+            file = next((each for each in above if each.exists() and not each.is_dir()), None)
             if file is not None:
                 raise UserError(f"workdir {workdir} lies under {file}, which is a file; pass another --workdir")
             return
