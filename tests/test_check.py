@@ -495,3 +495,11 @@ def test_a_wrong_command_gets_one_line(arguments, words):
     with pytest.raises(UserError, match=re.escape(words)) as error:
         run(*arguments)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("count", range(8))
+def test_a_few_images_are_too_few_to_say_what_is_alike(count: int) -> None:
+    generator = np.random.default_rng(count)
+    thumbnails = generator.integers(0, 256, (count, 16, 16), np.uint8)
+    hashes = np.array([[1, 2]] * count, np.uint64).reshape(count, 2)
+    assert len(near_pairs(hashes, thumbnails, false_alarms=1e-3).positions) == 0

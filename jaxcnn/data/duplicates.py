@@ -50,7 +50,7 @@ def near_pairs(hashes: np.ndarray, thumbnails: np.ndarray, *, false_alarms: floa
       false_alarms: of those expected among all pairs; more finds more.
     """
     count = len(hashes)
-    if count < 4:  # too few to say what is alike by chance
+    if count < 5:  # too few to say what is alike by chance
         return _best_of_each(np.zeros((0, 4)))
     vectors = _normalised(thumbnails)
     scale, share, dimension = _surroundings(vectors)
