@@ -1,6 +1,6 @@
 """How far modes and device counts differ: python -m benchmarks.devices [--experiment cifar10.py] [--steps 10]
 
-Trains the same first steps, in float32 without dropout, on 1, 2 and 8 simulated CPU devices (or those there are) under
+Trains the same first steps, in float32, on 1, 2 and 8 simulated CPU devices (or those there are) under
 jit and pmap, and prints the largest relative difference of the loss from that of one device under jit.
 """
 
@@ -40,7 +40,7 @@ def main() -> None:
     os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={max(COUNTS)}"
     set_up(options)
     report = Report(options.json, "devices")
-    base = [f"--config=experiments/{options.experiment}", "--config.model.dropout_rate=0", "--config.steps_per_call=1"]
+    base = [f"--config=experiments/{options.experiment}", "--config.steps_per_call=1"]
     found = {
         f"{mode}, {count}": losses([*base, f"--config.parallel={mode}", f"--config.num_devices={count}"], options.steps)
         for mode in ("jit", "pmap")

@@ -10,7 +10,8 @@ import numpy as np
 
 from jaxcnn.augment import Augment
 from jaxcnn.losses import Loss
-from jaxcnn.step import AUGMENT_STREAM, TrainState, mirrored
+from jaxcnn.models.dropout import drawn_by_example
+from jaxcnn.step import TrainState, augment_keys, dropout_key, mirrored
 
 
 def first_bad_layer(
@@ -29,9 +30,8 @@ def first_bad_layer(
     bad = _first_bad(_in_order(state.params))
     if bad:
         return f"first in the parameters of {bad}, by the update before"
-    size = len(batch["label"])
-    augment_key = jax.random.fold_in(jax.random.fold_in(key, AUGMENT_STREAM), int(state.step))
-    keys = jax.vmap(jax.random.fold_in, in_axes=(None, 0))(augment_key, jnp.arange(size))
+    step, positions = int(state.step), jnp.arange(len(batch["label"]))
+    keys = augment_keys(key, step, positions)
     images, labels = augment(keys, batch["image"], batch["label"], mirrored(key, dict(batch)))
     if not np.isfinite(images).all():
         return "first in the augmented images"
@@ -44,20 +44,23 @@ def first_bad_layer(
             outputs.append(("/".join(context.module.path), _finite(result)))
         return result
 
-    with nn.intercept_methods(record):
+    with (
+        nn.intercept_methods(record),
+        drawn_by_example(positions),
+    ):  # in this order: what is recorded is the whole batch
         logits, _ = _without_axis(model).apply(
             {"params": state.params, "batch_stats": state.batch_stats},
             images,
             train=True,
             mutable=["batch_stats"],
-            rngs={"dropout": key},
+            rngs={"dropout": dropout_key(key, step)},
         )
     bad = next((name for name, finite in outputs if not finite), None)
     if bad:
         return f"first in the output of layer {bad}"
     if not np.isfinite(loss(logits, labels)).all():
         return "first in the loss itself; all layers' outputs are finite"
-    return "no layer on its own repeats it; dropout or the devices' sums differ here"
+    return "no layer on its own repeats it; the devices' sums differ here"
 
 
 def _without_axis(model: nn.Module) -> nn.Module:

@@ -18,6 +18,7 @@ from jaxcnn.averaging import Average
 from jaxcnn.finetune import EVERYTHING, Finetuning
 from jaxcnn.losses import Loss
 from jaxcnn.metrics import Metrics, collect, example_values
+from jaxcnn.models.dropout import drawn_by_example
 from jaxcnn.models.features import AUXILIARY, FEATURES
 from jaxcnn.models.initializers import draw_kernels
 
@@ -147,19 +148,19 @@ def gradients(
     """
     size = batch["label"].shape[0]
     device = 0 if axis_name is None else jax.lax.axis_index(axis_name)
-    keys = augment_keys(key, state.step, device * size + jnp.arange(size))
+    positions = device * size + jnp.arange(size)
+    keys = augment_keys(key, state.step, positions)
     images, labels = augment(keys, batch["image"], batch["label"], mirrored(key, batch))
-    dropout_key = jax.random.fold_in(jax.random.fold_in(jax.random.fold_in(key, DROPOUT_STREAM), state.step), device)
     shown = [] if observe is None else [FEATURES]
 
-    def mean_loss(trained, batch_stats, images, labels, dropout_key):
-        with finetuning.norms_held(state.step):
+    def mean_loss(trained, batch_stats, images, labels, positions):
+        with finetuning.norms_held(state.step), drawn_by_example(positions):
             logits, updated = model.apply(
                 {"params": finetuning.whole(trained, state.params), "batch_stats": batch_stats},
                 images,
                 train=True,
                 mutable=["batch_stats", AUXILIARY, *shown],
-                rngs={"dropout": dropout_key},
+                rngs={"dropout": dropout_key(key, state.step)},
             )
         losses = loss(logits, labels)
         total = losses.mean()
@@ -174,10 +175,7 @@ def gradients(
         return (batch_stats, jax.tree.map(jnp.add, total, grads)), found
 
     # Every accumulate-th example: micro-batch i holds the same examples of the global batch on any number of devices.
-    micro_batches = (
-        *(x.reshape(-1, accumulate, *x.shape[1:]).swapaxes(0, 1) for x in (images, labels)),
-        jax.random.split(dropout_key, accumulate),
-    )
+    micro_batches = tuple(x.reshape(-1, accumulate, *x.shape[1:]).swapaxes(0, 1) for x in (images, labels, positions))
     trained = finetuning.trained(state.params)
     zeros = jax.tree.map(jnp.zeros_like, trained)
     (batch_stats, grads), (values, observed) = scan(micro_step, (state.batch_stats, zeros), micro_batches)
@@ -194,6 +192,11 @@ def augment_keys(key: jax.Array, step: Any, positions: jax.Array) -> jax.Array:
     """
     step_key = jax.random.fold_in(jax.random.fold_in(key, AUGMENT_STREAM), step)
     return jax.vmap(jax.random.fold_in, in_axes=(None, 0))(step_key, positions)
+
+
+def dropout_key(key: jax.Array, step: Any) -> jax.Array:
+    """The key of a step's dropout, which models/dropout.py folds the examples' positions into. `key` is the run's."""
+    return jax.random.fold_in(jax.random.fold_in(key, DROPOUT_STREAM), step)
 
 
 def scan(body: Callable, carry: Any, xs: Any) -> tuple[Any, Any]:

@@ -15,10 +15,11 @@ from jaxcnn.errors import UserError
 from jaxcnn.model import make_model
 from jaxcnn.models import MODELS
 from jaxcnn.models.conv_cpu import conv_xla
+from jaxcnn.models.dropout import drawn_by_example
 from jaxcnn.models.efficientnet import ROWS as EFFICIENTNET
 from jaxcnn.models.features import AUXILIARY, feature_pyramid
 from jaxcnn.models.inception_v3 import InceptionA, InceptionB, InceptionD, InceptionE
-from jaxcnn.models.layers import PatchConv, symmetric_conv, to_multiple
+from jaxcnn.models.layers import PatchConv, StochasticDepth, symmetric_conv, to_multiple
 from jaxcnn.models.mobilenet_v2 import ROWS as MOBILENET_V2
 from jaxcnn.models.mobilenet_v2 import Row
 from jaxcnn.models.mobilenet_v3 import SMALL as MOBILENET_V3_SMALL
@@ -332,6 +333,34 @@ def test_dropout_acts_in_training_only(name: str) -> None:
     assert not np.allclose(train(1), train(2))
     without = build(name).apply(variables, images, train=True)
     np.testing.assert_array_equal(model.apply(variables, images, train=False), without)
+
+
+class Dropping(nn.Module):
+    """All that drops, on inputs of which all are kept or 0: windows of an example, recomputation, whole branches."""
+
+    rate: float
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        windows = nn.remat(nn.Dropout)(self.rate, deterministic=False)(x.reshape(-1, *x.shape[2:]))
+        x = nn.Dropout(self.rate)(windows.reshape(x.shape), deterministic=False)
+        return StochasticDepth(self.rate)(x, train=True)
+
+
+def test_dropout_is_drawn_by_example() -> None:
+    def masks(start: int, stop: int, rate: float = 0.2) -> np.ndarray:
+        with drawn_by_example(jnp.arange(start, stop)):
+            return np.asarray(Dropping(rate).apply({}, jnp.ones((stop - start, 2, 64)), rngs={"dropout": key}))
+
+    key = jax.random.key(0)
+    whole = masks(0, 500)
+    np.testing.assert_array_equal(np.concatenate([masks(0, 100), masks(100, 500)]), whole)
+    kept = whole.any(axis=(1, 2))
+    assert abs(kept.mean() - 0.8) < 0.06  # three standard errors
+    assert abs((whole[kept] > 0).mean() - 0.8**2) < 0.01
+    np.testing.assert_allclose(np.unique(whole), [0, 0.8**-3], rtol=1e-6)
+    assert abs(np.corrcoef(whole[kept][:, 0].ravel() > 0, whole[kept][:, 1].ravel() > 0)[0, 1]) < 0.02  # windows differ
+    np.testing.assert_array_equal(masks(0, 4, rate=0.0), np.ones((4, 2, 64)))
 
 
 @pytest.mark.parametrize(("name", "image_shape"), [("lenet5", (8, 8, 1)), ("lenet5", (28, 11, 1)), ("cnn", (3, 8, 1))])

@@ -15,7 +15,7 @@ from jaxcnn.preview import step_cost
 from tests.runs import small_config
 
 STEPS = 10
-TOLERANCE = 1e-4  # relative, over the first ten steps in float32 without dropout
+TOLERANCE = 1e-4  # relative, over the first ten steps in float32
 MODES = [("jit", 1), ("jit", 2), ("jit", 8), ("pmap", 1), ("pmap", 2), ("pmap", 8)]
 
 
@@ -52,6 +52,19 @@ def test_modes_and_device_counts_agree(mode, num_devices, reference):
     for a, b in zip(jax.tree.leaves(state), jax.tree.leaves(reference[1]), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5)
     assert int(state.step) == STEPS
+
+
+@pytest.mark.parametrize(("mode", "num_devices", "accumulate"), [("jit", 8, 1), ("pmap", 2, 3)])
+def test_dropout_is_of_the_example(mode, num_devices, accumulate, mlp_with_dropout):
+    """Not of the device, nor of the micro-batch."""
+    changes = {"model__name": "mlp", "model__dropout_rate": 0.3, "optimizer__accumulate": accumulate}
+    found, *_ = losses(parallel=mode, num_devices=num_devices, **changes)
+    np.testing.assert_allclose(found, mlp_with_dropout, rtol=TOLERANCE)
+
+
+@pytest.fixture(scope="module")
+def mlp_with_dropout():
+    return losses(num_devices=1, model__name="mlp", model__dropout_rate=0.3)[0]
 
 
 @pytest.mark.parametrize("mode", ["jit", "pmap"])

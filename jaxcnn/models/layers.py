@@ -166,5 +166,4 @@ class StochasticDepth(nn.Module):
         """Same shape and dtype."""
         if not train or self.rate == 0:
             return x
-        kept = jax.random.bernoulli(self.make_rng("dropout"), 1 - self.rate, (x.shape[0],) + (1,) * (x.ndim - 1))
-        return jnp.where(kept, x / (1 - self.rate), 0).astype(x.dtype)
+        return nn.Dropout(self.rate, broadcast_dims=tuple(range(1, x.ndim)), deterministic=False, name="dropout")(x)
