@@ -157,7 +157,7 @@ def _replacing(path: str) -> Iterator[IO[bytes]]:
     folder, name = os.path.split(os.path.abspath(path))
     partial = path if _is_device(path) else os.path.join(folder, _partial(name))
     try:
-        with open(path if partial == path else _create(partial), "wb") as file:
+        with open(_open_device(path) if partial == path else _create(partial), "wb") as file:
             yield file
             if partial != path:
                 file.flush()
@@ -241,6 +241,13 @@ def _lock(path: epath.PathLike) -> int:
             os.close(descriptor)
             raise
         os.close(descriptor)  # who had it before has deleted it since it was opened here
+
+
+def _open_device(path: str) -> int:
+    """Of a pipe that nobody reads, OSError, where opening it would wait for a reader."""
+    descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0))
+    os.set_blocking(descriptor, True)
+    return descriptor
 
 
 def is_remote(path: epath.PathLike) -> bool:

@@ -1,6 +1,8 @@
 """Eight simulated CPU devices, a cache of its own for the whole suite, and where the real data may be."""
 
+import gc
 import os
+import sys
 import tempfile
 from pathlib import Path
 
@@ -30,6 +32,15 @@ def tfds_dir() -> str:
     if not (folder / "mnist").is_dir():
         pytest.skip(f"no prepared data sets in {folder}; set JAXCNN_TEST_TFDS_DIR")
     return str(folder)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def programs_of_one_file():
+    """Compiled programs are let go of after each file: a worker would come to hold gigabytes of them."""
+    yield
+    if "jax" in sys.modules:
+        sys.modules["jax"].clear_caches()
+        gc.collect()
 
 
 @pytest.fixture(scope="module", autouse=True)

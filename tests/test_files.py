@@ -90,6 +90,18 @@ def test_a_write_into_no_folder_names_the_file_asked_for(tmp_path):
         files.write_atomically(tmp_path / "no" / "such.json", "")
 
 
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this system has no FIFOs")
+def test_a_pipe_is_written_to_if_somebody_reads_it(tmp_path):
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    with within(5), pytest.raises(OSError, match="No such device"):
+        files.write_atomically(pipe, "x")
+    reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
+    files.write_atomically(pipe, "some text")
+    assert os.read(reader, 100) == b"some text"
+    os.close(reader)
+
+
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="this system has no /dev/full")
 def test_a_device_is_written_to_not_replaced():
     with pytest.raises(OSError, match="No space left"):
