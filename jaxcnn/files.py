@@ -207,8 +207,7 @@ def _at_home(path: epath.PathLike) -> Path:
 
 def append(path: epath.PathLike, text: str) -> None:
     """Adds to the end of a local file. A link is not followed. Raises OSError."""
-    flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
-    with open(os.open(path, flags, 0o666), "wb") as file:
+    with open(_open_no_link(path, os.O_WRONLY | os.O_APPEND), "wb") as file:
         file.write(text.encode())
 
 
@@ -231,7 +230,7 @@ def locked(path: epath.PathLike) -> Iterator[None]:
 
 def _lock(path: epath.PathLike) -> int:
     while True:
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, 0o666)
+        descriptor = _open_no_link(path, os.O_RDWR | os.O_NONBLOCK)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             with contextlib.suppress(FileNotFoundError):
@@ -241,6 +240,15 @@ def _lock(path: epath.PathLike) -> int:
             os.close(descriptor)
             raise
         os.close(descriptor)  # who had it before has deleted it since it was opened here
+
+
+def _open_no_link(path: epath.PathLike, flags: int) -> int:
+    try:
+        return os.open(path, flags | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
+    except OSError as error:
+        if error.errno == errno.ELOOP:
+            raise OSError(errno.ELOOP, "it is a link, which is not followed", os.fspath(path)) from None
+        raise
 
 
 def _open_device(path: str) -> int:

@@ -10,7 +10,8 @@ os.environ["JAX_PLATFORMS"] = "cpu"
 # Unoptimised, small programs compile in 40 % of the time and are run only a few times. The flag given last counts, so
 # XLA_FLAGS=--xla_backend_optimization_level=3 in the environment tests what users run.
 os.environ["XLA_FLAGS"] = (
-    "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0 " + os.environ.get("XLA_FLAGS", "")
+    "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0 "
+    "--xla_llvm_disable_expensive_passes=true " + os.environ.get("XLA_FLAGS", "")
 )
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 # One cache for the suite, and for the workers of pytest-xdist: many tests train the same small program.

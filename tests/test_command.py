@@ -242,10 +242,11 @@ def test_dry_run_shows_everything_and_writes_nothing(tmp_path):
 def test_dry_run_of_a_set_that_is_not_here(tmp_path):
     code, output, errors = run(
         "--config=experiments/imagenet_resnet50.py", "--dry_run", "--config.batch_size=4",
-        "--config.model.name=squeezenet1_1", "--config.data.image_size=64", f"--config.data.dir={tmp_path}",
+        "--config.model.name=cnn", "--config.model.stem=none", "--config.data.image_size=16",
+        f"--config.data.dir={tmp_path}",
     )  # fmt: skip
     assert (code, errors) == (0, "")
-    assert "Total: 1,235,496" in output
+    assert "Total: 538,792" in output  # 1,000 classes
     assert "not prepared" in output
 
 
