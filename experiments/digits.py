@@ -2,7 +2,7 @@
 
     python -m jaxcnn.main --config experiments/digits.py
 
-On 2 CPU cores 2 s of training; test accuracy 99.17 ± 0.00 % (mean ± std of 3 seeds).
+On 2 CPU cores 2 s of training; test accuracy 99.54 ± 0.16 % (mean ± std of 3 seeds).
 """
 
 from jaxcnn.config import AugmentConfig, Config, DataConfig, ModelConfig, OptimizerConfig, ScheduleConfig
