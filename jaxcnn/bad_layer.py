@@ -11,6 +11,7 @@ import numpy as np
 from jaxcnn.augment import Augment
 from jaxcnn.losses import Loss
 from jaxcnn.models.dropout import drawn_by_example
+from jaxcnn.models.norm import without_axis
 from jaxcnn.step import TrainState, augment_keys, dropout_key, mirrored
 
 
@@ -48,7 +49,7 @@ def first_bad_layer(
         nn.intercept_methods(record),
         drawn_by_example(positions),
     ):  # in this order: what is recorded is the whole batch
-        logits, _ = _without_axis(model).apply(
+        logits, _ = without_axis(model).apply(
             {"params": state.params, "batch_stats": state.batch_stats},
             images,
             train=True,
@@ -61,15 +62,6 @@ def first_bad_layer(
     if not np.isfinite(loss(logits, labels)).all():
         return "first in the loss itself; all layers' outputs are finite"
     return "no layer on its own repeats it; the devices' sums differ here"
-
-
-def _without_axis(model: nn.Module) -> nn.Module:
-    """The model for a whole batch on one device."""
-    norm: Any = getattr(model, "norm", None)
-    if "axis_name" not in getattr(norm, "keywords", {}):  # of norms, batch norm's alone is over devices
-        return model
-    keywords = {**norm.keywords, "axis_name": None}
-    return model.clone(norm=type(norm)(norm.func, *norm.args, **keywords))
 
 
 def _in_order(tree: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:

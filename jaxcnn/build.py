@@ -29,7 +29,7 @@ from jaxcnn.finetune import EVERYTHING, Finetuning, make_finetuning
 from jaxcnn.losses import Loss, class_weights, make_loss
 from jaxcnn.metrics import Metrics, metrics_for
 from jaxcnn.model import check_name, make_model
-from jaxcnn.models.norm import BatchNorm
+from jaxcnn.models.norm import BatchNorm, without_axis
 from jaxcnn.optim import make_optimizer, make_schedule
 from jaxcnn.parallel import Parallel, make_parallel
 from jaxcnn.step import TrainState, eval_step, init_state, train_step, train_steps
@@ -183,7 +183,7 @@ def build(
         image_size=min(source.image_shape[:2]),
         axis_name=parallel.axis_name,
     )
-    _check_traces(model, source)
+    _check_traces(model, source, normalised_over(model, config, parallel))
     check_augment(config.augment, source.image_shape, device_batch=config.batch_size // parallel.num_devices)
     metrics = metrics_for(len(source.class_names))
     train_labels = lambda: data_lib.labels_of(source.splits["train"], progress)
@@ -327,11 +327,9 @@ def describe(run: Run, experiment: str, num_params: int) -> str:
         lines.append(
             f"validation and test share {shared:,} examples: test is no measure apart from what chose the weights"
         )
-    norm = getattr(run.model, "norm", None)
-    if isinstance(norm, partial) and norm.func is BatchNorm:
-        share = config.batch_size // config.optimizer.accumulate
-        over = share if config.model.batch_norm == "global" else share // parallel.num_devices
-        lines.append(f"batch norm normalises over {over} images ({config.model.batch_norm})")
+    normalised = normalised_over(run.model, config, parallel)
+    if normalised is not None:
+        lines.append(f"batch norm normalises over {normalised} images ({config.model.batch_norm})")
     return "\n".join(lines)
 
 
@@ -386,10 +384,23 @@ def _open_source(
         return source
 
 
-def _check_traces(model: nn.Module, source: Source) -> None:
-    """Traces the model abstractly, so that images too small for it are said before anything is compiled."""
-    images = jax.ShapeDtypeStruct((2, *source.image_shape), jnp.float32)
-    jax.eval_shape(partial(model.init, train=False), jax.random.key(0), images)
+def normalised_over(model: nn.Module, config: Config, parallel: Parallel) -> int | None:
+    """Over how many images batch norm normalises in training; None where the model has none."""
+    norm = getattr(model, "norm", None)
+    if not (isinstance(norm, partial) and norm.func is BatchNorm):
+        return None
+    share = config.batch_size // config.optimizer.accumulate
+    return share if config.model.batch_norm == "global" else share // parallel.num_devices
+
+
+def _check_traces(model: nn.Module, source: Source, normalised: int | None) -> None:
+    """Traces the model abstractly, so that what does not fit the images is said before anything is compiled."""
+    key, images = jax.random.key(0), jax.ShapeDtypeStruct((2, *source.image_shape), jnp.float32)
+    variables = jax.eval_shape(partial(model.init, train=False), key, images)
+    if normalised == 1:  # which may be too few for batch norm
+        images = jax.ShapeDtypeStruct((1, *source.image_shape), jnp.float32)
+        train = partial(without_axis(model).apply, train=True, mutable=True, rngs={"params": key, "dropout": key})
+        jax.eval_shape(train, variables, images)
 
 
 def params_in_order(model: nn.Module, image_shape: tuple[int, int, int]) -> dict[str, Any]:

@@ -67,6 +67,16 @@ def mlp_with_dropout():
     return losses(num_devices=1, model__name="mlp", model__dropout_rate=0.3)[0]
 
 
+@pytest.mark.parametrize(("accumulate", "batch_norm", "num_devices"), [(8, "global", 1), (1, "per_device", 8)])
+def test_batch_norm_of_one_value_is_refused(accumulate, batch_norm, num_devices):
+    """It would train, and learn nothing: each value less its mean is 0."""
+    changes = {"optimizer__accumulate": accumulate, "model__batch_norm": batch_norm, "num_devices": num_devices}
+    changes |= {"model__name": "resnet18", "model__dropout_rate": None, "model__width": 0.25}
+    with pytest.raises(UserError, match=r"stage4_block1/.* one value a channel.*raise batch_size"):
+        build(small_config(batch_size=8, **changes))
+    build(small_config(batch_size=16, **changes))
+
+
 @pytest.mark.parametrize("mode", ["jit", "pmap"])
 def test_batch_norm_per_device_differs_and_keeps_one_state(mode, reference):
     found, _, _, _, state = without_dropout(parallel=mode, num_devices=8, model__batch_norm="per_device")

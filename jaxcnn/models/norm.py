@@ -5,11 +5,14 @@ Parameters, statistics and the arithmetic between them are float32, whatever the
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
 from jax.typing import DTypeLike
+
+from jaxcnn.errors import UserError
 
 Means = tuple[jax.Array, ...]
 
@@ -64,10 +67,16 @@ class BatchNorm(nn.Module):
         if self.use_running_average or held is True:
             centred, var = x - running_mean.value, running_var.value
         else:
+            count = self._values_a_channel(x)
+            if count == 1 and not self.is_initializing():
+                raise UserError(
+                    f"batch norm {'/'.join(self.path)} would normalise one value a channel, which leaves none; "
+                    "raise batch_size, lower optimizer.accumulate, or set model.norm=group"
+                )
             centred, mean, var = _centre(x, self._over_devices if self.synchronise else _on_this_device)
             batch_mean, batch_var = (mean, var) if self.synchronise else self._over_devices((mean, var))
             if self.unbiased:
-                batch_var = batch_var * self._bessel(x.size // x.shape[-1])
+                batch_var = batch_var * (count / max(count - 1, 1))
             if not self.is_initializing():
                 moved_mean = self.momentum * running_mean.value + (1 - self.momentum) * batch_mean
                 moved_var = self.momentum * running_var.value + (1 - self.momentum) * batch_var
@@ -80,11 +89,10 @@ class BatchNorm(nn.Module):
         outputs = centred * (jax.lax.rsqrt(var + self.epsilon) * scale) + bias
         return outputs.astype(self.dtype)
 
-    def _bessel(self, count: int) -> float:
-        """What makes a variance unbiased, where each channel has `count` values on this device."""
-        if self.synchronise and self.axis_name is not None and not self.is_initializing():
-            count *= jax.lax.axis_size(self.axis_name)
-        return count / max(count - 1, 1)
+    def _values_a_channel(self, x: jax.Array) -> int:
+        """How many values are normalised together."""
+        together = self.synchronise and self.axis_name is not None and not self.is_initializing()
+        return x.size // x.shape[-1] * (jax.lax.axis_size(self.axis_name) if together else 1)
 
     def _over_devices(self, means: Means) -> Means:
         if self.axis_name is None or self.is_initializing():  # a model is initialised outside the mapped axis
@@ -131,3 +139,12 @@ class NoNorm(nn.Module):
         return inputs + self.param("bias", nn.initializers.zeros_init(), inputs.shape[-1:], jnp.float32).astype(
             self.dtype
         )
+
+
+def without_axis(model: nn.Module) -> nn.Module:
+    """The model for a whole batch on one device."""
+    norm: Any = getattr(model, "norm", None)
+    if "axis_name" not in getattr(norm, "keywords", {}):  # of norms, batch norm's alone is over devices
+        return model
+    keywords = {**norm.keywords, "axis_name": None}
+    return model.clone(norm=type(norm)(norm.func, *norm.args, **keywords))
