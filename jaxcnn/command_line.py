@@ -23,12 +23,13 @@ from jaxcnn.files import check_writable
 from jaxcnn.terminal import one_line
 
 
-def load_config(argv: list[str], *, flag_values: flags.FlagValues) -> tuple[Config, str]:
+def load_config(argv: list[str], *, flag_values: flags.FlagValues, unread: bool = True) -> tuple[Config, str]:
     """Parses a command line with `--config FILE[:ARG]` and `--config.a.b=v`, and whatever flags `flag_values` defines.
 
     Args:
       argv: the command line, the program's name first.
       flag_values: the command's other flags; parsed too.
+      unread: whether an option that nothing would read is wrong too, as config.validate has it.
 
     Returns:
       The validated config and the experiment's name (`cifar10`, or `cifar10-resnet18` for `cifar10.py:resnet18`).
@@ -66,7 +67,7 @@ def load_config(argv: list[str], *, flag_values: flags.FlagValues) -> tuple[Conf
     for name in nones:
         parent, leaf = _resolve(config, name)
         setattr(parent, leaf, None)
-    validate(config)
+    validate(config, unread=unread)
     return config, experiment_name(path)
 
 

@@ -48,7 +48,7 @@ class DataConfig:
     classes: tuple[int | str, ...] = ()  # only these, names or numbers, numbered anew in this order; empty: all
     examples_per_class: int | None = field(default=None, metadata=_range(1))  # so many of train, drawn by split_seed
     sampling: str = field(default="uniform", metadata=_among("uniform", "balanced"))  # balanced: classes equally often
-    image_size: int | None = field(default=None, metadata=_range(1, 2**14))  # pixels; none: as stored
+    image_size: int | None = field(default=None, metadata=_range(1, 2**13))  # pixels; none: as stored
     channels: int | None = field(default=None, metadata=_range(1, 3))  # 1: grey, 3: RGB; none: as stored
     expected_examples: int | None = field(default=None, metadata=_range(1))  # of train_split; checked when opened, and
     expected_classes: int | None = field(default=None, metadata=_range(2))  # what --dry_run assumes of an absent set
@@ -365,8 +365,8 @@ _READ_BY = (
 )
 
 
-def _check_unread(config: Config) -> None:
-    """Raises UserError where an option was changed that the run would not read."""
+def check_unread(config: Config) -> None:
+    """Raises UserError where an option was changed that a run would not read. Of runs that have begun, none is."""
     values, defaults = flatten(config), flatten(Config())
     decay = "optimizer.lookahead_decay"
     if values["optimizer.lookahead_every_steps"] is None and values[decay] != defaults[decay]:
@@ -391,7 +391,7 @@ def validate(config: Config, *, unread: bool = True) -> None:
     """
     _validate_fields(config, "")
     if unread:
-        _check_unread(config)
+        check_unread(config)
     optimizer, schedule, loss, augment = config.optimizer, config.schedule, config.loss, config.augment
     early_stop = config.early_stop
     if config.batch_size % optimizer.accumulate:

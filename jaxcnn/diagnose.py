@@ -33,13 +33,13 @@ def main(argv: list[str], start: float) -> int:
     check_outputs(values, "json")
     findings = diagnose(read_facts(workdir_lib.resolve(values.workdir)))
     wrong = [finding for finding in findings if finding.severity != "not examined"]
-    console = PatientConsole(highlight=False, soft_wrap=True)
-    console.print(f"{values.workdir}: {len(wrong) or 'nothing'} found", markup=False, style="bold")
+    console = PatientConsole(soft_wrap=True)
+    console.print(f"{values.workdir}: {len(wrong) or 'nothing'} found", style="bold")
     for each in findings:
-        console.print(f"\n{each.severity}: {each.name}", markup=False, style=_STYLES[each.severity])
-        console.print(f"  {each.sentence}", markup=False)
+        console.print(f"\n{each.severity}: {each.name}", style=_STYLES[each.severity])
+        console.print(f"  {each.sentence}")
         for remedy in each.remedies:
-            console.print(f"    {remedy}", markup=False)
+            console.print(f"    {remedy}")
     if values.json:
         text = to_json([dataclasses.asdict(each) for each in findings], indent=2)
         write_atomically(values.json, text + "\n")

@@ -12,9 +12,10 @@ from pathlib import Path
 from typing import IO, Any
 
 from jaxcnn.errors import UserError
+from jaxcnn.files import open_regular
 
 _WHOLE = 1 << 16  # bytes of a file that is read whole
-_PIECES, _PIECE = 8, 1 << 12  # of a larger one: so many, evenly spaced, of so many bytes
+_PIECES, _PIECE = 3, 1 << 12  # of a larger one: so many, evenly spaced, of so many bytes
 
 
 def fingerprint_of(*parts: Any) -> str:
@@ -64,11 +65,23 @@ def check_same_data(saved: str, found: str, run: str = "the run") -> None:
     )
 
 
-def files_state(files: Sequence[Path]) -> list[tuple[str, int, int, int]]:
-    """What changes when a file here does: name, size and times of each.
+def files_state(files: Sequence[Path]) -> list[tuple[str, int, int]]:
+    """Name, size and time of each file: the same for a copy that keeps times, as rsync's."""
+    return [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in files]
 
-    The time of its last change (ctime) is the system's: cp -p, rsync and touch set the other one. The numbers of files
-    would say more, but some systems give new ones with every mount.
+
+def changes_here(files: Sequence[Path]) -> str:
+    """A short hash of when each file last changed on this disk (ctime), which nobody can set, as the other time can be.
+
+    The numbers of files would say more, but some systems give new ones with every mount.
     """
-    states = [(path.name, path.stat()) for path in files]
-    return [(name, each.st_size, each.st_mtime_ns, each.st_ctime_ns) for name, each in states]
+    return fingerprint_of([path.stat().st_ctime_ns for path in files])
+
+
+def content_of(files: Sequence[Path]) -> list[str]:
+    """The digest of each file."""
+    digests = []
+    for path in files:
+        with open_regular(path) as file:
+            digests.append(content_digest(file))
+    return digests

@@ -78,7 +78,7 @@ class RunLog:
         self._workdir = workdir
         self._start = time.perf_counter() if start is None else start
         self._remote = is_remote(workdir)
-        self.console = console or PatientConsole(highlight=False, soft_wrap=True)
+        self.console = console or PatientConsole(soft_wrap=True)
         self._rows: dict[str, list[dict[str, Any]]] = {name: [] for name in _FILES}
         self._with_tensorboard = tensorboard
         self.tensorboard: TensorBoard | None = None  # from resume on
@@ -94,7 +94,7 @@ class RunLog:
         self._resumed_at = step
         for name in _FILES:
             self._rows[name] = [row for row in read_rows(self._workdir / name) if row["step"] <= step]
-            if name != "telemetry.jsonl" or os.path.lexists(self._workdir / name):
+            if name != "telemetry.jsonl" or self._rows[name] or os.path.lexists(self._workdir / name):
                 self._rewrite(name)
         if self._with_tensorboard:
             self.tensorboard = TensorBoard(self._workdir / "tensorboard", step)
@@ -154,7 +154,7 @@ class RunLog:
 
     def say(self, line: str, *, style: str | None = None) -> None:
         """A line on the terminal."""
-        self.console.print(line, style=style, markup=False)
+        self.console.print(line, style=style)
 
     def work(self, what: str, done: int, total: int) -> None:
         """Tells of long work before training: a bar where someone is looking, else a line when it begins."""
@@ -275,11 +275,10 @@ def closing_table(console: Console, summary: dict[str, Any]) -> None:
     splits_table(console, f"{summary['experiment']}: {summary['weights']}", summary["splits"])
     seconds = summary["seconds"]
     if "stopped" in summary:
-        console.print(f"stopped early: {summary['stopped']}", markup=False)
+        console.print(f"stopped early: {summary['stopped']}")
     console.print(
         f"{summary['step']:,} steps, {summary['epochs']:g} epochs, {summary['num_params']:,} parameters; "
         f"training {seconds['train']:.1f} s ({summary['images_per_second']:,.0f} images/s), "
         f"set-up {seconds['setup']:.1f} s, compiling {seconds['compile']:.1f} s, "
         f"evaluating {seconds['evaluate']:.1f} s, saving {seconds['save']:.1f} s",
-        markup=False,
     )

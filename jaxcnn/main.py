@@ -18,7 +18,7 @@ from absl import flags
 from jaxcnn import stopping
 from jaxcnn import workdir as workdir_lib
 from jaxcnn.command_line import load_config, refuse_flagfile
-from jaxcnn.config import Config, flatten
+from jaxcnn.config import Config, check_unread, flatten
 from jaxcnn.errors import Preempted, RunError, UserError
 from jaxcnn.logs import RunLog, closing_table
 from jaxcnn.terminal import PatientConsole, complain, exit_code, one_line, shown, take_over
@@ -38,7 +38,7 @@ def main(argv: list[str], start: float) -> int:
             f"Fields, as --config.NAME=VALUE, and their defaults (jaxcnn/config.py says what they are):\n\n{fields}"
         )
         return 0
-    config, experiment = load_config(argv, flag_values=values)
+    config, experiment = load_config(argv, flag_values=values, unread=False)
     if values.workdir == "":
         raise UserError("--workdir is empty; leave it out for runs/<experiment>")
     workdir = workdir_lib.resolve(values.workdir or os.path.join("runs", experiment))
@@ -46,7 +46,8 @@ def main(argv: list[str], start: float) -> int:
         raise UserError(
             f"workdir {workdir}: checkpoints cannot lie below a name with a backslash; pass another --workdir"
         )
-    workdir_lib.check(workdir, experiment, config)
+    if not workdir_lib.check(workdir, experiment, config):
+        check_unread(config)
     workdir_lib.check_excluded(workdir, config.data.exclude, _exclusion_digest(config))
     log = RunLog(workdir, tensorboard=config.tensorboard, start=start)
     summary = workdir_lib.read_summary(workdir)

@@ -10,9 +10,10 @@ from etils import epath
 
 @cache
 def mend_orbax() -> None:
-    """Makes both mends, once. A policy of event loops that somebody has set stays."""
-    if type(asyncio.get_event_loop_policy()) is asyncio.DefaultEventLoopPolicy:
-        asyncio.set_event_loop_policy(_LenientPolicy())
+    """Makes both mends, once. Loops that there are, and a policy that somebody has set, stay as they are."""
+    policy: Any = asyncio.get_event_loop_policy()
+    if type(policy) is asyncio.DefaultEventLoopPolicy:
+        policy._loop_factory = _LenientLoop  # type: ignore[attr-defined]
     _take_folders_as_they_are()
 
 
@@ -28,13 +29,6 @@ class _LenientLoop(asyncio.SelectorEventLoop):
         except RuntimeError:
             if not self.is_closed():
                 raise
-
-
-class _LenientPolicy(asyncio.DefaultEventLoopPolicy):
-    """How Orbax comes by its loops."""
-
-    def new_event_loop(self) -> asyncio.AbstractEventLoop:
-        return _LenientLoop()
 
 
 def _take_folders_as_they_are() -> None:

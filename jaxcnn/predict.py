@@ -222,17 +222,17 @@ def _write(rows: Iterator[Row], outputs: Iterable[tuple[str | None, Any]]) -> No
         transient=True,
         disable=not sys.stderr.isatty() or any(path == "-" for path, _ in outputs),
     )
-    stopped = None
-    with contextlib.suppress(BrokenPipeError), contextlib.ExitStack() as stack:  # whoever read has left
+    ended: BaseException | None = None
+    with contextlib.suppress(BrokenPipeError), contextlib.ExitStack() as stack:
         writers = [stack.enter_context(make(stack.enter_context(writing(path)))) for path, make in outputs if path]
         try:
             for row in stack.enter_context(counter).track(rows, description="classifying"):
                 for write in writers:
                     write(row)
-        except Preempted as error:  # what there is, is kept
-            stopped = error
-    if stopped is not None:
-        raise stopped
+        except (Preempted, Exception) as error:  # what there is, is kept
+            ended = error
+    if ended is not None and not isinstance(ended, BrokenPipeError):  # whoever read has left
+        raise ended
 
 
 @contextlib.contextmanager

@@ -79,8 +79,9 @@ def _handle_by(handler: Any) -> None:
 
 def _insist(reading: int) -> None:
     while number := os.read(reading, 1):
+        heeded = _training  # between steps, or by what follows training: a save, the test
         time.sleep(1)
-        if number[0] in _SIGNALS and not _training:
+        if number[0] in _SIGNALS and not heeded and not _training:
             _leave(number[0])
 
 

@@ -224,7 +224,8 @@ def _fitted(
 ) -> dict[str, Any]:
     """The variables of a module. Raises RunError where the arrays are not all that it has, or not finite."""
     images = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
-    drawn = jax.eval_shape(partial(module.init, train=False), jax.random.key(0), images)
+    keys = {"params": jax.random.key(0), "dropout": jax.random.key(0)}
+    drawn = jax.eval_shape(partial(module.init, train=True), keys, images)  # as in training: with auxiliary heads
     like = {"params": drawn["params"], "batch_stats": drawn.get("batch_stats", {})}
     try:
         variables: dict[str, Any] = unflatten(arrays, like)

@@ -67,27 +67,30 @@ def resolve(workdir: str) -> epath.Path:
     return epath.Path(os.path.abspath(path))
 
 
-def check(workdir: epath.Path, experiment: str, config: Config) -> None:
-    """Raises UserError if the folder cannot be this run's: it holds another run, or is not a run's folder at all."""
+def check(workdir: epath.Path, experiment: str, config: Config) -> bool:
+    """Whether the folder holds this run already.
+
+    Raises UserError if it cannot be this run's: it holds another run, or is not a run's folder at all.
+    """
     try:
         if not workdir.exists():
             above = [] if is_remote(workdir) else workdir.parents
             file = next((each for each in above if each.exists() and not each.is_dir()), None)
             if file is not None:
                 raise UserError(f"workdir {workdir} lies under {file}, which is a file; pass another --workdir")
-            return
+            return False
         if not workdir.is_dir():
             raise UserError(f"workdir {workdir} is a file; pass --workdir a folder")
         names = {each.name for each in workdir.iterdir()} - {_LOCK}
     except UserError:
         raise
     except Exception as error:  # gcsfs and google-auth have their own, which are no OSError
-        raise UserError(f"workdir {workdir} cannot be read: {_line(error)}") from None
+        raise UserError(f"workdir {workdir} cannot be read: {one_line(error)}") from None
     if "config.json" not in names:
         strangers = sorted(name for name in names if not name.startswith(".config.json."))
         if strangers:
             raise UserError(f"workdir {workdir} holds no run, but has {strangers[0]!r} in it; pass an empty --workdir")
-        return
+        return False
     saved = read_config(workdir)
     if saved["experiment"] != experiment:
         raise UserError(f"workdir {workdir} holds a run of {saved['experiment']!r}; pass another --workdir")
@@ -96,6 +99,7 @@ def check(workdir: epath.Path, experiment: str, config: Config) -> None:
         raise UserError(
             f"workdir {workdir} holds a run with other settings: {', '.join(changed)}; pass another --workdir"
         )
+    return True
 
 
 def read_config(workdir: epath.Path) -> dict[str, Any]:
@@ -117,7 +121,7 @@ def read_config(workdir: epath.Path) -> dict[str, Any]:
     except FileNotFoundError:
         raise UserError(f"{workdir} holds no run: there is no config.json in it") from None
     except Exception as error:
-        raise UserError(f"{file} cannot be read ({_line(error)}); is {workdir} a run's folder?") from None
+        raise UserError(f"{file} cannot be read ({one_line(error)}); is {workdir} a run's folder?") from None
 
 
 def _check_data_facts(data: dict[str, Any]) -> None:
@@ -169,7 +173,7 @@ def read_splits(workdir: epath.Path) -> dict[str, Any] | None:
         return None
     except Exception as error:
         raise UserError(
-            f"{file} is damaged ({_line(error)}); delete it, and it is made anew where this version splits as that one"
+            f"{file} is damaged ({one_line(error)}); delete it, and it is made anew where this version splits alike"
         ) from None
 
 
@@ -237,7 +241,7 @@ def write_config(
     try:
         write_atomically(workdir / "config.json", to_json(content, indent=2) + "\n")
     except Exception as error:  # in a bucket there are no folders to make: this is the first thing written
-        raise UserError(f"workdir {workdir} cannot be written: {_line(error)}") from None
+        raise UserError(f"workdir {workdir} cannot be written: {one_line(error)}") from None
 
 
 def write_splits(workdir: epath.Path, record_numbers: dict[str, Any]) -> None:
@@ -252,7 +256,7 @@ def write_splits(workdir: epath.Path, record_numbers: dict[str, Any]) -> None:
     try:
         write_atomically(file, content.getvalue())
     except Exception as error:
-        raise UserError(f"workdir {workdir} cannot be written: {_line(error)}") from None
+        raise UserError(f"workdir {workdir} cannot be written: {one_line(error)}") from None
 
 
 @contextmanager
@@ -270,9 +274,9 @@ def claimed(workdir: epath.Path) -> Iterator[None]:
                 f"another process is training in {workdir}; wait for it, or pass another --workdir"
             ) from None
         except Exception as error:
-            raise UserError(f"workdir {workdir} cannot be written: {_line(error)}") from None
+            raise UserError(f"workdir {workdir} cannot be written: {one_line(error)}") from None
         try:
-            check_links(workdir)
+            check_links(workdir, "checkpoints", "damaged_checkpoints", "tensorboard")
             yield
         finally:
             # A command that was refused later on leaves nothing behind.
@@ -282,17 +286,14 @@ def claimed(workdir: epath.Path) -> Iterator[None]:
                     Path(workdir).rmdir()
 
 
-def check_links(folder: epath.Path, name: str = "*") -> None:
-    """Raises UserError where a folder of the name in a run's folder, or one in it, is a link, which leads anywhere."""
-    if is_remote(folder):
+def check_links(workdir: epath.Path, *names: str) -> None:
+    """Raises UserError where a folder that is written to, or one in it, is a link, which may lead anywhere."""
+    if is_remote(workdir):
         return
-    for pattern in (name, f"{name}/*"):
-        for each in Path(folder).glob(pattern):
+    for pattern in (pattern for name in names for pattern in (name, f"{name}/*")):
+        for each in Path(workdir).glob(pattern):
             if each.is_symlink() and each.is_dir():
                 raise UserError(
-                    f"{each} is a link, and nothing is written through it; put a folder there, or delete it"
+                    f"{each} is a link, and nothing is written through it; move what it leads to there, or make all of "
+                    f"{workdir} a link"
                 )
-
-
-def _line(error: Exception) -> str:
-    return one_line(error)

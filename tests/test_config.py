@@ -55,7 +55,7 @@ def leaves(schema=Config, prefix=""):
 @pytest.mark.parametrize(("path", "field"), leaves(), ids=lambda x: x if isinstance(x, str) else "")
 def test_every_field_can_be_overridden(path, field, monkeypatch):
     # Rules between fields would need a second override.
-    monkeypatch.setattr(command_line, "validate", lambda config: config_lib._validate_fields(config, ""))
+    monkeypatch.setattr(command_line, "validate", lambda config, **_: config_lib._validate_fields(config, ""))
     before = config_lib.flatten(load())
     value, text = another(before[path], field.metadata, field.type)
     after = config_lib.flatten(load(f"--config.{path}={text}"))
@@ -159,6 +159,8 @@ def test_json_round_trip():
 def test_what_an_older_version_has_accepted_is_read():
     """What nothing reads is refused where a run begins, not where it is looked at."""
     config_lib.validate(Config(loss=config_lib.LossConfig(focal_gamma=5)), unread=False)
+    argv = ["main", "--config=experiments/digits.py", "--config.loss.focal_gamma=5"]  # of a run that has begun
+    assert load_config(argv, flag_values=flags.FlagValues(), unread=False)[0].loss.focal_gamma == 5
 
 
 def test_the_table_of_what_is_read_names_what_there_is():

@@ -5,6 +5,7 @@ import json
 import os
 import signal
 import stat
+import tempfile
 from contextlib import contextmanager
 
 import pytest
@@ -88,6 +89,14 @@ def test_a_write_that_fails_leaves_what_was_there(tmp_path, monkeypatch):
 def test_a_write_into_no_folder_names_the_file_asked_for(tmp_path):
     with pytest.raises(OSError, match=r"no/such\.json'"):
         files.write_atomically(tmp_path / "no" / "such.json", "")
+
+
+@pytest.mark.skipif(not os.path.isdir("/dev/shm"), reason="this system has no /dev/shm")
+def test_what_lies_in_shared_memory_is_a_file():
+    with tempfile.TemporaryDirectory(dir="/dev/shm") as folder:
+        for content in ("first", "2"):
+            files.write_atomically(os.path.join(folder, "file"), content)
+            assert files.read_text(os.path.join(folder, "file")) == content
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this system has no FIFOs")

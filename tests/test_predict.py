@@ -1,5 +1,6 @@
 """python -m jaxcnn.predict: any images of any names, streamed to a table, CSV or JSON; and what people type wrong."""
 
+import contextlib
 import csv
 import functools
 import io
@@ -255,3 +256,17 @@ def test_the_process_writes_to_a_pipe_and_opens_no_data_set(trained, images):
     assert process.stderr is not None
     errors = process.stderr.read().decode()
     assert (process.wait(), errors) == (0, "imported\n")
+
+
+@pytest.mark.parametrize("error", [RuntimeError("out of memory"), BrokenPipeError()])
+def test_what_there_is_is_kept_however_it_ends(tmp_path, error):
+    def rows():
+        yield {"path": "a.png", "class": "cat", "confidence": 0.5}
+        raise error
+
+    makers = (functools.partial(predict._csv, top_k=1, explain=None), predict._json)
+    ends_well = isinstance(error, BrokenPipeError)  # whoever read has left
+    with contextlib.nullcontext() if ends_well else pytest.raises(RuntimeError, match="out of memory"):
+        predict._write(rows(), [(str(tmp_path / "csv"), makers[0]), (str(tmp_path / "json"), makers[1])])
+    assert (tmp_path / "csv").read_text().splitlines()[1:] == ["a.png,cat,0.5"]
+    assert [row["class"] for row in json.loads((tmp_path / "json").read_text())] == ["cat"]

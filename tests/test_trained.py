@@ -3,8 +3,10 @@
 import io
 import json
 import re
+from functools import partial
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 from PIL import Image
@@ -12,11 +14,14 @@ from PIL import Image
 import jaxcnn
 from jaxcnn import loop
 from jaxcnn.build import build
-from jaxcnn.checkpoint import Checkpoints
+from jaxcnn.checkpoint import Checkpoints, flatten
+from jaxcnn.config import ModelConfig
 from jaxcnn.data.given import each_image, prepared
 from jaxcnn.errors import RunError, UserError
 from jaxcnn.feed import ResidentFeed, StreamingFeed
+from jaxcnn.model import make_model
 from jaxcnn.models.conv import conv_xla
+from jaxcnn.trained import _fitted
 from tests.nasty_images import damaged_images, nasty_images, write_classes
 from tests.runs import begin, small_config, train
 
@@ -91,6 +96,15 @@ def test_weights_that_do_not_fit_what_the_folder_says_are_an_error(trained, tmp_
     (tmp_path / "config.json").write_text(json.dumps(saved))
     with pytest.raises(RunError, match=r"does not hold the weights of the model that config.json names: params/head"):
         jaxcnn.load(tmp_path)
+
+
+def test_weights_of_auxiliary_heads_are_there_to_be_loaded():
+    """Training has them; what uses the run does not."""
+    module = make_model(ModelConfig(name="googlenet"), num_classes=10, image_size=32)
+    keys, images = {"params": jax.random.key(0), "dropout": jax.random.key(0)}, np.zeros((1, 32, 32, 3), np.float32)
+    shapes = jax.eval_shape(partial(module.init, train=True), keys, images)
+    arrays = {name: np.zeros(leaf.shape, leaf.dtype) for name, leaf in flatten(shapes).items()}
+    assert "auxiliary1" in _fitted(module, arrays, (32, 32, 3), "here")["params"]
 
 
 def test_an_answer_that_is_not_finite_is_an_error(trained):

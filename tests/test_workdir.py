@@ -187,7 +187,7 @@ def test_who_waits_for_a_lock_that_is_deleted_does_not_share_the_folder(folder, 
     thread.join()
 
 
-@pytest.mark.parametrize("name", ["checkpoints", "tensorboard", "damaged_checkpoints", "report", "tensorboard/train"])
+@pytest.mark.parametrize("name", ["checkpoints", "tensorboard", "damaged_checkpoints", "tensorboard/train"])
 def test_nothing_is_written_through_a_link(folder, name):
     (folder / "outside").mkdir()
     (folder / "run" / "tensorboard").mkdir(parents=True)

@@ -58,7 +58,7 @@ def main(argv: list[str], start: float) -> int:
 def _describe_flags(values: flags.FlagValues) -> None:
     flags.DEFINE_string("data_dir", None, "where prepared sets lie", flag_values=values)
     flags.DEFINE_integer(
-        "image_size", None, "pixels: mean and std as a run of this size has them", 1, 16384, flag_values=values
+        "image_size", None, "pixels: mean and std as a run of this size has them", 1, 2**13, flag_values=values
     )
     flags.DEFINE_string("sheet", None, "a PNG to draw: some images of each class", flag_values=values)
     flags.DEFINE_string(

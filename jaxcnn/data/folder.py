@@ -283,7 +283,7 @@ def find_path(full_name: str, kind: str, rest: str, data_dir: str | None) -> Pat
 @cache
 def _kernels_devices() -> frozenset[int]:
     """What lies in /proc and /sys is no data, and links there lead everywhere."""
-    return frozenset(os.stat(folder).st_dev for folder in ("/proc", "/sys") if os.path.isdir(folder))
+    return frozenset(os.stat(folder).st_dev for folder in ("/proc", "/sys") if os.path.ismount(folder))
 
 
 def _names(folder: Path) -> list[str]:
@@ -470,7 +470,7 @@ def _heading(full_name: str, heading: str) -> tuple[str, list[str]]:
 
 def _field(full_name: str, line: int, name: str, value: str) -> str:
     """A field without space around it; a label of several lines is written in one."""
-    value = re.sub(r"\s*[\r\n]\s*", " ", value.strip()) if name == "label" else value.strip()
+    value = re.sub(r"\s*[\r\n\t]\s*", " ", value.strip()) if name == "label" else value.strip()
     if not value:
         raise UserError(f"{full_name}: line {line} has an empty {name}")
     if control := re.search(r"[\x00-\x1f\x7f-\x9f]", value):

@@ -3,9 +3,7 @@
 Trusted only while the files they came from stay the same; zip's own checksum tells damage. May always be absent.
 """
 
-import hashlib
 import io
-import json
 import logging
 import zipfile
 import zlib
@@ -16,7 +14,7 @@ import numpy as np
 
 from jaxcnn.data.resident import private_cache
 from jaxcnn.files import open_regular, write_atomically
-from jaxcnn.fingerprints import files_state
+from jaxcnn.fingerprints import content_of, files_state, fingerprint_of
 
 _FORMAT = 2  # raise when what is stored changes
 
@@ -28,7 +26,7 @@ def cached_labels(name: str, files: Sequence[Path], count: int, read: Callable[[
     folder = private_cache("labels")
     if folder is None:
         return read()
-    key = hashlib.sha256(json.dumps([_FORMAT, name, files_state(files)]).encode()).hexdigest()[:16]
+    key = fingerprint_of(_FORMAT, name, files_state(files), content_of(files))
     readable = "".join(letter if letter.isalnum() else "-" for letter in files[0].name.split(".")[0])
     file = folder / f"{readable[:100]}-{key}.npz"
     try:

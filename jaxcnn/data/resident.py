@@ -31,10 +31,10 @@ from jaxcnn.data.records import (
     label_shape,
     read_or_error,
 )
-from jaxcnn.files import read_json, write_atomically
-from jaxcnn.fingerprints import files_state
+from jaxcnn.files import read_json, to_json, write_atomically
+from jaxcnn.fingerprints import changes_here, files_state
 
-_FORMAT = 2  # raise when decoding or the cache's files change
+_FORMAT = 3  # raise when decoding or the cache's files change
 _CHUNK = 512  # examples a thread decodes at a time
 _ALWAYS_WHOLE = 2 << 30  # bytes: sets up to these are decoded whole, for the cache, whatever part is asked for
 
@@ -57,8 +57,7 @@ def private_cache(what: str) -> Path | None:
         folder.parent.mkdir(parents=True, exist_ok=True)
         for each in (folder, folder / what):
             each.mkdir(mode=0o700, exist_ok=True)
-            state = each.stat()
-            if hasattr(os, "getuid") and (state.st_uid != os.getuid() or state.st_mode & 0o022):
+            if not _is_private(each):
                 _warn(
                     f"nothing is kept in {folder / what}: others may write to {each}; empty it and make it yours alone "
                     "(chmod 700), or set JAXCNN_CACHE_DIR to another folder"
@@ -69,6 +68,17 @@ def private_cache(what: str) -> Path | None:
     except OSError as error:
         _warn(f"nothing is kept: cannot write in {folder / what} ({error.strerror or error})")
         return None
+
+
+def _is_private(folder: Path) -> bool:
+    """Whether the folder is the user's, and nobody else can write to it; what others could is taken from them."""
+    if not hasattr(os, "getuid"):
+        return True
+    state = folder.stat()
+    if state.st_uid == os.getuid() and state.st_mode & 0o022:  # as versions before made it under a umask of 002
+        folder.chmod(0o700)
+        state = folder.stat()
+    return state.st_uid == os.getuid() and not state.st_mode & 0o022
 
 
 @functools.cache
@@ -109,9 +119,10 @@ def load_arrays(
         whole = len(split.records) * math.prod(image_shape)
         if folder is None or whole > max(_ALWAYS_WHOLE, 2 * len(split) * math.prod(image_shape)):
             return _decode(split.records, split.indices, image_shape, progress, skip_damaged)
+        files = changes_here(split.records.files)
         # Damaged records that this split has not are not its concern: those that an exclusion list names, for instance.
         arrays = _decode(split.records, np.arange(len(split.records)), image_shape, progress, skip_damaged=True)
-        _save_cached(folder, *arrays)
+        _save_cached(folder, *arrays, files)
     images, labels = arrays[0][split.indices], arrays[1][split.indices]
     if not skip_damaged:
         for record in split.indices[labels.reshape(len(labels), -1)[:, 0] < 0]:
@@ -186,7 +197,7 @@ def _decode(
     return images, labels
 
 
-# ---- the cache: one folder a set of records, with images.npy, labels.npy and checksums.json
+# ---- the cache: one folder a set of records, with images.npy, labels.npy and facts.json
 
 
 def _cache_name(records: Records, fingerprint: str, image_shape: ImageShape) -> str:
@@ -196,19 +207,21 @@ def _cache_name(records: Records, fingerprint: str, image_shape: ImageShape) -> 
 
 
 def _load_cached(folder: Path, records: Records, image_shape: ImageShape) -> tuple[np.ndarray, np.ndarray] | None:
-    """The arrays, mapped, not read; none where there is no cache or it is damaged."""
+    """The arrays, mapped, not read; none where there is no cache, or it is damaged or of files that changed since."""
     if not folder.exists():
         return None
     try:
-        checksums = read_json(folder / "checksums.json", limit=1 << 10)
+        facts = read_json(folder / "facts.json", limit=1 << 10)
+        if facts["files"] != changes_here(records.files):
+            return None
         images = np.load(folder / "images.npy", mmap_mode="r")
         labels = np.load(folder / "labels.npy")
         sound = (
             (images.shape, images.dtype) == ((len(records), *image_shape), np.uint8)
             and (labels.shape, labels.dtype) == ((len(records), *label_shape(records)), label_array([], records).dtype)
-            and checksums == _checksums(images, labels)
+            and facts["checksums"] == _checksums(images, labels)
         )
-    except (OSError, ValueError, EOFError):
+    except (OSError, ValueError, EOFError, KeyError, TypeError):
         sound = False
     if not sound:
         _log.warning("the cache of decoded images in %s is damaged; decoding again", folder)
@@ -216,16 +229,20 @@ def _load_cached(folder: Path, records: Records, image_shape: ImageShape) -> tup
     return images, labels
 
 
-def _save_cached(folder: Path, images: np.ndarray, labels: np.ndarray) -> None:
-    """Writes aside, then renames: a reader sees all or nothing, and of two writers the later wins."""
+def _save_cached(folder: Path, images: np.ndarray, labels: np.ndarray, files: str) -> None:
+    """Writes aside, then renames: a reader sees all or nothing, and of two writers the later wins.
+
+    `files`: what changes_here said of them before they were decoded.
+    """
     aside = replaced = None
     try:
         aside = Path(tempfile.mkdtemp(prefix=".writing-", dir=folder.parent))
         replaced = aside.with_name(f"{aside.name}-replaced")
         np.save(aside / "images.npy", images)
         np.save(aside / "labels.npy", labels)
-        write_atomically(aside / "checksums.json", json.dumps(_checksums(images, labels)))
-        if folder.exists():  # damaged, or just written by another process
+        facts = {"checksums": _checksums(images, labels), "files": files}
+        write_atomically(aside / "facts.json", to_json(facts))
+        if folder.exists():  # damaged, of files that changed, or just written by another process
             folder.rename(replaced)
         aside.rename(folder)
     except OSError as error:

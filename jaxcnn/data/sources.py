@@ -33,8 +33,6 @@ from jaxcnn.files import user_path
 
 _log = logging.getLogger(__name__)
 
-_LARGEST = 1 << 13  # pixels of a side of a run's images: 200 MB each
-
 OWN_KINDS = ("folder", "csv", "npz")  # a user's own: KIND:PATH
 
 
@@ -100,8 +98,6 @@ def open_stored(
     """Finds the set as it is stored, with its own splits and sizes. Arguments as for open_source and open_files."""
     if data.channels == 2:
         raise UserError("data.channels=2: images have 1 channel (grey) or 3 (RGB)")
-    if data.image_size is not None and data.image_size > _LARGEST:
-        raise UserError(f"data.image_size={data.image_size:,}: at most {_LARGEST:,} pixels")
     kind, _, rest = data.name.partition(":")
     if data.name == "digits":
         return _force_channels(open_digits(), data.channels)
