@@ -74,7 +74,7 @@ def kill_midway(folder, number, *, wanted_rows):
     return process.returncode, output, errors
 
 
-@pytest.mark.parametrize("trial", [1, 2])
+@pytest.mark.parametrize("trial", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_killed_at_a_random_step_and_resumed(tmp_path, whole, trial):
     """SIGKILL; the same command; bit for bit what it would have been."""
     code, _, _ = kill_midway(tmp_path / "killed", signal.SIGKILL, wanted_rows=random.randint(1, 7))

@@ -26,6 +26,7 @@ VARIANTS = [
     "transfer_cifar10.py:pretrain", "transfer_cifar10.py:scratch", "transfer_cifar10.py", "transfer_cifar10.py:gradual",
     "transfer_vgg16.py", "transfer_mobilenet.py",
 ]  # fmt: skip
+ALIKE = ("cifar10.py:resnet110", "imagenet_resnet50.py:resnet18")  # but for their depth
 SHAPES = {"tfds:mnist": (28, 28, 1), "tfds:cifar10": (32, 32, 3)}
 
 
@@ -39,7 +40,9 @@ def test_none_is_forgotten():
     assert files == {variant.split(":")[0] for variant in VARIANTS}
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize(
+    "variant", [pytest.param(each, marks=[pytest.mark.slow] * (each in ALIKE)) for each in VARIANTS]
+)
 def test_it_builds_and_traces(variant, tmp_path):
     config = load(variant, "--config.batch_size=16", "--config.seed=3")
     assert (config.batch_size, config.seed) == (16, 3)

@@ -19,7 +19,7 @@ from jaxcnn.transfer.torchvision import NAMINGS, Naming, export_state_dict, impo
 
 GOLDENS = Path(__file__).parent / "goldens" / "torchvision"
 # the rest are slow: they take a minute together, most of it to compile
-QUICK = ("efficientnet_b0", "mobilenet_v2", "resnet18", "shufflenet_v2_x1_0", "squeezenet1_0", "vit_b_16")
+QUICK = ("efficientnet_b0", "mobilenet_v2", "resnet18", "shufflenet_v2_x1_0", "squeezenet1_0")
 
 
 def fill(seed: int, name: str, shape: tuple[int, ...]) -> np.ndarray:
