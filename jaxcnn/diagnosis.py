@@ -311,7 +311,8 @@ def _underfitting(facts: Facts) -> Iterator[Finding]:
         max(row[facts.accuracy] for row in facts.validation),
     )
     guessing = facts.guessing_accuracy
-    if validation <= guessing + STANDARD_ERRORS * facts.error_of(guessing):
+    told_apart = guessing + STANDARD_ERRORS * facts.error_of(guessing)  # beyond 1, so few examples tell nothing
+    if validation <= told_apart < 1:
         yield Finding(
             "nothing learned",
             "error",

@@ -388,6 +388,19 @@ CASES: list[tuple[str, Facts, Facts, tuple[str, ...]]] = [
 ]
 
 
+def test_a_few_examples_cannot_tell_that_nothing_was_learned():
+    """All eight of two classes right is less than three standard errors above guessing."""
+    perfect = facts(
+        train={"accuracy": curve(0.5, 1.0, 40)},
+        validation={"accuracy": curve(0.5, 1.0)},
+        num_validation=8,
+        class_counts={"class0": 20, "class1": 20},
+    )
+    counts: Any = perfect.data["class_counts"]
+    counts["validation"] = {"class0": 4, "class1": 4}
+    assert "nothing learned" not in [each.name for each in diagnose(perfect)]
+
+
 @pytest.mark.parametrize(("name", "right", "wrong", "figures"), CASES, ids=[f"{n}-{c[0]}" for n, c in enumerate(CASES)])
 def test_each_threshold_from_both_sides(name, right, wrong, figures):
     assert name not in found(right)
