@@ -67,7 +67,8 @@ def check_same_data(saved: str, found: str, run: str = "the run") -> None:
 
 def files_state(files: Sequence[Path]) -> list[tuple[str, int, int]]:
     """Name, size and time of each file: the same for a copy that keeps times, as rsync's."""
-    return [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in files]
+    states = [(path.name, path.stat()) for path in files]
+    return [(name, each.st_size, each.st_mtime_ns) for name, each in states]
 
 
 def changes_here(files: Sequence[Path]) -> str:

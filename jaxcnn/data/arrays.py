@@ -161,10 +161,8 @@ def _check_headers(
     if names is not None and (names.ndim != 1 or names.dtype.kind not in "Uiu"):
         raise UserError(f"{full_name}: {_CLASS_NAMES} is {names.dtype} of shape {names.shape}; expected str [K]")
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    size, most = (
-        sum(header.nbytes for header in headers.values()),
-        min(max(_ALWAYS_TAKEN, 100 * file_size), memory // 2),
-    )
+    size = sum(header.nbytes for header in headers.values())
+    most = min(max(_ALWAYS_TAKEN, 100 * file_size), memory // 2)
     if size > most:
         raise UserError(
             f"{full_name} unpacks from {file_size:,} to {size:,} bytes; at most {most:,} are taken here (half of the "

@@ -328,7 +328,7 @@ def _decode_deep(encoded: bytes, opened: OpenedImage) -> np.ndarray:
         raise ValueError("OpenCV cannot read it")
     levels = levels if levels.ndim == 3 else levels[:, :, None]
     samples = levels.shape[2]
-    if (levels.dtype.kind == "f") != layout.is_float or samples != (samples if hole else layout.samples):
+    if (levels.dtype.kind == "f") != layout.is_float or (not hole and samples != layout.samples):
         raise ValueError(f"OpenCV reads {samples} samples of {levels.dtype} where the header says otherwise")
     return _pixels_of_levels(levels, layout, hole if samples == 3 else None)
 
