@@ -311,6 +311,8 @@ def _underfitting(facts: Facts) -> Iterator[Finding]:
         max(row[facts.accuracy] for row in facts.validation),
     )
     guessing = facts.guessing_accuracy
+    if guessing == 1:  # validation is of one class
+        return
     told_apart = guessing + STANDARD_ERRORS * facts.error_of(guessing)  # beyond 1, so few examples tell nothing
     if validation <= told_apart < 1:
         yield Finding(

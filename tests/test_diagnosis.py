@@ -388,6 +388,13 @@ CASES: list[tuple[str, Facts, Facts, tuple[str, ...]]] = [
 ]
 
 
+def test_a_validation_of_one_class_tells_nothing_of_what_was_learned():
+    one_class = facts(validation={"accuracy": curve(0.5, 1.0)}, num_validation=2)
+    counts: Any = one_class.data["class_counts"]
+    counts["validation"] = {"class0": 2, "class1": 0}
+    assert not {"nothing learned", "underfitting"} & {each.name for each in diagnose(one_class)}
+
+
 def test_a_few_examples_cannot_tell_that_nothing_was_learned():
     """All eight of two classes right is less than three standard errors above guessing."""
     perfect = facts(
