@@ -26,8 +26,8 @@ class OurRuns:
     def __init__(self, argv: list[str]):
         from absl import flags
 
-        from jaxcnn.build import build
-        from jaxcnn.command_line import load_config
+        from jaxcnn.config.command_line import load_config
+        from jaxcnn.training.build import build
 
         argv = ["", *argv, "--config.tensorboard=False"]
         self._config, _ = load_config(argv, flag_values=flags.FlagValues())
@@ -43,8 +43,8 @@ class OurRuns:
         """Every program that the loop will call, once."""
         import jax
 
-        from jaxcnn.feed import StreamingFeed
-        from jaxcnn.loop import result_variables
+        from jaxcnn.training.feed import StreamingFeed
+        from jaxcnn.training.loop import result_variables
 
         run, feed, put = self._run, self._feed, self._run.parallel.replicate
         key, state = put(jax.random.key(0)), None
@@ -69,10 +69,10 @@ class OurRuns:
         from etils import epath
         from rich.console import Console
 
-        from jaxcnn import loop
-        from jaxcnn.checkpoint import Checkpoints
-        from jaxcnn.feed import StreamingFeed
-        from jaxcnn.logs import RunLog
+        from jaxcnn.run.checkpoint import Checkpoints
+        from jaxcnn.run.log import RunLog
+        from jaxcnn.training import loop
+        from jaxcnn.training.feed import StreamingFeed
 
         run, feed, compile_seconds = self._run, self._feed, self._compile_seconds
         self._config.seed = seed  # run and feed hold this very config, and no program depends on it

@@ -16,8 +16,8 @@ def losses(argv: list[str], steps: int) -> list[float]:
     import jax
     from absl import flags
 
-    from jaxcnn.build import build
-    from jaxcnn.command_line import load_config
+    from jaxcnn.config.command_line import load_config
+    from jaxcnn.training.build import build
 
     config, _ = load_config(["", *argv], flag_values=flags.FlagValues())
     run, feed = build(config)

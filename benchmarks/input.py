@@ -76,8 +76,8 @@ def our_feed(argv: list[str], seconds: float) -> Callable[[], float]:
 def build_run(argv: list[str]) -> Any:
     from absl import flags
 
-    from jaxcnn.build import build
-    from jaxcnn.command_line import load_config
+    from jaxcnn.config.command_line import load_config
+    from jaxcnn.training.build import build
 
     config, _ = load_config(["", *argv], flag_values=flags.FlagValues())
     return build(config)

@@ -34,14 +34,14 @@ def make_parser(doc: str | None, *, repeats: int) -> argparse.ArgumentParser:
 
 def set_up(options: argparse.Namespace, *, compilation_cache: bool = True, torch_here: bool = True) -> None:
     """Settings that must come before JAX's or PyTorch's first use: the same cores, and memory for both, for both."""
-    from jaxcnn.main import begin_anew
+    from jaxcnn.machine import begin_anew
 
     begin_anew()  # as jaxcnn's commands do; PyTorch's processes have them, too
     if options.threads:
         os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: options.threads])
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     os.environ.setdefault("XLA_PYTHON_CLIENT_MEM_FRACTION", "0.5")  # JAX would take 3/4 of a GPU's memory at once
-    from jaxcnn.parallel import set_up as set_up_jax
+    from jaxcnn.training.parallel import set_up as set_up_jax
 
     set_up_jax(None, compilation_cache=compilation_cache)
     if torch_here and has_torch():
@@ -284,7 +284,7 @@ def machine() -> dict[str, Any]:
 
 
 def versions() -> dict[str, str]:
-    from jaxcnn.build import versions as own_versions
+    from jaxcnn.training.build import versions as own_versions
 
     if not has_torch():
         return own_versions() | {"torch": NOT_INSTALLED}

@@ -28,9 +28,9 @@ def measure_here(argv: list[str], *, donate: bool) -> dict[str, float]:
     import jax
     from absl import flags
 
-    from jaxcnn.build import build
-    from jaxcnn.command_line import load_config
-    from jaxcnn.preview import step_cost
+    from jaxcnn.config.command_line import load_config
+    from jaxcnn.training.build import build
+    from jaxcnn.training.preview import step_cost
 
     config, _ = load_config(["", *argv], flag_values=flags.FlagValues())
     run, feed = build(config)

@@ -26,9 +26,9 @@ def loop_seconds(run: Any, feed: Any, steps: int) -> float:
     from etils import epath
     from rich.console import Console
 
-    from jaxcnn import loop
-    from jaxcnn.checkpoint import Checkpoints
-    from jaxcnn.logs import RunLog
+    from jaxcnn.run.checkpoint import Checkpoints
+    from jaxcnn.run.log import RunLog
+    from jaxcnn.training import loop
 
     with tempfile.TemporaryDirectory() as folder:
         log = RunLog(epath.Path(folder), tensorboard=True, console=Console(file=io.StringIO()))
@@ -43,7 +43,7 @@ def bare_step(run: Any, feed: Any) -> tuple[Callable[[], None], Callable[[], Non
     """(a call of the jitted pure step on one batch, a wait for all calls)."""
     import jax
 
-    from jaxcnn.step import gather
+    from jaxcnn.training.step import gather
 
     step = jax.jit(run.train_call.__wrapped__.keywords["step"], donate_argnums=0)
     batch = jax.block_until_ready(
@@ -75,9 +75,9 @@ def main() -> None:
     set_up(options)
     from absl import flags
 
-    from jaxcnn.build import build
-    from jaxcnn.command_line import load_config
+    from jaxcnn.config.command_line import load_config
     from jaxcnn.errors import UserError
+    from jaxcnn.training.build import build
 
     report, others = Report(options.json, "overhead"), Others()
     table = Table(experiment=12, loop_ms=16, bare_ms=16, ratio=20)

@@ -16,15 +16,15 @@ from pathlib import Path
 
 from benchmarks.measure import Others, Report, Table, make_parser, say, set_up
 
-IMPORTS = {"jax": "import jax", "all": "import jaxcnn.main, jaxcnn.build, jaxcnn.loop"}
+IMPORTS = {"jax": "import jax", "all": "import jaxcnn.main, jaxcnn.training.build, jaxcnn.training.loop"}
 # What the first step waits for, apart: seconds of building (data, model), tracing, compiling, and one call.
 PIECES = """
 import sys, time
 start = time.perf_counter()
 from absl import flags
-from jaxcnn.command_line import load_config
-from jaxcnn.parallel import set_up
-from jaxcnn.build import build
+from jaxcnn.config.command_line import load_config
+from jaxcnn.training.parallel import set_up
+from jaxcnn.training.build import build
 import jax
 marks = [time.perf_counter()]
 config, _ = load_config(["", f"--config=experiments/{sys.argv[1]}"], flag_values=flags.FlagValues())

@@ -71,12 +71,12 @@ class OurStep:
 
         from jaxcnn.augment import make_augment, make_normalise
         from jaxcnn.config import AugmentConfig, LossConfig, ModelConfig, OptimizerConfig
-        from jaxcnn.losses import make_loss
-        from jaxcnn.metrics import metrics_for
-        from jaxcnn.model import make_model
         from jaxcnn.models import MODELS
-        from jaxcnn.optim import make_optimizer
-        from jaxcnn.step import init_state, train_step
+        from jaxcnn.models.make import make_model
+        from jaxcnn.tasks.classification.losses import make_loss
+        from jaxcnn.tasks.classification.metrics import metrics_for
+        from jaxcnn.training.optim import make_optimizer
+        from jaxcnn.training.step import init_state, train_step
 
         channels = case.image_shape[-1]
         statistics = {"mean": (0.5,) * channels, "std": (0.25,) * channels}

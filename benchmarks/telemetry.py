@@ -27,9 +27,9 @@ def main() -> None:
     set_up(options)
     from absl import flags
 
-    from jaxcnn.build import TELEMETRY_STEPS, build
-    from jaxcnn.command_line import load_config
+    from jaxcnn.config.command_line import load_config
     from jaxcnn.errors import UserError
+    from jaxcnn.training.build import TELEMETRY_STEPS, build
 
     report, others = Report(options.json, "telemetry"), Others()
     table = Table(case=18, with_ms=16, without_ms=16, ratio=20, steps_a_row=12, percent_at_most=16)

@@ -23,7 +23,7 @@ def config_of(kind: str, *overrides: str) -> Any:
     """An experiment's config, measured at its end alone, on the last weights."""
     from absl import flags
 
-    from jaxcnn.command_line import load_config
+    from jaxcnn.config.command_line import load_config
 
     argv = ["", f"--config={EXPERIMENT}:{kind}", *(f"--config.{each}" for each in overrides)]
     config, _ = load_config(argv, flag_values=flags.FlagValues())
@@ -37,10 +37,12 @@ def train(config: Any, folder: Path) -> dict[str, Any]:
     from etils import epath
     from rich.console import Console
 
-    from jaxcnn import loop, workdir
-    from jaxcnn.build import build, versions
-    from jaxcnn.checkpoint import Checkpoints
-    from jaxcnn.logs import RunLog
+    from jaxcnn.machine import versions
+    from jaxcnn.run import workdir
+    from jaxcnn.run.checkpoint import Checkpoints
+    from jaxcnn.run.log import RunLog
+    from jaxcnn.training import loop
+    from jaxcnn.training.build import build
 
     run, feed = build(config)
     path = epath.Path(folder)
@@ -55,8 +57,8 @@ def train(config: Any, folder: Path) -> dict[str, Any]:
 
 def measure(way: str, overrides: list[str], weights: Path, folder: Path) -> float:
     """Test accuracy of one way on one draw of images."""
-    from jaxcnn.build import build
-    from jaxcnn.probe import linear_probe
+    from jaxcnn.results.probe import linear_probe
+    from jaxcnn.training.build import build
 
     config = config_of("finetune" if way == "probe" else way, *overrides)
     if way != "scratch":

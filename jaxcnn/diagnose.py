@@ -7,13 +7,12 @@ import dataclasses
 
 from absl import flags
 
-from jaxcnn import workdir as workdir_lib
-from jaxcnn.command_line import check_outputs
-from jaxcnn.diagnosis import diagnose
+from jaxcnn.command import check_outputs, flags_help, parse_flags, run_command, show_help
 from jaxcnn.errors import UserError
 from jaxcnn.files import to_json, write_atomically
-from jaxcnn.main import flags_help, parse_flags, run_command, show_help
-from jaxcnn.run_facts import read_facts
+from jaxcnn.results.diagnosis import diagnose
+from jaxcnn.run import workdir as workdir_lib
+from jaxcnn.run.facts import read_facts
 from jaxcnn.terminal import PatientConsole
 
 _STYLES = {"error": "bold red", "warning": "yellow", "note": "cyan", "not examined": "dim"}

@@ -12,17 +12,17 @@ from typing import TYPE_CHECKING, Any
 
 from absl import flags
 
-from jaxcnn import workdir as workdir_lib
-from jaxcnn.command_line import check_outputs, check_step
+from jaxcnn.command import check_outputs, check_step, flags_help, parse_flags, run_command, show_help
 from jaxcnn.config import Config, from_dict, validate
 from jaxcnn.errors import RunError, UserError, nearest
 from jaxcnn.files import to_json, write_atomically
-from jaxcnn.logs import RunLog
-from jaxcnn.main import flags_help, parse_flags, run_command, show_help
+from jaxcnn.machine import versions
+from jaxcnn.run import workdir as workdir_lib
+from jaxcnn.run.log import RunLog
 from jaxcnn.terminal import one_line
 
 if TYPE_CHECKING:
-    from jaxcnn.measure import Evaluation
+    from jaxcnn.results.measure import Evaluation
 
 MAIN_SCORES = (
     "accuracy", "top5_accuracy", "loss", "nll", "macro_precision", "macro_recall", "macro_f1", "weighted_f1",
@@ -54,8 +54,8 @@ def main(argv: list[str], start: float) -> int:
     parse_flags(values, argv, takes_arguments=False)
     workdirs, steps = _check(values)
 
-    from jaxcnn.measure import evaluate_run
-    from jaxcnn.parallel import set_up
+    from jaxcnn.results.measure import evaluate_run
+    from jaxcnn.training.parallel import set_up
 
     set_up(None, compilation_cache=_config(workdirs[0]).compilation_cache)
     log = RunLog(workdirs[0], tensorboard=False)
@@ -151,8 +151,6 @@ def save(evaluation: "Evaluation", folder: Any, suffix: str, *, command: list[st
 
 def contents(evaluation: "Evaluation", *, command: list[str]) -> dict[str, Any]:
     """All of evaluation.json; what is not defined is None."""
-    from jaxcnn.build import versions
-
     members = evaluation.members
     return {
         "experiment": members[0].experiment,

@@ -12,13 +12,14 @@ from absl import flags
 from etils import epath
 from rich.table import Table
 
-from jaxcnn import workdir as workdir_lib
-from jaxcnn.command_line import check_outputs, load_config
+from jaxcnn.command import check_outputs, flags_help, run_command, show_help
 from jaxcnn.config import Config, EarlyStopConfig, ScheduleConfig
+from jaxcnn.config.command_line import load_config
 from jaxcnn.errors import UserError
 from jaxcnn.files import to_json, write_atomically
-from jaxcnn.logs import RunLog
-from jaxcnn.main import flags_help, run_command, show_help
+from jaxcnn.machine import versions
+from jaxcnn.run import workdir as workdir_lib
+from jaxcnn.run.log import RunLog
 
 FEWEST_STEPS = 20
 RATES = (1e-30, 1e30)  # lowest and highest: float32 has them, and their squares nearly
@@ -44,9 +45,9 @@ def main(argv: list[str], start: float) -> int:
 
     import jax
 
-    from jaxcnn.build import build, describe, peak_rate, versions
-    from jaxcnn.parallel import set_up
-    from jaxcnn.rate_range import figure, growing_rates, range_test, sparkline
+    from jaxcnn.training.build import build, describe, peak_rate
+    from jaxcnn.training.parallel import set_up
+    from jaxcnn.training.rate_range import figure, growing_rates, range_test, sparkline
 
     set_up(config.platform, compilation_cache=config.compilation_cache)
     log = RunLog(epath.Path("."), tensorboard=False, start=start)  # writes nothing: it is not told to resume

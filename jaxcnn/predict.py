@@ -19,14 +19,13 @@ from absl import flags
 from rich.progress import Progress, SpinnerColumn, TextColumn
 from rich.table import Column, Table
 
-from jaxcnn import workdir as workdir_lib
-from jaxcnn.command_line import check_outputs, check_step
+from jaxcnn.command import check_outputs, check_step, flags_help, parse_flags, run_command, show_help
 from jaxcnn.config import from_dict, validate
 from jaxcnn.data.folder import SUFFIXES
 from jaxcnn.data.given import Given, each_image
 from jaxcnn.errors import Preempted, UserError, nearest
 from jaxcnn.files import to_json, write_atomically, writing
-from jaxcnn.main import flags_help, parse_flags, run_command, show_help
+from jaxcnn.run import workdir as workdir_lib
 from jaxcnn.terminal import PatientConsole, complain, named, one_line
 
 _TABLE_ROWS = 500  # after so many a table is printed, and another begun
@@ -81,8 +80,8 @@ def main(argv: list[str], start: float) -> int:
 
     import cv2
 
-    from jaxcnn.parallel import set_up
-    from jaxcnn.trained import load
+    from jaxcnn.results.trained import load
+    from jaxcnn.training.parallel import set_up
 
     set_up(None, compilation_cache=config.compilation_cache)
     cv2.setNumThreads(1)  # its own threads would wait for one another between ours
@@ -192,7 +191,7 @@ def _draw(folder: str, name: str, top: str, image: np.ndarray, heat: np.ndarray)
     from PIL import Image
 
     from jaxcnn.data.sheet import png
-    from jaxcnn.explain import overlay
+    from jaxcnn.results.explain import overlay
 
     path = Path(folder, os.path.relpath(name, top) + ".png")
     path.parent.mkdir(parents=True, exist_ok=True)

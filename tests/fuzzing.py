@@ -355,7 +355,6 @@ def _text(file: IO[bytes]) -> str:
 
 
 def _become(each: Input, folder: Path, output: int, errors: int) -> None:
-    from jaxcnn import main
 
     code = 70
     try:
@@ -367,11 +366,13 @@ def _become(each: Input, folder: Path, output: int, errors: int) -> None:
         os.dup2(errors, 2)
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
         sys.argv = [f"jaxcnn.{each.module}", *each.arguments]
-        main.begin_anew = lambda: None
+        import jaxcnn.command as command_lib
+
+        command_lib.begin_anew = lambda: None
         name = f"jaxcnn.{each.module}" + (
             ".__main__" if each.module in ("data", "models", "report", "transfer") else ""
         )
-        main.run_command(importlib.import_module(name).main)
+        command_lib.run_command(importlib.import_module(name).main)
     except SystemExit as left:
         code = int(left.code or 0)
     finally:

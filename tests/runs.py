@@ -13,9 +13,6 @@ import jax.numpy as jnp
 import numpy as np
 from etils import epath
 
-from jaxcnn import loop, workdir
-from jaxcnn.build import build, versions
-from jaxcnn.checkpoint import Checkpoints, flatten
 from jaxcnn.config import (
     CheckpointConfig,
     Config,
@@ -24,11 +21,16 @@ from jaxcnn.config import (
     ScheduleConfig,
     validate,
 )
-from jaxcnn.logs import RunLog
-from jaxcnn.media import Media
-from jaxcnn.models.features import tap
-from jaxcnn.models.norm import BatchNorm
+from jaxcnn.layers.features import tap
+from jaxcnn.layers.norm import BatchNorm
+from jaxcnn.machine import versions
+from jaxcnn.results.media import Media
+from jaxcnn.run import workdir
+from jaxcnn.run.checkpoint import Checkpoints, flatten
+from jaxcnn.run.log import RunLog
 from jaxcnn.terminal import PatientConsole
+from jaxcnn.training import loop
+from jaxcnn.training.build import build
 
 
 class TinyNet(nn.Module):

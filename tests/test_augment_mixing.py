@@ -10,7 +10,7 @@ from scipy import stats
 from jaxcnn.augment import mix
 from jaxcnn.config import LossConfig
 from jaxcnn.errors import UserError
-from jaxcnn.losses import make_loss
+from jaxcnn.tasks.classification.losses import make_loss
 from tests.photos import photo
 
 BATCH, CLASSES, SHAPE = 1000, 7, (12, 16, 1)

@@ -10,9 +10,9 @@ import pytest
 from jax.sharding import Mesh, PartitionSpec
 
 from jaxcnn.augment import check_augment, make_augment, make_normalise
-from jaxcnn.build import build
 from jaxcnn.config import AugmentConfig, Config, DataConfig, changed_fields, validate
 from jaxcnn.errors import UserError
+from jaxcnn.training.build import build
 from tests.photos import photo
 from tests.runs import small_config
 

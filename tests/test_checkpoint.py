@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import tensorstore
 
-from jaxcnn.checkpoint import Checkpoints, DamagedError, checksum, flatten, unflatten
 from jaxcnn.errors import RunError
+from jaxcnn.run.checkpoint import Checkpoints, DamagedError, checksum, flatten, unflatten
 
 
 def tree(seed=0):

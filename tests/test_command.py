@@ -17,8 +17,8 @@ import pytest
 from absl import flags
 from PIL import Image
 
-from jaxcnn import main
-from jaxcnn.command_line import load_config
+from jaxcnn import command as command_lib
+from jaxcnn.config.command_line import load_config
 from jaxcnn.errors import UserError
 from tests import fake_tfds
 from tests.runs import rows
@@ -208,12 +208,12 @@ def test_neither_tensorflow_nor_torch_is_imported(tmp_path):
     fake_tfds.write_set(tmp_path / "tfds", splits={"train": 60, "test": 20}, image_shape=(8, 8, 1))
     code = f"""
 import sys
-from jaxcnn import main
+from jaxcnn import command, main
 sys.argv = ["main", "{DIGITS}", "--config.data.name=tfds:shapes", "--config.data.dir={tmp_path}/tfds",
             "--config.num_steps=3", "--config.batch_size=8", "--workdir={tmp_path}/run", "--config.data.resident=false",
             "--config.data.num_workers=0"]
 try:
-    main.run_command(main.main)
+    command.run_command(main.main)
 except SystemExit as end:
     assert end.code == 0, end.code
 found = [name for name in ("tensorflow", "torch", "keras") if name in sys.modules]
@@ -445,7 +445,7 @@ def test_without_validation(tmp_path):
 )
 def test_huge_pages_are_asked_for_once(before, after):
     program = (
-        "import os, sys; from jaxcnn.main import begin_anew; print('begun'); begin_anew(); "
+        "import os, sys; from jaxcnn.machine import begin_anew; print('begun'); begin_anew(); "
         "print(os.environ['GLIBC_TUNABLES'], sys.argv[1:], os.getpid())"
     )
     env = {name: value for name, value in environment().items() if name != "GLIBC_TUNABLES"} | before
@@ -507,14 +507,14 @@ def test_names_are_utf8_in_any_locale_and_a_terminal_gets_what_it_can_show(tmp_p
 ])  # fmt: skip
 def test_every_outcome_has_its_code_and_line(raised, code, said, capsys, monkeypatch):
     for name in ("begin_anew", "take_over", "quiet_libraries"):
-        monkeypatch.setattr(main, name, lambda: None)
-    monkeypatch.setattr(main.stopping, "at_once", lambda: None)
+        monkeypatch.setattr(command_lib, name, lambda: None)
+    monkeypatch.setattr(command_lib.stopping, "at_once", lambda: None)
 
     def command(argv, since):
         raise eval(raised)
 
     with pytest.raises(SystemExit) as left:
-        main.run_command(command, less_memory="lower --batch_size")
+        command_lib.run_command(command, less_memory="lower --batch_size")
     lines = capsys.readouterr().err.splitlines()
     assert (left.value.code, lines[-1]) == (code, said)
     assert len(lines) == 1 or "a fault" in said
@@ -532,7 +532,7 @@ def test_what_libraries_say_is_a_line_and_a_full_output_is_said(tmp_path):
         "    except ValueError:\n        logging.getLogger('asyncio').exception('two\\nlines')\n"
         "    print('x', chr(0x732b))\n"
         "    return 0\n"
-        "from jaxcnn.main import run_command; run_command(command)"
+        "from jaxcnn.command import run_command; run_command(command)"
     )
     with open("/dev/full", "w") as full:
         found = subprocess.run([sys.executable, "-c", code], cwd=ROOT, stdout=full, stderr=subprocess.PIPE, text=True)
@@ -552,7 +552,7 @@ def test_a_signal_ends_what_does_not_return(where):
         "def command(argv, start):\n"
         "    print('begun', flush=True)\n"
         f"    {where}\n"
-        "from jaxcnn.main import run_command; run_command(command)"
+        "from jaxcnn.command import run_command; run_command(command)"
     )
     process = subprocess.Popen(
         [sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True

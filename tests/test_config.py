@@ -6,12 +6,11 @@ from pathlib import Path
 import pytest
 from absl import flags
 
-from jaxcnn import command_line
 from jaxcnn import config as config_lib
-from jaxcnn.build import build
-from jaxcnn.command_line import load_config
-from jaxcnn.config import Config
+from jaxcnn.config import Config, checks, command_line
+from jaxcnn.config.command_line import load_config
 from jaxcnn.errors import UserError
+from jaxcnn.training.build import build
 from tests.runs import small_config
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -55,7 +54,7 @@ def leaves(schema=Config, prefix=""):
 @pytest.mark.parametrize(("path", "field"), leaves(), ids=lambda x: x if isinstance(x, str) else "")
 def test_every_field_can_be_overridden(path, field, monkeypatch):
     # Rules between fields would need a second override.
-    monkeypatch.setattr(command_line, "validate", lambda config, **_: config_lib._validate_fields(config, ""))
+    monkeypatch.setattr(command_line, "validate", lambda config, **_: checks._validate_fields(config, ""))
     before = config_lib.flatten(load())
     value, text = another(before[path], field.metadata, field.type)
     after = config_lib.flatten(load(f"--config.{path}={text}"))
@@ -166,7 +165,7 @@ def test_what_an_older_version_has_accepted_is_read():
 def test_the_table_of_what_is_read_names_what_there_is():
     fields = config_lib.flatten(Config())
     choices = {name: each.metadata.get("choices") for name, each in leaves()}
-    for beginning, choice, readers in config_lib._READ_BY:
+    for beginning, choice, readers in checks._READ_BY:
         assert any(name.startswith(beginning) for name in fields)
         assert set(readers) < set(choices[choice])
 

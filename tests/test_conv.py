@@ -11,9 +11,9 @@ import pytest
 from flax import linen as nn
 from jax import lax
 
-from jaxcnn.models import conv_cpu
-from jaxcnn.models.conv import Conv, conv
-from jaxcnn.models.pool import adaptive_avg_pool, max_pool
+from jaxcnn.layers import conv_cpu
+from jaxcnn.layers.conv import Conv, conv
+from jaxcnn.layers.pool import adaptive_avg_pool, max_pool
 
 
 def plain(images, kernel, *, strides=1, padding="SAME", dilation=1, groups=1):

@@ -11,15 +11,15 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from jaxcnn.build import build
 from jaxcnn.data import __main__ as command
 from jaxcnn.data.describing import describe
 from jaxcnn.data.records import DamagedRecordError, ImagesInMemory, Split, StoredSet
 from jaxcnn.data.resident import channel_statistics
 from jaxcnn.data.sheet import Row, class_rows, draw
 from jaxcnn.errors import UserError
-from jaxcnn.preview import augmented_images
-from jaxcnn.step import train_step
+from jaxcnn.training.build import build
+from jaxcnn.training.preview import augmented_images
+from jaxcnn.training.step import train_step
 from tests import fake_tfds
 from tests.large_images import HELD, CountedRecords
 from tests.runs import small_config

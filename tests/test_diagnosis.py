@@ -11,11 +11,11 @@ from absl import flags
 from etils import epath
 
 from jaxcnn import diagnose as command
-from jaxcnn.command_line import load_config
 from jaxcnn.config import Config, to_dict
-from jaxcnn.diagnosis import SEVERITIES, Facts, Finding, Predictions, diagnose
+from jaxcnn.config.command_line import load_config
 from jaxcnn.errors import UserError
-from jaxcnn.run_facts import read_facts
+from jaxcnn.results.diagnosis import SEVERITIES, Finding, diagnose
+from jaxcnn.run.facts import Facts, Predictions, read_facts
 
 RUNS = Path(__file__).parent / "goldens" / "runs"
 CLASSES = 10

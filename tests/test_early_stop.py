@@ -13,15 +13,15 @@ import optax
 import pytest
 from rich.console import Console
 
-from jaxcnn.build import build
-from jaxcnn.checkpoint import flatten
 from jaxcnn.config import Config, EarlyStopConfig, ScheduleConfig, changed_fields, from_dict, to_dict, validate
 from jaxcnn.errors import Preempted, UserError
-from jaxcnn.logs import RunLog, closing_table
-from jaxcnn.optim import set_rate_factor
-from jaxcnn.parallel import Parallel
-from jaxcnn.patience import Best, Watch
-from jaxcnn.whole_run import pieces_of
+from jaxcnn.run.checkpoint import flatten
+from jaxcnn.run.log import RunLog, closing_table
+from jaxcnn.training.build import build
+from jaxcnn.training.optim import set_rate_factor
+from jaxcnn.training.parallel import Parallel
+from jaxcnn.training.patience import Best, Watch
+from jaxcnn.training.whole_run import pieces_of
 from tests.runs import arrays, assert_same_arrays, rows, small_config, train
 
 

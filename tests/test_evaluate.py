@@ -11,12 +11,14 @@ import pytest
 from etils import epath
 from sklearn import metrics
 
-from jaxcnn import confidence, evaluate, workdir
-from jaxcnn.build import build
-from jaxcnn.checkpoint import Checkpoints
+from jaxcnn import evaluate
 from jaxcnn.errors import RunError, UserError
-from jaxcnn.feed import ResidentFeed
-from jaxcnn.measure import evaluate_run
+from jaxcnn.results.measure import evaluate_run
+from jaxcnn.run import workdir
+from jaxcnn.run.checkpoint import Checkpoints
+from jaxcnn.tasks.classification import confidence
+from jaxcnn.training.build import build
+from jaxcnn.training.feed import ResidentFeed
 from tests.runs import small_config, train
 
 QUICK: dict[str, Any] = {"resamples": 0, "calibrate": False}
@@ -140,7 +142,7 @@ def test_a_run_whose_data_have_moved_says_how_to_name_their_place(runs, tmp_path
 
 def test_outputs_that_are_not_finite_are_an_error(runs, monkeypatch):
     monkeypatch.setattr(
-        "jaxcnn.measure.collect", lambda *_, **__: ([np.full((9, 10), np.nan)], np.zeros(9), np.arange(9))
+        "jaxcnn.results.measure.collect", lambda *_, **__: ([np.full((9, 10), np.nan)], np.zeros(9), np.arange(9))
     )
     with pytest.raises(RunError, match="are not finite for 9 of 9 examples of test: the run has diverged"):
         evaluate_run([runs / "first"], **QUICK)

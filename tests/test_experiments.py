@@ -9,10 +9,10 @@ import jax
 import pytest
 from absl import flags
 
-from jaxcnn.build import build
-from jaxcnn.command_line import load_config
 from jaxcnn.config import Config
+from jaxcnn.config.command_line import load_config
 from jaxcnn.errors import UserError
+from jaxcnn.training.build import build
 from tests import fake_tfds
 from tests.nasty_images import write_classes
 from tests.runs import rows, small_config, train

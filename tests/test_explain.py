@@ -10,20 +10,20 @@ import pytest
 from jax.extend.core import Literal
 
 from jaxcnn.errors import UserError
-from jaxcnn.explain import choose_layer, grad_cam, overlay
+from jaxcnn.layers.conv import conv_xla
+from jaxcnn.layers.features import PERTURBATIONS, feature_pyramid
 from jaxcnn.models import MODELS
-from jaxcnn.models.conv import conv_xla
 from jaxcnn.models.efficientnet import ROWS as EFFICIENTNET
-from jaxcnn.models.features import PERTURBATIONS, feature_pyramid
 from jaxcnn.models.inception_v3 import InceptionA
 from jaxcnn.models.mobilenet_v2 import ROWS as MOBILENET_V2
 from jaxcnn.models.mobilenet_v3 import SMALL as MOBILENET_V3
 from jaxcnn.models.resnet import CifarResNet
+from jaxcnn.results.explain import choose_layer, grad_cam, overlay
 
 
 @pytest.fixture(autouse=True)
 def quick_to_trace(monkeypatch):
-    monkeypatch.setattr("jaxcnn.models.conv._conv", conv_xla)
+    monkeypatch.setattr("jaxcnn.layers.conv._conv", conv_xla)
 
 
 def random_variables(model, image_shape, seed=0):

@@ -7,9 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxcnn.build import build
 from jaxcnn.config import Config, DataConfig, ModelConfig, OptimizerConfig, ScheduleConfig
 from jaxcnn.models import MODELS
+from jaxcnn.training.build import build
 from tests.test_command import DIGITS, run
 
 # The smallest variant of each, and the pixels of its images.

@@ -14,19 +14,19 @@ import pytest
 from rich.console import Console
 
 from jaxcnn.augment import make_normalise
-from jaxcnn.build import build, params_in_order
 from jaxcnn.config import FinetuneConfig, OptimizerConfig, validate
 from jaxcnn.errors import Preempted, UserError
-from jaxcnn.feed import ResidentFeed
-from jaxcnn.finetune import Layer, layers_of, make_finetuning
-from jaxcnn.loop import result_variables
+from jaxcnn.layers.features import feature_pyramid
+from jaxcnn.layers.norm import BatchNorm
 from jaxcnn.models import MODELS
-from jaxcnn.models.features import feature_pyramid
-from jaxcnn.models.norm import BatchNorm
 from jaxcnn.models.resnet import CifarResNet
-from jaxcnn.optim import OPTIMIZERS, make_optimizer
-from jaxcnn.preview import step_cost
-from jaxcnn.probe import features_of, linear_probe
+from jaxcnn.results.probe import features_of, linear_probe
+from jaxcnn.training.build import build, params_in_order
+from jaxcnn.training.feed import ResidentFeed
+from jaxcnn.training.finetune import Layer, layers_of, make_finetuning
+from jaxcnn.training.loop import result_variables
+from jaxcnn.training.optim import OPTIMIZERS, make_optimizer
+from jaxcnn.training.preview import step_cost
 from tests.runs import arrays, assert_same_arrays, rows, small_config, train
 from tests.test_loop import stop_at  # noqa: F401
 

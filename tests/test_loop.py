@@ -10,14 +10,14 @@ import pytest
 from etils import epath
 
 import jaxcnn
-from jaxcnn import workdir
-from jaxcnn.diagnosis import diagnose
 from jaxcnn.errors import Preempted, RunError, UserError
-from jaxcnn.logs import RunLog
-from jaxcnn.parallel import Parallel
 from jaxcnn.report.files import read_runs
 from jaxcnn.report.from_files import curves, overview
-from jaxcnn.run_facts import read_facts
+from jaxcnn.results.diagnosis import diagnose
+from jaxcnn.run import workdir
+from jaxcnn.run.facts import read_facts
+from jaxcnn.run.log import RunLog
+from jaxcnn.training.parallel import Parallel
 from tests.runs import arrays, assert_same_arrays, rows, small_config, train
 
 

@@ -9,7 +9,7 @@ import pytest
 
 from jaxcnn.config import LossConfig
 from jaxcnn.errors import UserError
-from jaxcnn.losses import make_loss
+from jaxcnn.tasks.classification.losses import make_loss
 
 NAMES = ("cross_entropy", "focal", "kl", "mse", "mae")
 LOGITS = np.random.default_rng(0).normal(scale=3.0, size=(6, 5))

@@ -11,11 +11,11 @@ import pytest
 from PIL import Image
 
 from jaxcnn import lr_find
-from jaxcnn.build import build
 from jaxcnn.config import ScheduleConfig
 from jaxcnn.errors import RunError, UserError
-from jaxcnn.optim import make_optimizer
-from jaxcnn.rate_range import growing_rates, range_test, read_range, smooth, sparkline
+from jaxcnn.training.build import build
+from jaxcnn.training.optim import make_optimizer
+from jaxcnn.training.rate_range import growing_rates, range_test, read_range, smooth, sparkline
 from tests.runs import small_config
 
 RATES = growing_rates(1e-3, 10.0, 41)  # ten steps a decade

@@ -12,23 +12,23 @@ from flax import linen as nn
 
 from jaxcnn.config import ModelConfig
 from jaxcnn.errors import UserError
-from jaxcnn.model import make_model
+from jaxcnn.layers.blocks import PatchConv, StochasticDepth, symmetric_conv, to_multiple
+from jaxcnn.layers.conv_cpu import conv_xla
+from jaxcnn.layers.dropout import drawn_by_example
+from jaxcnn.layers.features import AUXILIARY, feature_pyramid
+from jaxcnn.layers.norm import BatchNorm
 from jaxcnn.models import MODELS
-from jaxcnn.models.conv_cpu import conv_xla
-from jaxcnn.models.dropout import drawn_by_example
 from jaxcnn.models.efficientnet import ROWS as EFFICIENTNET
-from jaxcnn.models.features import AUXILIARY, feature_pyramid
 from jaxcnn.models.inception_v3 import InceptionA, InceptionB, InceptionD, InceptionE
-from jaxcnn.models.layers import PatchConv, StochasticDepth, symmetric_conv, to_multiple
+from jaxcnn.models.make import make_model
 from jaxcnn.models.mobilenet_v2 import ROWS as MOBILENET_V2
 from jaxcnn.models.mobilenet_v2 import Row
 from jaxcnn.models.mobilenet_v3 import SMALL as MOBILENET_V3_SMALL
-from jaxcnn.models.norm import BatchNorm
 from jaxcnn.models.published import PUBLISHED
 from jaxcnn.models.regnet import stages_of
 from jaxcnn.models.resnet import padded_shortcut
 from jaxcnn.models.shufflenet_v2 import channel_shuffle
-from jaxcnn.parallel import make_parallel
+from jaxcnn.training.parallel import make_parallel
 
 # table 1 of the paper
 MIXER_S = dict(blocks=8, features=512, token_hidden=256, channel_hidden=2048)
@@ -239,7 +239,7 @@ def random_images(*shape: int) -> jax.Array:
 @pytest.fixture
 def quick_to_trace(monkeypatch: pytest.MonkeyPatch) -> None:
     """XLA's convolution alone, without ours for CPUs: half the time to trace a deep network."""
-    monkeypatch.setattr("jaxcnn.models.conv._conv", conv_xla)
+    monkeypatch.setattr("jaxcnn.layers.conv._conv", conv_xla)
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ import pytest
 from jaxcnn.config import OptimizerConfig, ScheduleConfig
 from jaxcnn.errors import UserError
 from jaxcnn.models import MODELS
-from jaxcnn.optim import kernel_mask, make_optimizer, make_schedule
+from jaxcnn.training.optim import kernel_mask, make_optimizer, make_schedule
 
 NAMES = ("sgd", "momentum", "nesterov", "adagrad", "rmsprop", "adam", "adamw", "lamb", "lion", "muon")
 W, B = np.array([[1.0, -2.0], [3.0, 0.5]]), np.array([4.0, -5.0])  # a kernel and a bias

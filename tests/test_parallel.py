@@ -6,12 +6,12 @@ import jax
 import numpy as np
 import pytest
 
-from jaxcnn.build import build
 from jaxcnn.errors import UserError
-from jaxcnn.feed import ResidentFeed
-from jaxcnn.loop import evaluate_raw_and_ema
-from jaxcnn.parallel import make_parallel
-from jaxcnn.preview import step_cost
+from jaxcnn.training.build import build
+from jaxcnn.training.feed import ResidentFeed
+from jaxcnn.training.loop import evaluate_raw_and_ema
+from jaxcnn.training.parallel import make_parallel
+from jaxcnn.training.preview import step_cost
 from tests.runs import small_config
 
 STEPS = 10

@@ -18,7 +18,7 @@ from PIL import Image
 import jaxcnn
 from jaxcnn import predict
 from jaxcnn.errors import UserError
-from jaxcnn.models.conv import conv_xla
+from jaxcnn.layers.conv import conv_xla
 from tests.nasty_images import damaged_images, nasty_images, write_classes
 from tests.runs import begin, small_config
 
@@ -54,9 +54,9 @@ def load():
 @pytest.fixture
 def command(trained, load, monkeypatch, capfd):
     """Runs the command in this process: (exit code, stdout as bytes, lines on stderr)."""
-    monkeypatch.setattr("jaxcnn.parallel.set_up", lambda *arguments, **keywords: None)
-    monkeypatch.setattr("jaxcnn.models.conv._conv", conv_xla)  # quick to compile
-    monkeypatch.setattr("jaxcnn.trained.load", load)
+    monkeypatch.setattr("jaxcnn.training.parallel.set_up", lambda *arguments, **keywords: None)
+    monkeypatch.setattr("jaxcnn.layers.conv._conv", conv_xla)  # quick to compile
+    monkeypatch.setattr("jaxcnn.results.trained.load", load)
 
     def run(*arguments, stdin=b""):
         monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BufferedReader(io.BytesIO(stdin))))
@@ -167,7 +167,7 @@ def test_explanations_lie_as_the_images_do(command, trained, load, images, tmp_p
     assert [row["explanation"] for row in rows] == [
         str(tmp_path / "heat" / os.path.relpath(path, images)) + ".png" for path in in_order(images)
     ]
-    from jaxcnn.explain import overlay
+    from jaxcnn.results.explain import overlay
 
     model = load(str(trained), step="best")
     path = images / "b" / "same.png"
@@ -244,7 +244,7 @@ def test_the_process_writes_to_a_pipe_and_opens_no_data_set(trained, images):
         "import atexit, sys; sys.argv[0] = 'predict'\n"
         "atexit.register(lambda: print('imported', *{'tensorflow_datasets', 'grain', 'sklearn'} & set(sys.modules), "
         "file=sys.stderr))\n"
-        "from jaxcnn.main import run_command; from jaxcnn.predict import main; run_command(main)"
+        "from jaxcnn.command import run_command; from jaxcnn.predict import main; run_command(main)"
     )
     process = subprocess.Popen(
         [sys.executable, "-c", code, f"--workdir={trained}", str(images), "--csv=-"],

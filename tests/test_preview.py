@@ -11,9 +11,9 @@ import pytest
 from etils import epath
 from rich.console import Console
 
-from jaxcnn import preview as preview_module
-from jaxcnn.build import build
-from jaxcnn.preview import Memory, preview, step_cost
+from jaxcnn.training import preview as preview_module
+from jaxcnn.training.build import build
+from jaxcnn.training.preview import Memory, preview, step_cost
 from tests.runs import small_config
 
 

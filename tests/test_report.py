@@ -24,8 +24,8 @@ from PIL import Image
 
 from jaxcnn.data.decoding import fit_image
 from jaxcnn.errors import UserError
+from jaxcnn.layers.conv import conv
 from jaxcnn.models import MODELS
-from jaxcnn.models.conv import conv
 from jaxcnn.models.published import PUBLISHED
 from jaxcnn.report import figures, files, from_files, network, page, study
 from jaxcnn.report.__main__ import main

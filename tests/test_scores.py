@@ -9,8 +9,8 @@ import pytest
 from scipy.special import log_softmax, logsumexp
 from sklearn import metrics
 
-from jaxcnn import confidence, scores
 from jaxcnn.augment import VIEWS, average_views
+from jaxcnn.tasks.classification import confidence, scores
 
 CLASSES, EXAMPLES = 12, 700
 CALL = jax.jit(scores.all_scores)

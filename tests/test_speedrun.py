@@ -15,16 +15,16 @@ from absl import flags
 from flax import linen as nn
 
 from jaxcnn.augment import AugmentConfig, alternating_mirror, average_views, make_augment, make_normalise
-from jaxcnn.averaging import lookahead, make_average
-from jaxcnn.build import build, peak_rate
-from jaxcnn.command_line import load_config
 from jaxcnn.config import Config
+from jaxcnn.config.command_line import load_config
 from jaxcnn.errors import UserError
+from jaxcnn.layers.norm import BatchNorm
 from jaxcnn.models import MODELS
 from jaxcnn.models.airbench import Airbench, dirac, uniform, unit_std, whiten_bias, whitening_kernel
-from jaxcnn.models.norm import BatchNorm
-from jaxcnn.optim import make_optimizer, make_schedule, orthogonalise, parameter_groups
-from jaxcnn.step import mirrored
+from jaxcnn.training.averaging import lookahead, make_average
+from jaxcnn.training.build import build, peak_rate
+from jaxcnn.training.optim import make_optimizer, make_schedule, orthogonalise, parameter_groups
+from jaxcnn.training.step import mirrored
 from tests import fake_tfds
 from tests.runs import arrays, rows, small_config, train
 

@@ -18,8 +18,7 @@ import pytest
 from sklearn.model_selection import StratifiedKFold, StratifiedShuffleSplit
 from sklearn.utils.class_weight import compute_class_weight
 
-from jaxcnn import evaluate, main, workdir
-from jaxcnn.build import build, describe
+from jaxcnn import evaluate, main
 from jaxcnn.config import Config, DataConfig, LossConfig, validate
 from jaxcnn.data import batch_examples, load_arrays, open_source
 from jaxcnn.data import sources as sources_module
@@ -39,10 +38,12 @@ from jaxcnn.data.splits import (
 )
 from jaxcnn.data.tfds import TfdsRecords
 from jaxcnn.errors import Preempted, UserError
-from jaxcnn.feed import ResidentFeed
 from jaxcnn.fingerprints import fingerprint_of
-from jaxcnn.losses import class_weights, make_loss
-from jaxcnn.whole_run import Hyperparameters, pieces_of, train_in_chunks
+from jaxcnn.run import workdir
+from jaxcnn.tasks.classification.losses import class_weights, make_loss
+from jaxcnn.training.build import build, describe
+from jaxcnn.training.feed import ResidentFeed
+from jaxcnn.training.whole_run import Hyperparameters, pieces_of, train_in_chunks
 from tests import runs
 from tests.fake_tfds import shard_path, write_set
 from tests.nasty_images import write_classes

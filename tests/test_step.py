@@ -11,15 +11,15 @@ import optax
 import pytest
 
 from jaxcnn.augment import make_augment
-from jaxcnn.averaging import exponential
-from jaxcnn.bad_layer import first_bad_layer
 from jaxcnn.config import AugmentConfig, LossConfig
-from jaxcnn.losses import make_loss
-from jaxcnn.metrics import Metrics, Top5Metrics, example_values, metrics_for
+from jaxcnn.layers.features import AUXILIARY, tap
+from jaxcnn.layers.norm import BatchNorm, GroupNorm, NoNorm
 from jaxcnn.models import MODELS
-from jaxcnn.models.features import AUXILIARY, tap
-from jaxcnn.models.norm import BatchNorm, GroupNorm, NoNorm
-from jaxcnn.step import eval_step, gather, init_state, scan, train_step, train_steps
+from jaxcnn.tasks.classification.losses import make_loss
+from jaxcnn.tasks.classification.metrics import Metrics, Top5Metrics, example_values, metrics_for
+from jaxcnn.training.averaging import exponential
+from jaxcnn.training.bad_layer import first_bad_layer
+from jaxcnn.training.step import eval_step, gather, init_state, scan, train_step, train_steps
 from tests.runs import TinyNet
 
 SHAPE = (8, 8, 1)

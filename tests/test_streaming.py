@@ -19,7 +19,6 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from jaxcnn.build import build
 from jaxcnn.config import AugmentConfig, DataConfig
 from jaxcnn.data import (
     batch_indices,
@@ -37,6 +36,7 @@ from jaxcnn.data.order import AUGMENT_STREAM
 from jaxcnn.data.records import Split
 from jaxcnn.data.streaming import random_resized_crop
 from jaxcnn.errors import RunError, UserError
+from jaxcnn.training.build import build
 from tests import test_command
 from tests.fake_tfds import VARIED_SIZES, shard_lengths, shard_path, write_set
 from tests.runs import rows, small_config, train

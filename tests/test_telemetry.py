@@ -10,12 +10,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxcnn.build import build
 from jaxcnn.errors import Preempted
-from jaxcnn.logs import RunLog
-from jaxcnn.models.features import FEATURES
-from jaxcnn.step import augment_keys
-from jaxcnn.telemetry import NUM_BINS, Telemetry, count, edges, histograms, row
+from jaxcnn.layers.features import FEATURES
+from jaxcnn.run.log import RunLog
+from jaxcnn.training.build import build
+from jaxcnn.training.step import augment_keys
+from jaxcnn.training.telemetry import NUM_BINS, Telemetry, count, edges, histograms, row
 from tests.runs import arrays, assert_same_arrays, small_config, train
 
 LAYERS = ["conv1", "conv2", "head", "norm1", "norm2"]  # of TinyNet

@@ -13,13 +13,13 @@ import numpy as np
 import pytest
 from etils import epath
 
-from jaxcnn.build import build
 from jaxcnn.errors import UserError
-from jaxcnn.feed import ResidentFeed
-from jaxcnn.media import confusion_image, first_filters, predictions, training_inputs
+from jaxcnn.layers.graph import module_graph
 from jaxcnn.models import MODELS
-from jaxcnn.models.graph import module_graph
-from jaxcnn.tensorboard import TensorBoard, profiling
+from jaxcnn.results.media import confusion_image, first_filters, predictions, training_inputs
+from jaxcnn.run.tensorboard import TensorBoard, profiling
+from jaxcnn.training.build import build
+from jaxcnn.training.feed import ResidentFeed
 from tests.runs import rows, small_config, train
 
 event_accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")

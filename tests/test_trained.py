@@ -12,16 +12,16 @@ import pytest
 from PIL import Image
 
 import jaxcnn
-from jaxcnn import loop
-from jaxcnn.build import build
-from jaxcnn.checkpoint import Checkpoints, flatten
 from jaxcnn.config import ModelConfig
 from jaxcnn.data.given import each_image, prepared
 from jaxcnn.errors import RunError, UserError
-from jaxcnn.feed import ResidentFeed, StreamingFeed
-from jaxcnn.model import make_model
-from jaxcnn.models.conv import conv_xla
-from jaxcnn.trained import _fitted
+from jaxcnn.layers.conv import conv_xla
+from jaxcnn.models.make import make_model
+from jaxcnn.results.trained import _fitted
+from jaxcnn.run.checkpoint import Checkpoints, flatten
+from jaxcnn.training import loop
+from jaxcnn.training.build import build
+from jaxcnn.training.feed import ResidentFeed, StreamingFeed
 from tests.nasty_images import damaged_images, nasty_images, write_classes
 from tests.runs import begin, small_config, train
 
@@ -39,7 +39,7 @@ def measured(config, folder):
 @pytest.fixture(scope="module", autouse=True)
 def quick_to_compile():
     with pytest.MonkeyPatch.context() as monkeypatch:
-        monkeypatch.setattr("jaxcnn.models.conv._conv", conv_xla)
+        monkeypatch.setattr("jaxcnn.layers.conv._conv", conv_xla)
         yield
 
 

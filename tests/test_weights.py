@@ -25,15 +25,16 @@ import pytest
 from etils import epath
 from flax import traverse_util
 
-from jaxcnn import workdir as workdir_lib
-from jaxcnn.build import build, versions
-from jaxcnn.checkpoint import Checkpoints
 from jaxcnn.config import Config, ModelConfig, validate
 from jaxcnn.errors import RunError, UserError
+from jaxcnn.machine import versions
 from jaxcnn.models import MODELS
 from jaxcnn.models.__main__ import main as list_models
 from jaxcnn.models.published import PUBLISHED
 from jaxcnn.models.resnet import BasicBlock, ResNet
+from jaxcnn.run import workdir as workdir_lib
+from jaxcnn.run.checkpoint import Checkpoints
+from jaxcnn.training.build import build
 from jaxcnn.transfer import timm, torch_files
 from jaxcnn.transfer.__main__ import main as transfer
 from jaxcnn.transfer.finding import TORCHVISION_FILES, find

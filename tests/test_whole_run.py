@@ -8,13 +8,13 @@ import jax
 import numpy as np
 import pytest
 
-from jaxcnn.build import build
-from jaxcnn.checkpoint import Checkpoints, flatten
 from jaxcnn.data import batch_indices
 from jaxcnn.errors import UserError
 from jaxcnn.models import MODELS
 from jaxcnn.models.mlp import MLP
-from jaxcnn.whole_run import Hyperparameters, batches_from, pieces_of, train_in_chunks, train_run
+from jaxcnn.run.checkpoint import Checkpoints, flatten
+from jaxcnn.training.build import build
+from jaxcnn.training.whole_run import Hyperparameters, batches_from, pieces_of, train_in_chunks, train_run
 from tests import runs
 from tests.runs import small_config
 

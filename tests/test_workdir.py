@@ -12,11 +12,12 @@ import numpy as np
 import pytest
 from etils import epath
 
-from jaxcnn import files, workdir
+from jaxcnn import files
 from jaxcnn.config import Config, to_dict
 from jaxcnn.errors import RunError, UserError
-from jaxcnn.logs import RunLog, read_rows
-from jaxcnn.schema import Number, check, conforms
+from jaxcnn.plain_data import Number, check, conforms
+from jaxcnn.run import workdir
+from jaxcnn.run.log import RunLog, read_rows
 
 RUN: dict[str, Any] = {
     "experiment": "mine",
@@ -134,7 +135,7 @@ def test_a_full_disk_ends_the_run_in_one_line_and_leaves_what_was_there(folder, 
     def fill(path, text):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("jaxcnn.logs.append", fill)
+    monkeypatch.setattr("jaxcnn.run.log.append", fill)
     with pytest.raises(RunError, match=r"No space left on device.*; make room, and run the same command again"):
         log.metrics(2, 0.2, "train", {"loss": 1.0, "accuracy": 0.5})
     monkeypatch.undo()

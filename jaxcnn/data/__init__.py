@@ -2,7 +2,7 @@
 
 from jaxcnn.data.order import Classes, batch_examples, batch_indices
 from jaxcnn.data.records import DamagedRecordError, NotPreparedError, Source, Split, classes_of, read_or_error
-from jaxcnn.data.resident import cache_dir, channel_statistics, load_arrays, private_cache, resident_bytes
+from jaxcnn.data.resident import channel_statistics, load_arrays, resident_bytes
 from jaxcnn.data.sources import open_source, stand_in_source
 from jaxcnn.data.splits import labels_of, num_shared
 from jaxcnn.data.streaming import Batches, choose_workers, evaluation_batches, measure_statistics, train_batches
@@ -16,7 +16,6 @@ __all__ = [
     "Split",
     "batch_examples",
     "batch_indices",
-    "cache_dir",
     "channel_statistics",
     "choose_workers",
     "classes_of",
@@ -26,7 +25,6 @@ __all__ = [
     "measure_statistics",
     "num_shared",
     "open_source",
-    "private_cache",
     "read_or_error",
     "resident_bytes",
     "stand_in_source",

@@ -14,14 +14,14 @@ from absl import flags
 from etils import epath
 from rich.table import Table
 
-from jaxcnn.command_line import check_outputs, load_config
+from jaxcnn.command import check_outputs, flags_help, parse_flags, run_command, show_help
 from jaxcnn.config import Config, DataConfig
+from jaxcnn.config.command_line import load_config
 from jaxcnn.data.records import StoredSet
 from jaxcnn.data.sources import open_stored
 from jaxcnn.errors import UserError, nearest
 from jaxcnn.files import to_json, write_atomically
-from jaxcnn.logs import RunLog
-from jaxcnn.main import flags_help, parse_flags, run_command, show_help
+from jaxcnn.run.log import RunLog
 from jaxcnn.terminal import PatientConsole
 
 _EXAMPLES = 3  # of each kind of fault, in the terminal's table
@@ -121,10 +121,10 @@ def _parse_with_config(name: str, rest: list[str], values: flags.FlagValues) -> 
 
 
 def _augmented_sheet(config: Config, log: RunLog) -> Any:
-    from jaxcnn.build import build  # imports JAX
     from jaxcnn.data.sheet import Row, draw
-    from jaxcnn.parallel import set_up
-    from jaxcnn.preview import augmented_images
+    from jaxcnn.training.build import build  # imports JAX
+    from jaxcnn.training.parallel import set_up
+    from jaxcnn.training.preview import augmented_images
 
     set_up(config.platform, compilation_cache=config.compilation_cache)
     run, feed = build(config, progress=log.work)

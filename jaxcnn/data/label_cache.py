@@ -12,9 +12,9 @@ from pathlib import Path
 
 import numpy as np
 
-from jaxcnn.data.resident import private_cache
 from jaxcnn.files import open_regular, write_atomically
 from jaxcnn.fingerprints import content_of, files_state, fingerprint_of
+from jaxcnn.machine import private_cache
 
 _FORMAT = 2  # raise when what is stored changes
 

@@ -4,7 +4,6 @@ A cache is trusted only while the files it was made from and its own checksums s
 nothing that goes wrong with it ends a run. Nothing is random here.
 """
 
-import functools
 import hashlib
 import json
 import logging
@@ -33,58 +32,13 @@ from jaxcnn.data.records import (
 )
 from jaxcnn.files import read_json, to_json, write_atomically
 from jaxcnn.fingerprints import changes_here, files_state
+from jaxcnn.machine import private_cache
 
 _FORMAT = 3  # raise when decoding or the cache's files change
 _CHUNK = 512  # examples a thread decodes at a time
 _ALWAYS_WHOLE = 2 << 30  # bytes: sets up to these are decoded whole, for the cache, whatever part is asked for
 
 _log = logging.getLogger(__name__)
-
-
-def cache_dir() -> Path:
-    """$JAXCNN_CACHE_DIR, else jaxcnn below $XDG_CACHE_HOME, else ~/.cache/jaxcnn."""
-    own = os.environ.get("JAXCNN_CACHE_DIR")
-    return Path(os.path.expanduser(own or os.path.join(os.environ.get("XDG_CACHE_HOME") or "~/.cache", "jaxcnn")))
-
-
-def private_cache(what: str) -> Path | None:
-    """The cache's folder for `what`; none, which is said once, where it cannot be made or others may write to it.
-
-    What lies in it is believed: images are trained on, and compiled programs run.
-    """
-    folder = cache_dir()
-    try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        for each in (folder, folder / what):
-            each.mkdir(mode=0o700, exist_ok=True)
-            if not _is_private(each):
-                _warn(
-                    f"nothing is kept in {folder / what}: others may write to {each}; empty it and make it yours alone "
-                    "(chmod 700), or set JAXCNN_CACHE_DIR to another folder"
-                )
-                return None
-        with tempfile.TemporaryFile(dir=folder / what):
-            return folder / what
-    except OSError as error:
-        _warn(f"nothing is kept: cannot write in {folder / what} ({error.strerror or error})")
-        return None
-
-
-def _is_private(folder: Path) -> bool:
-    """Whether the folder is the user's, and nobody else can write to it; what others could is taken from them."""
-    if not hasattr(os, "getuid"):
-        return True
-    state = folder.stat()
-    if state.st_uid == os.getuid() and state.st_mode & 0o022:  # as versions before made it under a umask of 002
-        folder.chmod(0o700)
-        state = folder.stat()
-    return state.st_uid == os.getuid() and not state.st_mode & 0o022
-
-
-@functools.cache
-def _warn(words: str) -> None:
-    """Once each."""
-    _log.warning("%s", words)
 
 
 def load_arrays(

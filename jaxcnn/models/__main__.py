@@ -10,9 +10,9 @@ from typing import Any
 from absl import flags
 from rich.table import Table
 
+from jaxcnn.command import flags_help, parse_flags, run_command, show_help
 from jaxcnn.errors import UserError, nearest
 from jaxcnn.files import to_json
-from jaxcnn.main import flags_help, parse_flags, run_command, show_help
 from jaxcnn.models import MODELS
 from jaxcnn.models.published import PUBLISHED, Published
 from jaxcnn.terminal import PatientConsole

@@ -15,10 +15,10 @@ from flax import linen as nn
 from jax.typing import DTypeLike
 
 from jaxcnn.errors import UserError
-from jaxcnn.models.conv import Conv
-from jaxcnn.models.features import tap
-from jaxcnn.models.norm import BatchNorm
-from jaxcnn.models.pool import max_pool
+from jaxcnn.layers.conv import Conv
+from jaxcnn.layers.features import tap
+from jaxcnn.layers.norm import BatchNorm
+from jaxcnn.layers.pool import max_pool
 
 Layer = Callable[..., Callable[[jax.Array], jax.Array]]  # constructor keywords -> a module from array to array
 

@@ -12,10 +12,10 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jax.typing import DTypeLike
 
-from jaxcnn.models.conv import Conv
-from jaxcnn.models.features import tap
-from jaxcnn.models.layers import Activation, check_stem, global_average, symmetric_conv
-from jaxcnn.models.pool import adaptive_avg_pool, max_pool
+from jaxcnn.layers.blocks import Activation, check_stem, global_average, symmetric_conv
+from jaxcnn.layers.conv import Conv
+from jaxcnn.layers.features import tap
+from jaxcnn.layers.pool import adaptive_avg_pool, max_pool
 
 uniform = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")  # within 1 / sqrt(fan-in)
 

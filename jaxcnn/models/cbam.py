@@ -7,8 +7,8 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jax.typing import DTypeLike
 
-from jaxcnn.models.conv import Conv
-from jaxcnn.models.layers import he_normal_out
+from jaxcnn.layers.blocks import he_normal_out
+from jaxcnn.layers.conv import Conv
 from jaxcnn.models.resnet import BasicBlock, Bottleneck, ResNet
 
 

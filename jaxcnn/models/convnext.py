@@ -11,8 +11,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jax.typing import DTypeLike
 
-from jaxcnn.models.features import tap
-from jaxcnn.models.layers import (
+from jaxcnn.layers.blocks import (
     ACTIVATIONS,
     Activation,
     PatchConv,
@@ -22,6 +21,7 @@ from jaxcnn.models.layers import (
     layer_norm,
     symmetric_conv,
 )
+from jaxcnn.layers.features import tap
 
 initial = nn.initializers.normal(0.02)
 

@@ -12,10 +12,10 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jax.typing import DTypeLike
 
-from jaxcnn.models.features import tap
-from jaxcnn.models.layers import Activation, Layer, Layers, check_stem, global_average, symmetric_conv
-from jaxcnn.models.norm import BatchNorm
-from jaxcnn.models.pool import max_pool
+from jaxcnn.layers.blocks import Activation, Layer, Layers, check_stem, global_average, symmetric_conv
+from jaxcnn.layers.features import tap
+from jaxcnn.layers.norm import BatchNorm
+from jaxcnn.layers.pool import max_pool
 
 he_normal_in = nn.initializers.variance_scaling(2.0, "fan_in", "normal")  # He et al. 2015
 

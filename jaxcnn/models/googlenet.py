@@ -13,10 +13,10 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jax.typing import DTypeLike
 
-from jaxcnn.models.features import AUXILIARY, tap
-from jaxcnn.models.layers import Activation, ConvNorm, Layer, Layers, check_stem, global_average, symmetric_conv
-from jaxcnn.models.norm import BatchNorm
-from jaxcnn.models.pool import adaptive_avg_pool, max_pool
+from jaxcnn.layers.blocks import Activation, ConvNorm, Layer, Layers, check_stem, global_average, symmetric_conv
+from jaxcnn.layers.features import AUXILIARY, tap
+from jaxcnn.layers.norm import BatchNorm
+from jaxcnn.layers.pool import adaptive_avg_pool, max_pool
 
 kernel_init = nn.initializers.normal(0.01)
 

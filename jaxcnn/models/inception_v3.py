@@ -13,11 +13,11 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jax.typing import DTypeLike
 
-from jaxcnn.models.conv import Conv
-from jaxcnn.models.features import AUXILIARY, tap
-from jaxcnn.models.layers import Activation, Layer, Layers, check_stem, global_average
-from jaxcnn.models.norm import BatchNorm
-from jaxcnn.models.pool import adaptive_avg_pool, max_pool
+from jaxcnn.layers.blocks import Activation, Layer, Layers, check_stem, global_average
+from jaxcnn.layers.conv import Conv
+from jaxcnn.layers.features import AUXILIARY, tap
+from jaxcnn.layers.norm import BatchNorm
+from jaxcnn.layers.pool import adaptive_avg_pool, max_pool
 
 kernel_init = nn.initializers.normal(0.1)
 

@@ -11,10 +11,10 @@ from flax import linen as nn
 from jax.typing import DTypeLike
 
 from jaxcnn.errors import UserError
-from jaxcnn.models.conv import Conv
-from jaxcnn.models.features import tap
-from jaxcnn.models.layers import Activation
-from jaxcnn.models.pool import max_pool
+from jaxcnn.layers.blocks import Activation
+from jaxcnn.layers.conv import Conv
+from jaxcnn.layers.features import tap
+from jaxcnn.layers.pool import max_pool
 
 
 class LeNet5(nn.Module):

@@ -12,9 +12,9 @@ from flax import linen as nn
 from jax.typing import DTypeLike
 
 from jaxcnn.errors import UserError
-from jaxcnn.models.conv import Conv
-from jaxcnn.models.features import tap
-from jaxcnn.models.layers import Activation, StochasticDepth, check_stem
+from jaxcnn.layers.blocks import Activation, StochasticDepth, check_stem
+from jaxcnn.layers.conv import Conv
+from jaxcnn.layers.features import tap
 
 
 class Perceptron(nn.Module):

@@ -7,8 +7,8 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jax.typing import DTypeLike
 
-from jaxcnn.models.features import tap
-from jaxcnn.models.layers import Activation
+from jaxcnn.layers.blocks import Activation
+from jaxcnn.layers.features import tap
 
 
 class MLP(nn.Module):

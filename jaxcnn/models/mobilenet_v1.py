@@ -12,8 +12,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jax.typing import DTypeLike
 
-from jaxcnn.models.features import tap
-from jaxcnn.models.layers import (
+from jaxcnn.layers.blocks import (
     Activation,
     ConvNorm,
     Layer,
@@ -22,7 +21,8 @@ from jaxcnn.models.layers import (
     strides_for,
     symmetric_conv,
 )
-from jaxcnn.models.norm import BatchNorm
+from jaxcnn.layers.features import tap
+from jaxcnn.layers.norm import BatchNorm
 
 
 class DepthwiseSeparable(nn.Module):

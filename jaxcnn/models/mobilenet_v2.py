@@ -13,8 +13,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jax.typing import DTypeLike
 
-from jaxcnn.models.features import tap
-from jaxcnn.models.layers import (
+from jaxcnn.layers.blocks import (
     Activation,
     ConvNorm,
     Layer,
@@ -26,7 +25,8 @@ from jaxcnn.models.layers import (
     symmetric_conv,
     to_multiple,
 )
-from jaxcnn.models.norm import BatchNorm
+from jaxcnn.layers.features import tap
+from jaxcnn.layers.norm import BatchNorm
 
 
 class InvertedResidual(nn.Module):

@@ -12,8 +12,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jax.typing import DTypeLike
 
-from jaxcnn.models.features import tap
-from jaxcnn.models.layers import (
+from jaxcnn.layers.blocks import (
     Activation,
     ConvNorm,
     Layer,
@@ -23,8 +22,9 @@ from jaxcnn.models.layers import (
     symmetric_conv,
     to_multiple,
 )
+from jaxcnn.layers.features import tap
+from jaxcnn.layers.norm import BatchNorm
 from jaxcnn.models.mobilenet_v2 import InvertedResidual
-from jaxcnn.models.norm import BatchNorm
 from jaxcnn.models.squeeze_excitation import SqueezeExcitation
 
 

@@ -11,9 +11,9 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jax.typing import DTypeLike
 
-from jaxcnn.models.features import tap
-from jaxcnn.models.layers import Activation, Layer, Layers, StochasticDepth, global_average, symmetric_conv
-from jaxcnn.models.norm import BatchNorm
+from jaxcnn.layers.blocks import Activation, Layer, Layers, StochasticDepth, global_average, symmetric_conv
+from jaxcnn.layers.features import tap
+from jaxcnn.layers.norm import BatchNorm
 from jaxcnn.models.resnet import residual_stages
 
 

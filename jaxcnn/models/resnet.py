@@ -15,10 +15,10 @@ from flax import linen as nn
 from jax.typing import DTypeLike
 
 from jaxcnn.errors import UserError, nearest
-from jaxcnn.models.features import tap
-from jaxcnn.models.layers import Activation, Layer, Layers, StochasticDepth, global_average, symmetric_conv
-from jaxcnn.models.norm import BatchNorm
-from jaxcnn.models.pool import max_pool
+from jaxcnn.layers.blocks import Activation, Layer, Layers, StochasticDepth, global_average, symmetric_conv
+from jaxcnn.layers.features import tap
+from jaxcnn.layers.norm import BatchNorm
+from jaxcnn.layers.pool import max_pool
 
 
 def projection_shortcut(x: jax.Array, features: int, stride: int, layers: Layers) -> jax.Array:

@@ -11,8 +11,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jax.typing import DTypeLike
 
-from jaxcnn.models.features import tap
-from jaxcnn.models.layers import (
+from jaxcnn.layers.blocks import (
     Activation,
     ConvNorm,
     Layer,
@@ -23,8 +22,9 @@ from jaxcnn.models.layers import (
     symmetric_conv,
     to_multiple,
 )
-from jaxcnn.models.norm import BatchNorm
-from jaxcnn.models.pool import max_pool
+from jaxcnn.layers.features import tap
+from jaxcnn.layers.norm import BatchNorm
+from jaxcnn.layers.pool import max_pool
 
 
 def channel_shuffle(x: jax.Array) -> jax.Array:

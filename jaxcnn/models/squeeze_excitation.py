@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jax.typing import DTypeLike
 
-from jaxcnn.models.layers import Activation
+from jaxcnn.layers.blocks import Activation
 from jaxcnn.models.resnet import BasicBlock, Bottleneck, ResNet
 
 

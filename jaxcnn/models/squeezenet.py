@@ -13,10 +13,10 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jax.typing import DTypeLike
 
-from jaxcnn.models.conv import Conv
-from jaxcnn.models.features import tap
-from jaxcnn.models.layers import Activation, Layer, check_stem, global_average, symmetric_conv
-from jaxcnn.models.pool import max_pool
+from jaxcnn.layers.blocks import Activation, Layer, check_stem, global_average, symmetric_conv
+from jaxcnn.layers.conv import Conv
+from jaxcnn.layers.features import tap
+from jaxcnn.layers.pool import max_pool
 
 
 class Fire(nn.Module):

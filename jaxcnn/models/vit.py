@@ -13,8 +13,8 @@ from flax import linen as nn
 from jax.typing import DTypeLike
 
 from jaxcnn.errors import UserError
-from jaxcnn.models.features import tap
-from jaxcnn.models.layers import ACTIVATIONS, Activation, PatchConv, StochasticDepth, check_stem, layer_norm
+from jaxcnn.layers.blocks import ACTIVATIONS, Activation, PatchConv, StochasticDepth, check_stem, layer_norm
+from jaxcnn.layers.features import tap
 
 xavier = nn.initializers.xavier_uniform()
 # three matrices side by side, each with the bounds that it would have alone

@@ -14,13 +14,12 @@ from typing import Any
 from absl import flags
 
 import jaxcnn
-from jaxcnn import workdir as workdir_lib
-from jaxcnn.command_line import check_outputs, check_step
+from jaxcnn.command import check_outputs, check_step, flags_help, parse_flags, run_command, show_help
 from jaxcnn.errors import RunError, UserError, nearest
 from jaxcnn.files import write_atomically
-from jaxcnn.logs import RunLog
-from jaxcnn.main import flags_help, parse_flags, run_command, show_help
 from jaxcnn.report.files import RunFiles, read_runs
+from jaxcnn.run import workdir as workdir_lib
+from jaxcnn.run.log import RunLog
 from jaxcnn.terminal import complain, one_line
 
 SPLITS = ("train", "validation", "test")
@@ -116,9 +115,9 @@ def make(runs: list[RunFiles], values: Any, log: RunLog) -> tuple[str, dict[str,
 
 def _of_network(run: RunFiles, values: Any, log: RunLog, attempt: Attempt) -> tuple[list[Any], Any]:
     """(sections, the split's predictions or None where it could not be measured)."""
-    from jaxcnn.parallel import set_up
     from jaxcnn.report.from_network import SECTIONS
     from jaxcnn.report.study import Study
+    from jaxcnn.training.parallel import set_up
 
     set_up(None, compilation_cache=run.saved["config"].get("compilation_cache", True))
     study = Study(run, values.step, values.split, values.image, values.data_dir, log.work)

@@ -7,10 +7,10 @@ from typing import Any
 import numpy as np
 from etils import epath
 
-from jaxcnn import workdir as workdir_lib
 from jaxcnn.config import Config, to_dict
 from jaxcnn.files import to_json
-from jaxcnn.logs import read_rows
+from jaxcnn.run import workdir as workdir_lib
+from jaxcnn.run.log import read_rows
 
 Row = dict[str, Any]
 LONGEST_NAME = 72  # letters

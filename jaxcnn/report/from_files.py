@@ -8,16 +8,16 @@ from html import escape
 
 import numpy as np
 
-from jaxcnn.diagnosis import Finding, Predictions, diagnose
 from jaxcnn.files import to_json
 from jaxcnn.fingerprints import same_data
-from jaxcnn.logs import number_in_words
 from jaxcnn.report import figures
 from jaxcnn.report.figures import Line
 from jaxcnn.report.files import RunFiles, differences, flat, printable, spread
 from jaxcnn.report.page import Section, absent, code, figure, folded, grid, paragraph, table, tiles, words
 from jaxcnn.report.svg import to_png, to_svg
-from jaxcnn.run_facts import read_facts
+from jaxcnn.results.diagnosis import Finding, diagnose
+from jaxcnn.run.facts import Predictions, read_facts
+from jaxcnn.run.log import number_in_words
 
 ROWS_IN_TABLES = 40  # of curves as tables
 

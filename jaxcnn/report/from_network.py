@@ -5,17 +5,17 @@ from html import escape
 import jax
 import numpy as np
 
-from jaxcnn import workdir as workdir_lib
-from jaxcnn.build import build
 from jaxcnn.data.sheet import Row
 from jaxcnn.errors import UserError
-from jaxcnn.explain import overlay
-from jaxcnn.preview import AugmentedImages, augmented_images
 from jaxcnn.report import from_predictions, network
 from jaxcnn.report.files import shown_name
 from jaxcnn.report.layers import layers
 from jaxcnn.report.page import Cell, Section, figure, paragraph, picture, sheet, table, words
 from jaxcnn.report.study import Study
+from jaxcnn.results.explain import overlay
+from jaxcnn.run import workdir as workdir_lib
+from jaxcnn.training.build import build
+from jaxcnn.training.preview import AugmentedImages, augmented_images
 
 LIKELIEST = 5
 AUGMENTED_IMAGES, AUGMENTED_VERSIONS = 6, 6

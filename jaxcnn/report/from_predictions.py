@@ -3,12 +3,12 @@
 import numpy as np
 
 from jaxcnn.data.sheet import Row
-from jaxcnn.explain import overlay
 from jaxcnn.report import figures, network
 from jaxcnn.report.files import shown_name
 from jaxcnn.report.page import Cell, Section, absent, figure, folded, grid, paragraph, picture, sheet, table, words
 from jaxcnn.report.study import Study
 from jaxcnn.report.svg import to_png, to_svg
+from jaxcnn.results.explain import overlay
 
 MISTAKES = 20
 CONFUSIONS = 10

@@ -15,10 +15,10 @@ from jaxcnn.augment import make_normalise
 from jaxcnn.data import Split, read_or_error
 from jaxcnn.data.decoding import fit_image
 from jaxcnn.errors import RunError, UserError
-from jaxcnn.measure import Evaluation
-from jaxcnn.models.features import FEATURES, feature_pyramid
+from jaxcnn.layers.features import FEATURES, feature_pyramid
 from jaxcnn.report.files import spread
-from jaxcnn.trained import TrainedModel
+from jaxcnn.results.measure import Evaluation
+from jaxcnn.results.trained import TrainedModel
 
 EMBEDDED = 2000  # examples at most: t-SNE of 2,000 takes seconds, of 10,000 a minute
 FEWEST_EMBEDDED = 5
@@ -71,7 +71,7 @@ def embed(model: TrainedModel, split: Split, evaluation: Evaluation) -> Embeddin
     from threadpoolctl import threadpool_limits
 
     if "pooled" not in shown(model):
-        raise UserError(f"{model.config.model.name} shows no pooled features (models/features.py)")
+        raise UserError(f"{model.config.model.name} shows no pooled features (layers/features.py)")
     chosen = spread(len(evaluation.labels), EMBEDDED)
     if len(chosen) < FEWEST_EMBEDDED:
         raise UserError(f"{len(chosen)} examples are too few to be laid out; it takes {FEWEST_EMBEDDED}")
@@ -92,7 +92,7 @@ def heat_maps(model: TrainedModel, images: np.ndarray) -> tuple[np.ndarray | Non
     if images.shape[-1] not in (1, 3):
         return None, f"images have {images.shape[-1]} channels"
     if not shown(model):
-        return None, f"{model.config.model.name} shows nothing of its inside (models/features.py)"
+        return None, f"{model.config.model.name} shows nothing of its inside (layers/features.py)"
     try:
         return model.explain(images), ""
     except UserError as error:
@@ -111,7 +111,7 @@ class Filters:
 
 def first_filters(model: TrainedModel) -> Filters:
     """Of the layer that meets the images, each scaled by its own largest weight. UserError where none is a picture."""
-    from jaxcnn.build import params_in_order
+    from jaxcnn.training.build import params_in_order
 
     ordered = params_in_order(model.module, model.image_shape)
     height, width, channels = model.image_shape

@@ -3,15 +3,15 @@
 from dataclasses import dataclass
 from functools import cached_property
 
-from jaxcnn import workdir as workdir_lib
 from jaxcnn.config import Config, from_dict
 from jaxcnn.data import Source, Split, open_source
-from jaxcnn.diagnosis import Predictions
 from jaxcnn.errors import RunError, UserError
-from jaxcnn.feed import Progress
-from jaxcnn.measure import Evaluation, evaluate_run, step_of
 from jaxcnn.report.files import RunFiles, shown_name
-from jaxcnn.trained import TrainedModel, load
+from jaxcnn.results.measure import Evaluation, evaluate_run, step_of
+from jaxcnn.results.trained import TrainedModel, load
+from jaxcnn.run import workdir as workdir_lib
+from jaxcnn.run.facts import Predictions
+from jaxcnn.training.feed import Progress
 
 
 @dataclass(frozen=True)

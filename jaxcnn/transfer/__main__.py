@@ -14,11 +14,11 @@ from absl import flags
 from etils import epath
 from rich.table import Table
 
-from jaxcnn import workdir as workdir_lib
-from jaxcnn.command_line import check_outputs, load_config
+from jaxcnn.command import check_outputs, flags_help, parse_flags, run_command, show_help
+from jaxcnn.config.command_line import load_config
 from jaxcnn.errors import UserError, nearest
 from jaxcnn.files import check_writable, to_json, write_atomically
-from jaxcnn.main import flags_help, parse_flags, run_command, show_help
+from jaxcnn.run import workdir as workdir_lib
 from jaxcnn.terminal import PatientConsole
 
 _HELP = {"--help", "-help", "-h", "--helpfull"}
@@ -108,9 +108,9 @@ def probe(argv: list[str], start: float) -> int:
     if config.init_from is None:
         raise UserError("no weights given; pass --config.init_from, e.g. --config.init_from=runs/cifar10")
 
-    from jaxcnn.build import build
-    from jaxcnn.parallel import set_up
-    from jaxcnn.probe import linear_probe
+    from jaxcnn.results.probe import linear_probe
+    from jaxcnn.training.build import build
+    from jaxcnn.training.parallel import set_up
 
     set_up(config.platform, compilation_cache=config.compilation_cache)
     console = PatientConsole(soft_wrap=True)

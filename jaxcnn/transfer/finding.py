@@ -7,9 +7,9 @@ from pathlib import Path
 
 from etils import epath
 
-from jaxcnn.data import cache_dir
 from jaxcnn.errors import UserError, nearest
 from jaxcnn.files import read_text
+from jaxcnn.machine import cache_dir
 
 FORMS = "a .pth, .pt, .bin or .safetensors file, a run's folder, torchvision:NAME[:VERSION] or hf:ORGANISATION/NAME"
 

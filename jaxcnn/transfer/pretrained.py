@@ -16,10 +16,10 @@ import numpy as np
 from etils import epath
 from rich.table import Table
 
-from jaxcnn import workdir as workdir_lib
-from jaxcnn.checkpoint import Checkpoints
 from jaxcnn.errors import RunError, UserError
 from jaxcnn.models.published import PUBLISHED
+from jaxcnn.run import workdir as workdir_lib
+from jaxcnn.run.checkpoint import Checkpoints
 from jaxcnn.transfer import timm, torchvision
 from jaxcnn.transfer.state_dicts import Tensors, digest, read_file
 from jaxcnn.transfer.torchvision import Naming, published_name, their_name, to_ours

@@ -1,0 +1,179 @@
+"""A command line to a config: the experiment's file, its overrides, and one line for whatever is wrong with them.
+
+ml_collections does the parsing; what is here mends its answers to typos, `none` and errors in the experiment's file.
+"""
+
+import dataclasses
+import itertools
+import os
+import re
+import sys
+import types
+import typing
+from pathlib import Path
+from typing import Any
+
+from absl import flags
+from ml_collections import config_flags
+
+from jaxcnn.config import schema
+from jaxcnn.config.checks import type_name, validate
+from jaxcnn.config.schema import Config
+from jaxcnn.errors import UserError, nearest
+from jaxcnn.terminal import one_line
+
+
+def load_config(argv: list[str], *, flag_values: flags.FlagValues, unread: bool = True) -> tuple[Config, str]:
+    """Parses a command line with `--config FILE[:ARG]` and `--config.a.b=v`, and whatever flags `flag_values` defines.
+
+    Args:
+      argv: the command line, the program's name first.
+      flag_values: the command's other flags; parsed too.
+      unread: whether an option that nothing would read is wrong too, as config.validate has it.
+
+    Returns:
+      The validated config and the experiment's name (`cifar10`, or `cifar10-resnet18` for `cifar10.py:resnet18`).
+
+    Raises:
+      UserError: anything is wrong with the command, the file, a name, a type or a value.
+    """
+    refuse_flagfile(argv)
+    argv, nones = _take_nones(argv)
+    config_flags.DEFINE_config_file("config", None, "experiment file, FILE[:ARG]", flag_values, sys_argv=argv)
+    path = next((a.split("=", 1)[1] for a in argv if re.match(r"--?config=", a)), None)
+    for before, after in itertools.pairwise(argv):
+        path = after if before in ("--config", "-config") else path
+    if path is None:
+        raise UserError("no experiment given; pass --config experiments/digits.py")
+    _check_file(path)
+    sys.modules.pop("config_config", None)  # ml_collections would load a second file into the first one's module
+    try:
+        rest = flag_values(argv)
+        config = flag_values.config
+    except UserError:
+        raise
+    except flags.IllegalFlagValueError as error:
+        raise UserError(_describe_illegal(str(error))) from None
+    except AttributeError as error:
+        raise UserError(f"{path}: {_describe_attribute(error)}") from None
+    except flags.Error as error:
+        raise UserError(one_line(error)) from None
+    except (Exception, SystemExit, KeyboardInterrupt) as error:  # whatever the experiment's own code raises
+        raise UserError(f"{path}: {type(error).__name__}: {one_line(error)[-300:]}") from None
+    if len(rest) > 1:
+        raise UserError(f"unexpected argument {rest[1]!r}; options are written --name=value")
+    if not isinstance(config, Config):
+        raise UserError(f"{path}: get_config() must return a jaxcnn.config.Config, not {type(config).__name__}")
+    for name in nones:
+        parent, leaf = _resolve(config, name)
+        setattr(parent, leaf, None)
+    validate(config, unread=unread)
+    return config, experiment_name(path)
+
+
+def experiment_name(path: str) -> str:
+    """`experiments/cifar10.py:resnet18` -> `cifar10-resnet18`."""
+    file, _, argument = path.partition(":")
+    return Path(file).stem + (f"-{argument}" if argument else "")
+
+
+def refuse_flagfile(argv: list[str]) -> None:
+    """Raises UserError for absl's own option, which reads options from any file."""
+    for word in itertools.takewhile(lambda word: word != "--", argv):
+        if re.match(r"--?(flagfile|undefok)\b", word):
+            raise UserError(f"{word.partition('=')[0]} is not taken; write the options out")
+
+
+def _hint(path: str) -> Any:
+    """The declared type of a dotted path. Raises UserError naming the nearest field."""
+    schema: Any = Config
+    parts = path.split(".")
+    for depth, part in enumerate(parts):
+        where = ".".join(["config", *parts[:depth]])
+        if not dataclasses.is_dataclass(schema):
+            raise UserError(f"--config.{path}: {where} is a plain value, it has no field {part!r}")
+        hints = typing.get_type_hints(schema)
+        if part not in hints:
+            raise UserError(f"--config.{path}: {where} has no field {part!r}; {nearest(part, hints)}")
+        schema = hints[part]
+    if dataclasses.is_dataclass(schema):
+        fields = ", ".join(typing.get_type_hints(schema))
+        raise UserError(f"--config.{path}: config.{path} is a group; set one of its fields: {fields}")
+    return schema
+
+
+def _resolve(config: Config, path: str) -> tuple[Any, str]:
+    *groups, leaf = path.split(".")
+    node: Any = config
+    for group in groups:
+        node = getattr(node, group)
+    return node, leaf
+
+
+def _take_nones(argv: list[str]) -> tuple[list[str], list[str]]:
+    """Checks the path of every override, and takes out `--config.x=none`, which ml_collections cannot parse."""
+    kept: list[str] = []
+    nones: list[str] = []
+    index = 0
+    while index < len(argv):
+        argument = argv[index]
+        index += 1
+        match = re.match(r"--?(?:no)?config\.([^=]*)(?:=(.*))?$", argument, re.DOTALL)
+        if argument == "--" or match is None:
+            kept.append(argument)
+            continue
+        hint = _hint(match[1])
+        nullable = isinstance(hint, types.UnionType) and type(None) in typing.get_args(hint)
+        value = match[2]
+        if value is None and bool not in (hint, *typing.get_args(hint)):
+            if index == len(argv) or argv[index].startswith("--"):
+                raise UserError(f"{argument} has no value; write {argument}={type_name(hint).split()[-1]}")
+            value, index = argv[index], index + 1
+            argument = f"{argument}={value}"
+        nones = [name for name in nones if name != match[1]]  # the last word counts
+        if nullable and value is not None and value.lower() == "none":
+            nones.append(match[1])
+        else:
+            kept.append(argument)
+    return kept, nones
+
+
+def _check_file(path: str) -> None:
+    file = Path(path.partition(":")[0])
+    if not os.path.isfile(file):  # which, unlike Path's, answers any name
+        folder = file.parent if os.path.isdir(file.parent) else Path("experiments")
+        files = [str(folder / each.name) for each in folder.glob("*.py")] if folder.is_dir() else []
+        raise UserError(
+            f"experiment file {str(file)!r} does not exist; "
+            + (nearest(str(file), files) if files else "run from the project's root, where experiments/ lies")
+        )
+
+
+def _describe_illegal(message: str) -> str:
+    match = re.match(r"flag --config\.([\w.]+)=(.*?): ", message, re.DOTALL)
+    if not match:
+        if not message.startswith("flag --config="):
+            return message
+        # the experiment's own error, behind a traceback
+        return (
+            f"{message.split(': ')[0].removeprefix('flag --config=')}: {_own_words(message.strip().splitlines()[-1])}"
+        )
+    return f"--config.{match[1]}={match[2]}: must be {type_name(_hint(match[1]))}"
+
+
+def _describe_attribute(error: AttributeError) -> str:
+    if isinstance(error.obj, types.ModuleType) and error.name == "get_config":
+        return "the experiment defines no get_config()"
+    return _own_words(str(error))
+
+
+def _own_words(message: str) -> str:
+    """Python's words for an unknown field of a config, in ours; other messages as they are."""
+    match = re.search(r"'(\w+)' object has no attribute '(\w+)'", message) or re.search(
+        r"(\w+)\.__init__\(\) got an unexpected keyword argument '(\w+)'", message
+    )
+    group = getattr(schema, match[1], None) if match else None
+    if match and dataclasses.is_dataclass(group):
+        names = (each.name for each in dataclasses.fields(group))
+        return f"{match[1]} has no field {match[2]!r}; {nearest(match[2], names)}"
+    return message

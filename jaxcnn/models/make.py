@@ -1,0 +1,99 @@
+"""A model from what the config says and what the model takes. Checks every name and option; computes nothing."""
+
+import dataclasses
+import math
+from functools import partial
+from typing import Any
+
+import flax.linen as nn
+import jax.numpy as jnp
+
+from jaxcnn.config import ModelConfig
+from jaxcnn.errors import UserError, nearest
+from jaxcnn.layers.blocks import ACTIVATIONS
+from jaxcnn.layers.initializers import INITIALIZERS
+from jaxcnn.layers.norm import BatchNorm, GroupNorm, NoNorm
+from jaxcnn.models import MODELS
+
+IMAGENET_STEM_PIXELS = 64  # from this size on a stem that shrinks the image pays
+_BLOCKS = ("stage_sizes", "num_blocks", "num_layers")  # the fields that models count their blocks in
+
+
+def check_name(config: ModelConfig) -> None:
+    """Raises UserError, with the nearest, where no model has the name."""
+    if config.name not in MODELS:
+        raise UserError(f"model.name={config.name!r} is not known; {nearest(config.name, MODELS)}")
+
+
+# What may be asked of a model that has no such option.
+_CHANGES_NOTHING = {"dropout_rate": 0.0, "stochastic_depth": 0.0, "width": 1.0, "depth": 1.0}
+
+
+def make_model(config: ModelConfig, *, num_classes: int, image_size: int, axis_name: str | None = None) -> nn.Module:
+    """Builds a model from what the config says and the model takes.
+
+    Args:
+      image_size: the shorter side in pixels, which a stem is chosen by.
+      axis_name: mapped axis over which batch norm is synchronised.
+
+    Raises:
+      UserError: an option that the model does not take, or a name that is not known.
+    """
+    check_name(config)
+    model_class = MODELS[config.name]
+    base = model_class.func if isinstance(model_class, partial) else model_class
+    takes = {each.name: each.default for each in dataclasses.fields(base)}  # type: ignore[arg-type]
+    takes |= model_class.keywords if isinstance(model_class, partial) else {}
+    batch_norm = partial(
+        BatchNorm,
+        momentum=config.batch_norm_momentum,
+        axis_name=axis_name,
+        synchronise=config.batch_norm == "global",
+        dtype=jnp.dtype(config.dtype),
+    )
+    norms = {"batch": batch_norm, "group": GroupNorm, "layer": partial(GroupNorm, num_groups=1), "none": NoNorm}
+    options = {
+        "width": config.width,
+        "depth": config.depth,
+        "dropout_rate": config.dropout_rate,
+        "stochastic_depth": config.stochastic_depth,
+        "activation": _named("activation", config.activation, ACTIVATIONS),
+        "norm": norms[config.norm] if config.norm else None,
+        "stem": config.stem,
+        "remat": config.remat or None,
+    }
+    _named("initializer", config.initializer, INITIALIZERS)
+    blocks = next((name for name in _BLOCKS if name in takes), None)
+    if config.depth is not None and "depth" not in takes and blocks is not None:
+        del options["depth"]
+        options[blocks] = _times(takes[blocks], config.depth)
+    for option, value in options.items():
+        if value is not None and option not in takes and value != _CHANGES_NOTHING.get(option):
+            raise UserError(
+                f"model.{option}={getattr(config, option)}: {config.name} has no such option; "
+                f"set model.{option}={getattr(ModelConfig(), option)}"
+            )
+    default, uses_batch_norm = ModelConfig(), options["norm"] is batch_norm
+    if options["norm"] is None and takes.get("norm") is BatchNorm:
+        options["norm"], uses_batch_norm = batch_norm, True
+    for name in ("batch_norm", "batch_norm_momentum"):
+        if getattr(config, name) != getattr(default, name) and not uses_batch_norm:
+            raise UserError(
+                f"model.{name}={getattr(config, name)}: {config.name} has no batch norm here; "
+                f"set model.{name}={getattr(default, name)}"
+            )
+    if "stem" in takes and config.stem is None:
+        options["stem"] = "imagenet" if image_size >= IMAGENET_STEM_PIXELS else "small"
+    options = {name: value for name, value in options.items() if value is not None and name in takes}
+    return model_class(num_classes=num_classes, dtype=jnp.dtype(config.dtype), **options)
+
+
+def _named(option: str, name: str | None, table: dict[str, Any]) -> Any:
+    if name is not None and name not in table:
+        raise UserError(f"model.{option}={name!r} is not known; {nearest(name, table)}")
+    return None if name is None else table[name]
+
+
+def _times(blocks: Any, depth: float) -> Any:
+    """So many times as many blocks, of the model or of each stage, rounded up as EfficientNet's (Tan and Le 2019)."""
+    return math.ceil(blocks * depth) if isinstance(blocks, int) else tuple(_times(each, depth) for each in blocks)

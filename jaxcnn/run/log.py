@@ -1,0 +1,284 @@
+"""What a run tells: metrics.jsonl, timing.jsonl, telemetry.jsonl, summary.json, and the lines and bar in the terminal.
+
+metrics.jsonl and telemetry.jsonl hold nothing that depends on the clock: a run that was killed and resumed writes the
+same bytes as one that was not.
+"""
+
+import math
+import os
+import time
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+from etils import epath
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from jaxcnn.errors import RunError, UserError
+from jaxcnn.files import append, finite, from_json, is_remote, read_bytes, to_json, write_atomically
+from jaxcnn.plain_data import Number, conforms
+from jaxcnn.run.tensorboard import TensorBoard
+from jaxcnn.terminal import PatientConsole, one_line
+
+LARGEST_FILE = 1 << 30  # bytes of rows that are read
+_STEP, _VALUE = Number(0, 2**53, integer=True), (Number(), None)  # null is a number that is not finite
+# What a row of each file has; the last only where there is telemetry.
+_FILES: dict[str, Any] = {
+    "metrics.jsonl": {"step": _STEP, "epoch": Number(0), "split": str, "loss": _VALUE, "accuracy": _VALUE, str: _VALUE},
+    "timing.jsonl": {
+        "step": _STEP, **dict.fromkeys(("seconds", "images_per_second", "data_wait", "device_wait"), _VALUE),
+    },
+    "telemetry.jsonl": {
+        "step": _STEP,
+        "gradient_norm": _VALUE,
+        "layers": {str: dict.fromkeys(("weight_norm", "gradient_norm", "update_ratio"), _VALUE)},
+        "activations": {str: dict.fromkeys(("mean", "std", "dead"), _VALUE)},
+        "not_finite?": [str],
+    },
+}  # fmt: skip
+
+
+def read_rows(path: epath.Path) -> list[dict[str, Any]]:
+    """The rows of one of a run's JSON-lines files up to the first that is not whole; none when there is no file.
+
+    What is not finite is None, however it was written. Raises UserError for what cannot be read.
+    """
+    try:
+        lines = read_bytes(path, limit=LARGEST_FILE).split(b"\n")
+    except FileNotFoundError:
+        return []
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} cannot be read ({one_line(error)}); delete it to go on without it") from None
+    rows: list[dict[str, Any]] = []
+    for line in lines:
+        try:
+            row = finite(from_json(line.decode()))
+        except ValueError:
+            break
+        if not conforms(row, _FILES[path.name]):
+            break
+        rows.append(row)
+    return rows
+
+
+class RunLog:
+    """Writes one run's folder and terminal."""
+
+    def __init__(
+        self,
+        workdir: epath.Path,
+        *,
+        tensorboard: bool = True,
+        console: Console | None = None,
+        start: float | None = None,
+    ):
+        """`start` is time.perf_counter() when the command began."""
+        self._workdir = workdir
+        self._start = time.perf_counter() if start is None else start
+        self._remote = is_remote(workdir)
+        self.console = console or PatientConsole(soft_wrap=True)
+        self._rows: dict[str, list[dict[str, Any]]] = {name: [] for name in _FILES}
+        self._with_tensorboard = tensorboard
+        self.tensorboard: TensorBoard | None = None  # from resume on
+        self._progress: Progress | None = None
+        self._resumed_at = 0
+        self._work: Progress | None = None
+        self._task = self._work_task = TaskID(0)
+        self._since_epoch: list[tuple[int, dict[str, float]]] = []  # (examples, means) of each interval
+        self._timing: dict[str, float] = {}
+
+    def resume(self, step: int) -> None:
+        """Opens the files. Rows after `step`, which a killed run wrote and this one will write again, are dropped."""
+        self._resumed_at = step
+        for name in _FILES:
+            self._rows[name] = [row for row in read_rows(self._workdir / name) if row["step"] <= step]
+            if name != "telemetry.jsonl" or self._rows[name] or os.path.lexists(self._workdir / name):
+                self._rewrite(name)
+        if self._with_tensorboard:
+            self.tensorboard = TensorBoard(self._workdir / "tensorboard", step)
+
+    def metrics(self, step: int, epoch: float, split: str, values: dict[str, float]) -> None:
+        """A row of metrics.jsonl and its points in TensorBoard."""
+        self._append("metrics.jsonl", {"step": step, "epoch": round(epoch, 4), "split": split, **values})
+        if self.tensorboard:
+            self.tensorboard.scalars(split, step, values)
+
+    def timing(self, step: int, values: dict[str, float]) -> None:
+        """A row of timing.jsonl: seconds and rates."""
+        self._append("timing.jsonl", {"step": step, **{name: float(f"{v:.6g}") for name, v in values.items()}})
+        if self.tensorboard:
+            self.tensorboard.scalars("train", step, values)
+
+    def telemetry(
+        self, step: int, row: dict[str, Any], histograms: dict[str, tuple[Any, Any]], *, shown: set[str]
+    ) -> None:
+        """A row of telemetry.jsonl, and in TensorBoard the histograms, and charts of the layers that are `shown`."""
+        self._append("telemetry.jsonl", {"step": step, **row})
+        if self.tensorboard:
+            charts = {"telemetry/gradient_norm": row["gradient_norm"]}
+            for group in ("layers", "activations"):
+                for layer, values in row[group].items():
+                    if group == "activations" or layer in shown:
+                        charts |= {f"{group}_{name}/{layer}": value for name, value in values.items()}
+            self.tensorboard.scalars("train", step, charts)
+            self.tensorboard.histograms("train", step, histograms)
+
+    def _append(self, name: str, row: dict[str, Any]) -> None:
+        self._rows[name].append(row)
+        if not self._remote:  # object stores do not append: there the file is rewritten by flush
+            self._writing(partial(append, self._workdir / name, _line(row)))
+
+    def _rewrite(self, name: str) -> None:
+        content = "".join(_line(row) for row in self._rows[name])
+        self._writing(partial(write_atomically, self._workdir / name, content))
+
+    def _writing(self, write: Callable[[], None]) -> None:
+        """Writes. Raises RunError where that fails, which leaves the run as it was at its last checkpoint."""
+        try:
+            write()
+        except Exception as error:  # a bucket's own errors are no OSError
+            raise RunError(
+                f"writing to {self._workdir} failed ({one_line(error)}); make room, and run the same command again"
+            ) from error
+
+    def flush(self) -> None:
+        """Everything told so far is in the run's folder. Called before each save."""
+        if self._remote:
+            for name in _FILES:
+                if name != "telemetry.jsonl" or self._rows[name]:
+                    self._rewrite(name)
+        if self.tensorboard:
+            self._writing(self.tensorboard.flush)
+
+    def say(self, line: str, *, style: str | None = None) -> None:
+        """A line on the terminal."""
+        self.console.print(line, style=style)
+
+    def work(self, what: str, done: int, total: int) -> None:
+        """Tells of long work before training: a bar where someone is looking, else a line when it begins."""
+        if not self.console.is_terminal or not total:
+            if done == 0:
+                self.say(f"{what}: {total:,}" if total else what)
+            return
+        if self._work is None:
+            self._work = Progress(
+                TextColumn("{task.description}", markup=False),
+                *Progress.get_default_columns()[1:],
+                console=self.console,
+                transient=True,
+            )
+            self._work_task = self._work.add_task(what, total=total)
+            self._work.start()
+        self._work.update(self._work_task, completed=done, description=what)
+        if done >= total:
+            self._work.stop()
+            self._work = None
+
+    def start_progress(self, total_steps: int, step: int) -> None:
+        """Shows a bar, where someone is looking."""
+        if self.console.is_terminal:
+            self._progress = Progress(
+                TextColumn("{task.description}"),
+                BarColumn(),
+                TextColumn("{task.completed}/{task.total} steps  {task.fields[values]}", markup=False),
+                TimeRemainingColumn(),
+                console=self.console,
+                transient=True,
+            )
+            self._task = self._progress.add_task("training", total=total_steps, completed=step, values="compiling …")
+            self._progress.start()
+
+    def first_step(self, seconds: float) -> None:
+        """The first call has compiled and run, in so many seconds."""
+        since = time.perf_counter() - self._start
+        self.say(f"first step {since:.1f} s after the command, {seconds:.1f} s of them to compile and run it")
+
+    def interval(self, step: int, values: dict[str, float], num_examples: int, timing: dict[str, float]) -> None:
+        """Moves the bar."""
+        self._timing = timing or self._timing
+        self._since_epoch.append((num_examples, values))
+        if self._progress:
+            text = f"loss {values['loss']:.4f}  accuracy {values['accuracy']:.4f}  {self._rate()}"
+            self._progress.update(self._task, completed=step, values=text)
+
+    def _shown(self) -> list[str]:
+        return [name for name in self._since_epoch[0][1] if name != "learning_rate"] if self._since_epoch else []
+
+    def _rate(self) -> str:
+        if not self._timing:
+            return ""
+        rate = f"{self._timing['images_per_second']:,.0f} images/s"
+        # The devices idle only when the host never waits for them.
+        starved = self._timing["data_wait"] > 0.2 and self._timing["device_wait"] < 0.1
+        return rate + (f", {self._timing['data_wait']:.0%} of the time waiting for data" if starved else "")
+
+    def epoch(self, epoch: float, num_epochs: float, validation: dict[str, float]) -> None:
+        """The line that an evaluation leaves."""
+        parts = [f"epoch {epoch:.1f}/{num_epochs:.1f}" if num_epochs >= 1 else f"epoch {epoch:.3f}/{num_epochs:.3f}"]
+        total = sum(count for count, _ in self._since_epoch)
+        train = {k: sum(count * values[k] for count, values in self._since_epoch) / total for k in self._shown()}
+        self._since_epoch.clear()
+        after_resume = f"train since step {self._resumed_at:,}" if self._resumed_at else "train"
+        self._resumed_at = 0
+        for name, values in ((after_resume, train), ("validation", validation)):
+            shown = "  ".join(f"{k} {v:.4f}" for k, v in values.items())
+            parts += [f"{name}  {shown}"] if shown else []
+        self.say(" | ".join([*parts, self._rate()] if self._timing else parts))
+
+    def stop_progress(self) -> None:
+        """Takes the bar away."""
+        if self._progress:
+            self._progress.stop()
+            self._progress = None
+
+    def summary(self, summary: dict[str, Any]) -> None:
+        """Writes summary.json, the last act of a run that finished."""
+        if self.tensorboard:
+            self.tensorboard.finished()
+        self.flush()
+        content = to_json(summary, indent=2) + "\n"
+        self._writing(partial(write_atomically, self._workdir / "summary.json", content))
+
+    def close(self) -> None:
+        """Takes the bars away and closes the files."""
+        self.stop_progress()
+        if self._work:
+            self._work.stop()
+        if self.tensorboard:
+            self.tensorboard.close()
+
+
+def _line(row: dict[str, Any]) -> str:
+    return to_json(row) + "\n"
+
+
+def number_in_words(value: float | None, form: str = ".4f") -> str:
+    """A number for people; None is one that is not finite."""
+    return "not finite" if value is None or not math.isfinite(value) else format(value, form)
+
+
+def splits_table(console: Console, title: str, splits: dict[str, dict[str, Any]]) -> None:
+    """A row a split: its size and its metrics."""
+    table = Table(title=title, title_justify="left")
+    names = sorted({name for values in splits.values() for name in values} - {"num_examples"})
+    for column in ("split", "examples", *names):
+        table.add_column(column, justify="left" if column == "split" else "right")
+    for split, values in splits.items():
+        table.add_row(split, f"{values['num_examples']:,}", *(number_in_words(values.get(name)) for name in names))
+    console.print(table)
+
+
+def closing_table(console: Console, summary: dict[str, Any]) -> None:
+    """The table that ends a run, from its summary."""
+    splits_table(console, f"{summary['experiment']}: {summary['weights']}", summary["splits"])
+    seconds = summary["seconds"]
+    if "stopped" in summary:
+        console.print(f"stopped early: {summary['stopped']}")
+    console.print(
+        f"{summary['step']:,} steps, {summary['epochs']:g} epochs, {summary['num_params']:,} parameters; "
+        f"training {seconds['train']:.1f} s ({summary['images_per_second']:,.0f} images/s), "
+        f"set-up {seconds['setup']:.1f} s, compiling {seconds['compile']:.1f} s, "
+        f"evaluating {seconds['evaluate']:.1f} s, saving {seconds['save']:.1f} s",
+    )

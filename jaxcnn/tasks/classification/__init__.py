@@ -1,0 +1,1 @@
+"""Classification: an image, and the one class that it is of."""

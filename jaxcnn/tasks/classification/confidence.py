@@ -1,0 +1,91 @@
+"""How far numbers and probabilities can be trusted: bootstrap intervals of scores, and temperature scaling."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxcnn.tasks.classification.scores import NUM_BINS, masked_mean
+
+TEMPERATURES = 0.01, 100.0  # the lowest and the highest that are considered
+
+
+def bootstrap(
+    labels: np.ndarray,
+    predictions: np.ndarray,
+    bins: np.ndarray,
+    gaps: np.ndarray,
+    means: dict[str, np.ndarray],
+    *,
+    num_classes: int,
+    resamples: int = 1000,
+    level: float = 0.95,
+    seed: int = 0,
+) -> dict[str, tuple[float, float]]:
+    """Percentile intervals over resampled examples (Efron & Tibshirani 1993, section 13.3), by integer counts in numpy.
+
+    Args:
+      labels, predictions: classes, int [n].
+      bins, gaps: of each example its bin of confidence, and its confidence less whether it is correct, [n].
+      means: what is averaged over examples, [n] by name.
+      resamples: how many sets of n examples are drawn, with replacement.
+      level: the share of them that lies within the interval.
+      seed: of the draws; the examples' weights are a function of it, of n and of the resample alone.
+
+    Returns:
+      (low, high) of accuracy, macro precision, recall and F1, balanced accuracy, ECE, and of each of `means`.
+    """
+    count, generator = len(labels), np.random.default_rng(seed)
+    right = labels == predictions
+    averaged = np.stack([values.astype(np.float64) for values in means.values()], axis=1)
+    found = []
+    for _ in range(resamples):
+        weights = np.bincount(generator.integers(0, count, count), minlength=count)
+        tally = partial(np.bincount, minlength=num_classes)
+        support, predicted = tally(labels, weights), tally(predictions, weights)
+        correct = tally(labels, weights * right)
+        precision, recall = correct / np.maximum(predicted, 1), correct / np.maximum(support, 1)
+        f1 = 2 * correct / np.maximum(support + predicted, 1)
+        occurs = np.count_nonzero(support + predicted)
+        found.append(
+            {
+                "accuracy": correct.sum() / count,
+                "macro_precision": precision.sum() / occurs,
+                "macro_recall": recall.sum() / occurs,
+                "macro_f1": f1.sum() / occurs,
+                "balanced_accuracy": recall.sum() / np.count_nonzero(support),
+                "ece": np.abs(np.bincount(bins, weights * gaps, NUM_BINS)).sum() / count,
+                **dict(zip(means, weights @ averaged / count, strict=True)),
+            }
+        )
+    tails = (1 - level) / 2, (1 + level) / 2
+    return {
+        name: tuple(np.quantile([each[name] for each in found], tails).tolist()) for name in (found[0] if found else ())
+    }
+
+
+@jax.jit
+def _slope(logits: jax.Array, labels: jax.Array, log_temperature: jax.Array) -> jax.Array:
+    """Of the negative log likelihood in log T, divided by -1/T: rising in 1/T, as the likelihood is concave in it."""
+    p = jax.nn.softmax(logits * jnp.exp(-log_temperature))
+    mine = jnp.take_along_axis(logits, labels[:, None], axis=-1)[:, 0]
+    return masked_mean((p * logits).sum(axis=-1) - mine, jnp.ones(len(labels), bool))
+
+
+def fit_temperature(logits: np.ndarray, labels: np.ndarray) -> float:
+    """The T whose softmax(logits / T) has the least negative log likelihood (Guo et al. 2017, section 4.2).
+
+    That is convex in 1/T, so its slope has one root, if any. Without one, as where every prediction is right and being
+    surer is always better, the end of TEMPERATURES that is best.
+    """
+    from scipy.optimize import brentq
+
+    logits, low, high = logits - logits.max(axis=-1, keepdims=True), *map(np.log, TEMPERATURES)
+    slope = lambda log_temperature: float(_slope(logits, labels, np.float32(log_temperature)))
+    # slope falls as T rises: confidence falls, and with it the mean logit that the model expects
+    if slope(low) <= 0:
+        return TEMPERATURES[0]
+    if slope(high) >= 0:
+        return TEMPERATURES[1]
+    return float(np.exp(brentq(slope, low, high, xtol=1e-6)))

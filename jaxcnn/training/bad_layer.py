@@ -1,0 +1,80 @@
+"""Says in which layer a step first met a number that is not finite. Runs once, after the run has failed."""
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxcnn.augment import Augment
+from jaxcnn.layers.dropout import drawn_by_example
+from jaxcnn.layers.norm import without_axis
+from jaxcnn.tasks.classification.losses import Loss
+from jaxcnn.training.step import TrainState, augment_keys, dropout_key, mirrored
+
+
+def first_bad_layer(
+    state: TrainState, batch: Mapping[str, Any], key: jax.Array, *, model: nn.Module, loss: Loss, augment: Augment
+) -> str:
+    """Repeats the step on one device, layer by layer, from the state as it was before it.
+
+    Args:
+      state: host arrays, before the step that failed.
+      batch: the whole global batch of that step.
+      key: the run's key.
+
+    Returns:
+      The end of a sentence, such as "first in the output of layer stage1_block1/conv1".
+    """
+    bad = _first_bad(_in_order(state.params))
+    if bad:
+        return f"first in the parameters of {bad}, by the update before"
+    step, positions = int(state.step), jnp.arange(len(batch["label"]))
+    keys = augment_keys(key, step, positions)
+    images, labels = augment(keys, batch["image"], batch["label"], mirrored(key, dict(batch)))
+    if not np.isfinite(images).all():
+        return "first in the augmented images"
+
+    outputs: list[tuple[str, bool]] = []  # (layer, all of its output is finite); not the outputs, which are large
+
+    def record(next_method: Callable, arguments: Any, keywords: Any, context: Any) -> Any:
+        result = next_method(*arguments, **keywords)
+        if context.method_name == "__call__" and context.module.path:
+            outputs.append(("/".join(context.module.path), _finite(result)))
+        return result
+
+    with (
+        nn.intercept_methods(record),
+        drawn_by_example(positions),
+    ):  # in this order: what is recorded is the whole batch
+        logits, _ = without_axis(model).apply(
+            {"params": state.params, "batch_stats": state.batch_stats},
+            images,
+            train=True,
+            mutable=["batch_stats"],
+            rngs={"dropout": dropout_key(key, step)},
+        )
+    bad = next((name for name, finite in outputs if not finite), None)
+    if bad:
+        return f"first in the output of layer {bad}"
+    if not np.isfinite(loss(logits, labels)).all():
+        return "first in the loss itself; all layers' outputs are finite"
+    return "no layer on its own repeats it; the devices' sums differ here"
+
+
+def _in_order(tree: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for name, node in tree.items():
+        if isinstance(node, dict):
+            yield from _in_order(node, f"{prefix}{name}/")
+        else:
+            yield prefix.rstrip("/"), node
+
+
+def _first_bad(named: Iterator[tuple[str, Any]]) -> str | None:
+    return next((name for name, tree in named if not _finite(tree)), None)
+
+
+def _finite(tree: Any) -> bool:
+    return all(bool(jnp.isfinite(x).all()) for x in jax.tree.leaves(tree))

@@ -1,0 +1,98 @@
+"""Evaluation: every example exactly once, at any batch size and device count: summed up, or one by one."""
+
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
+from typing import Any
+
+import jax
+import numpy as np
+
+from jaxcnn.errors import RunError
+from jaxcnn.tasks.classification.metrics import Metrics
+from jaxcnn.training.parallel import Parallel
+
+CALLS_IN_FLIGHT = 16  # the host waits for the devices this often, so that streamed batches do not pile up there
+
+
+def evaluate(
+    eval_call: Callable[[Any, Metrics, Any, Any], Metrics],
+    variables: Sequence[dict[str, Any]],
+    batches: Iterable[tuple[Any, Any]],
+    *,
+    metrics: type[Metrics],
+    parallel: Parallel,
+    num_examples: Callable[[], int],
+) -> list[dict[str, float]]:
+    """Means over a whole split, for each of several sets of weights in one pass over the data.
+
+    Args:
+      eval_call: compiled (variables, totals, data, inputs) -> totals.
+      variables: each replicated `params` and `batch_stats`.
+      batches: (data, inputs) for `eval_call`, padded to one shape; padding is masked.
+      num_examples: asked at the end: size of the split, less what is damaged; that each was counted once is checked.
+
+    Returns:
+      For each, `{"loss": …, "accuracy": …, …}`.
+    """
+    totals = [parallel.replicate(metrics.empty()) for _ in variables]
+    for number, (data, inputs) in enumerate(batches, start=1):
+        totals = [eval_call(each, sums, data, inputs) for each, sums in zip(variables, totals, strict=True)]
+        if number % CALLS_IN_FLIGHT == 0:
+            jax.block_until_ready(totals)
+    results = [parallel.unreplicate(sums) for sums in totals]
+    for sums in results:
+        if int(sums.loss.count) != num_examples():
+            raise RunError(f"evaluation counted {int(sums.loss.count)} examples of a split of {num_examples()}")
+    return [{name: float(value) for name, value in sums.compute().items()} for sums in results]
+
+
+def collect(
+    functions: Sequence[tuple[Callable[[Any, jax.Array], jax.Array], dict[str, Any]]],
+    batches: Iterable[tuple[Any, Any]],
+    *,
+    fetch: Callable[[Any, Any], dict[str, jax.Array]],
+    parallel: Parallel,
+    num_examples: Callable[[], int],
+) -> tuple[list[np.ndarray], np.ndarray, np.ndarray]:
+    """What pure functions make of every example of a split, in its order, in one pass over the data.
+
+    Args:
+      functions: each a pure (variables, uint8 images [batch, ...]) -> [batch, ...], and its variables, on the host. A
+        function that is there again, with other variables, is compiled once.
+      batches: (data, inputs), from the split's first example on, padded to one shape; padding is masked.
+      fetch: (data, inputs) -> a batch: `image`, `label`, `mask`.
+      parallel: where it runs.
+      num_examples: as for `evaluate`.
+
+    Returns:
+      (of each function [n, ...], labels [n] or soft [n, K], int [n] which of the split's examples these are: all that
+      are not damaged).
+    """
+    calls: dict[Any, Any] = {}
+    for function, _ in functions:
+        if function not in calls:
+            one = partial(_of_batch, function=function, fetch=fetch, axis_name=parallel.axis_name)
+            calls[function] = parallel.compile(one, sharded={2: 0})
+    members = [(calls[function], parallel.replicate(variables)) for function, variables in functions]
+    pending: deque[Any] = deque()  # on their way, so that the host never waits for the newest
+    done = []
+    for data, inputs in batches:
+        pending.append([call(variables, data, inputs) for call, variables in members])
+        if len(pending) > CALLS_IN_FLIGHT:
+            done.append(parallel.unreplicate(pending.popleft()))
+    done += [parallel.unreplicate(each) for each in pending]
+    mask = np.concatenate([found[0]["mask"] for found in done])
+    if mask.sum() != num_examples():
+        raise RunError(f"evaluation met {mask.sum()} examples of a split of {num_examples()}")
+    outputs = [np.concatenate([found[number]["output"] for found in done])[mask] for number in range(len(members))]
+    labels = np.concatenate([found[0]["label"] for found in done])[mask]
+    return outputs, labels, np.flatnonzero(mask)
+
+
+def _of_batch(
+    variables: Any, data: Any, inputs: Any, *, function: Callable, fetch: Callable, axis_name: str | None
+) -> dict[str, jax.Array]:
+    batch = fetch(data, inputs)
+    found = {"output": function(variables, batch["image"]), "label": batch["label"], "mask": batch["mask"]}
+    return found if axis_name is None else jax.lax.all_gather(found, axis_name, tiled=True)

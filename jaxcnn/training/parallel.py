@@ -1,0 +1,178 @@
+"""Puts a pure step on devices: `jax.pmap`, or `jax.jit` over a mesh. The only file that knows how many there are.
+
+In both modes a step sees this device's part of the global batch and names the axis over which it averages, so one
+pure function serves both; a lone device under `jit` has no axis at all.
+"""
+
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from jaxcnn.errors import UserError, nearest
+from jaxcnn.machine import private_cache
+
+AXIS = "data"
+
+
+@dataclass(frozen=True)
+class Parallel:
+    """How a run is spread: `mode` "jit" or "pmap", over these devices of all processes."""
+
+    mode: str
+    devices: tuple[jax.Device, ...]
+
+    @property
+    def num_devices(self) -> int:
+        """Of all processes."""
+        return len(self.devices)
+
+    @property
+    def axis_name(self) -> str | None:
+        """The axis a step averages over; None when it sees the whole batch."""
+        return AXIS if self.mode == "pmap" or self.num_devices > 1 else None
+
+    @property
+    def on_cpu(self) -> bool:
+        """Whether the devices are CPUs."""
+        return self.devices[0].platform == "cpu"
+
+    @property
+    def _mesh(self) -> Mesh:
+        return Mesh(np.array(self.devices), (AXIS,))
+
+    def _put(self, x: Any, spec: PartitionSpec) -> jax.Array:
+        sharding = NamedSharding(self._mesh, spec)
+        if jax.process_count() == 1:
+            return jax.device_put(x, sharding)
+        return jax.make_array_from_process_local_data(sharding, np.asarray(x))
+
+    def replicate(self, tree: Any) -> Any:
+        """Host arrays -> the same on every device, in the form `compile`d functions take."""
+        num_local = self.num_devices // jax.process_count()
+
+        def one(x: Any) -> jax.Array:
+            if jax.numpy.issubdtype(getattr(x, "dtype", np.float32), jax.dtypes.prng_key):
+                return jax.random.wrap_key_data(one(jax.random.key_data(x)))
+            if self.mode == "jit":
+                return self._put(x, PartitionSpec())
+            x = np.asarray(x)  # so that the copies are made on their devices, not all on the first
+            return self._put(np.broadcast_to(x, (num_local, *x.shape)), PartitionSpec(AXIS))
+
+        return jax.tree.map(one, tree)
+
+    def unreplicate(self, tree: Any) -> Any:
+        """Replicated -> host numpy arrays of their own memory. Waits for the devices."""
+        local = jax.device_get(jax.tree.map(lambda x: x.addressable_shards[0].data, tree))
+        drop = (lambda x: x[0]) if self.mode == "pmap" else (lambda x: x)
+        return jax.tree.map(lambda x: np.array(drop(x)), local)
+
+    def shard(self, tree: Any, axis: int = 0) -> Any:
+        """Spreads this process's rows, along `axis`, of host arrays, over its devices."""
+        if self.mode == "jit":
+            if self.num_devices == 1:
+                return tree  # the call itself transfers it, fastest
+            return jax.tree.map(lambda x: self._put(x, PartitionSpec(*[None] * axis, AXIS)), tree)
+        num_local = self.num_devices // jax.process_count()
+
+        def split(x: np.ndarray) -> jax.Array:
+            parts = np.reshape(x, (*x.shape[:axis], num_local, -1, *x.shape[axis + 1 :]))
+            return self._put(np.moveaxis(parts, axis, 0), PartitionSpec(AXIS))
+
+        return jax.tree.map(split, tree)
+
+    def abstract(self, tree: Any, axis: int | None = None) -> Any:
+        """Shapes as `replicate` (or, given an axis, `shard`) would return arrays of them, for lowering."""
+
+        def one(x: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
+            spec = PartitionSpec() if axis is None else PartitionSpec(*[None] * axis, AXIS)
+            shape = x.shape
+            if self.mode == "pmap":
+                spec = PartitionSpec(AXIS)
+                if axis is not None:
+                    shape = (*shape[:axis], shape[axis] // self.num_devices, *shape[axis + 1 :])
+                shape = (self.num_devices, *shape)
+            return jax.ShapeDtypeStruct(shape, x.dtype, sharding=NamedSharding(self._mesh, spec))
+
+        return jax.tree.map(one, tree)
+
+    def compile(
+        self, function: Callable, *, sharded: dict[int, int], donate: Sequence[int] = (), remat: bool = False
+    ) -> Callable:
+        """Compiles a function of positional arrays.
+
+        Args:
+          function: all its results are the same on every device.
+          sharded: argument number -> the axis along which the argument is spread; others are replicated.
+          donate: numbers of the arguments whose memory the results may take.
+          remat: the function recomputes what it does not keep. Under pmap, CPUs keep it all the same.
+        """
+        if self.mode == "pmap":
+            return jax.pmap(function, axis_name=AXIS, devices=self.devices, donate_argnums=tuple(donate))
+        # XLA's CPU compiler drops the barrier between a value and its recomputation early, and then merges the two.
+        options = {"xla_disable_hlo_passes": "cse_barrier_expander"} if remat and self.on_cpu else None
+        if self.num_devices == 1:
+            return jax.jit(function, donate_argnums=tuple(donate), compiler_options=options)
+
+        def over_mesh(*arguments):
+            specs = tuple(
+                PartitionSpec(*[None] * sharded[i], AXIS) if i in sharded else PartitionSpec()
+                for i in range(len(arguments))
+            )
+            mapped = jax.shard_map(
+                function, mesh=self._mesh, in_specs=specs, out_specs=PartitionSpec(), check_vma=False
+            )
+            return mapped(*arguments)
+
+        return jax.jit(over_mesh, donate_argnums=tuple(donate), compiler_options=options)
+
+    def local_rows(self, batch_size: int) -> slice:
+        """The rows of the global batch that this process feeds; the batch divides over the devices, so over these."""
+        size = batch_size // jax.process_count()
+        return slice(jax.process_index() * size, (jax.process_index() + 1) * size)
+
+
+def sum_over_hosts(count: int) -> int:
+    """The sum of a number of each host's; every host must ask."""
+    if jax.process_count() == 1:
+        return count
+    return int(multihost_utils.process_allgather(np.array(count)).sum())
+
+
+def set_up(platform: str | None, *, compilation_cache: bool) -> None:
+    """Settings of JAX that must come before its first use."""
+    if platform == "cpu":  # so that no accelerator is taken; a missing one is make_parallel's to say
+        jax.config.update("jax_platforms", platform)
+    folder = jax.config.jax_compilation_cache_dir  # type: ignore[attr-defined]
+    if compilation_cache and not folder and (folder := private_cache("compiled")):
+        jax.config.update("jax_compilation_cache_dir", str(folder))
+    if compilation_cache and folder:
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+        jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+    else:
+        jax.config.update("jax_enable_compilation_cache", False)
+
+
+def make_parallel(mode: str, *, platform: str | None = None, num_devices: int | None = None) -> Parallel:
+    """Finds the devices. Raises UserError when they are not there: a run that names its platform gets that or none."""
+    try:
+        devices = jax.devices(platform)
+    except (RuntimeError, AssertionError) as error:  # JAX asserts, with no words, when no platform is left
+        asked = f"platform={platform}" if platform else f"JAX_PLATFORMS={os.environ.get('JAX_PLATFORMS')}"
+        reason = f" ({' '.join(str(error).split())[:80]})" if str(error) else ""
+        raise UserError(
+            f"{asked} has no device here{reason}; for a GPU or TPU install the matching "
+            "extra, e.g. pip install 'jaxcnn[cuda12]'"
+        ) from None
+    if num_devices is not None:
+        if num_devices > len(devices):
+            raise UserError(f"num_devices={num_devices}, but there are {len(devices)} {devices[0].platform} devices")
+        devices = devices[:num_devices]
+    if mode not in ("jit", "pmap"):
+        raise UserError(f"parallel={mode!r} is not known; {nearest(mode, ('jit', 'pmap'))}")
+    return Parallel(mode, tuple(devices))
