@@ -48,15 +48,15 @@ class OurRuns:
 
         run, feed, put = self._run, self._feed, self._run.parallel.replicate
         key, state = put(jax.random.key(0)), None
-        for steps in {run.steps_per_call, run.total_steps % run.steps_per_call} - {0}:
-            state, totals = put(run.init()), put(run.metrics.empty())
-            state, totals, ticket = run.train_call(state, totals, feed.data(), feed.inputs(0, steps), key)
+        for steps in {run.calls.steps_per_call, run.learning.total_steps % run.calls.steps_per_call} - {0}:
+            state, totals = put(run.init()), put(run.learning.metrics.empty())
+            state, totals, ticket = run.calls.train_call(state, totals, feed.data(), feed.inputs(0, steps), key)
             jax.block_until_ready(ticket)
         assert state is not None
-        variables = result_variables(run, state)
+        variables = result_variables(state)
         for split in {"validation", "test"} & run.source.splits.keys():
-            for data, inputs in itertools.islice(feed.evaluation(split, run.eval_batch_size), 1):
-                jax.block_until_ready(run.eval_call(variables, put(run.metrics.empty()), data, inputs))
+            for data, inputs in itertools.islice(feed.evaluation(split, run.calls.eval_batch_size), 1):
+                jax.block_until_ready(run.calls.eval_call(variables, put(run.learning.metrics.empty()), data, inputs))
         if isinstance(feed, StreamingFeed):
             feed.close()
 
@@ -79,7 +79,7 @@ class OurRuns:
         self._compile_seconds = 0.0
         with tempfile.TemporaryDirectory() as folder:
             log = RunLog(epath.Path(folder), tensorboard=False, console=Console(file=io.StringIO()))
-            checkpoints = Checkpoints(Path(folder) / "checkpoints", keep_best=0, best_metric=loop.best_metric(run))
+            checkpoints = Checkpoints(Path(folder) / "checkpoints", keep_best=0, **run.learning.selections.best.facts())
             with contextlib.closing(log), contextlib.closing(checkpoints):
                 result = loop.train(run, feed, log, checkpoints)
         if isinstance(feed, StreamingFeed):

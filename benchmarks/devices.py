@@ -25,8 +25,8 @@ def losses(argv: list[str], steps: int) -> list[float]:
     state, key = parallel.replicate(run.init()), parallel.replicate(jax.random.key(config.seed))
     found = []
     for step in range(steps):
-        totals = parallel.replicate(run.metrics.empty())
-        state, totals, _ = run.train_call(state, totals, feed.data(), feed.inputs(step, 1), key)
+        totals = parallel.replicate(run.learning.metrics.empty())
+        state, totals, _ = run.calls.train_call(state, totals, feed.data(), feed.inputs(step, 1), key)
         found.append(float(parallel.unreplicate(totals).compute()["loss"]))
     feed.close()
     return found

@@ -35,11 +35,11 @@ def measure_here(argv: list[str], *, donate: bool) -> dict[str, float]:
     config, _ = load_config(["", *argv], flag_values=flags.FlagValues())
     run, feed = build(config)
     _, predicted = step_cost(run)
-    train_call = run.train_call if donate else jax.jit(run.train_call.__wrapped__)  # type: ignore[attr-defined]
+    train_call = run.calls.train_call if donate else jax.jit(run.calls.train_call.__wrapped__)  # type: ignore[attr-defined]
     key = jax.random.key(0)
 
     def steps(count: int) -> None:
-        state, totals, data = run.init(), run.metrics.empty(), feed.data()
+        state, totals, data = run.init(), run.learning.metrics.empty(), feed.data()
         state, totals = run.parallel.replicate((state, totals))
         for step in range(count):
             state, totals, _ = train_call(state, totals, data, feed.inputs(step, 1), key)

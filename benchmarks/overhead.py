@@ -32,10 +32,10 @@ def loop_seconds(run: Any, feed: Any, steps: int) -> float:
 
     with tempfile.TemporaryDirectory() as folder:
         log = RunLog(epath.Path(folder), tensorboard=True, console=Console(file=io.StringIO()))
-        checkpoints = Checkpoints(Path(folder) / "checkpoints", best_metric=loop.best_metric(run))
+        checkpoints = Checkpoints(Path(folder) / "checkpoints", **run.learning.selections.best.facts())
         with contextlib.closing(log), contextlib.closing(checkpoints):
             result = loop.train(run, feed, log, checkpoints)
-    first_call = min(run.steps_per_call, run.total_steps)
+    first_call = min(run.calls.steps_per_call, run.learning.total_steps)
     return result["seconds"]["train"] / (steps - first_call)
 
 
@@ -45,7 +45,7 @@ def bare_step(run: Any, feed: Any) -> tuple[Callable[[], None], Callable[[], Non
 
     from jaxcnn.training.step import gather
 
-    step = jax.jit(run.train_call.__wrapped__.keywords["step"], donate_argnums=0)
+    step = jax.jit(run.calls.train_call.__wrapped__.keywords["step"], donate_argnums=0)
     batch = jax.block_until_ready(
         gather(feed.data(), jax.tree.map(lambda x: jax.numpy.asarray(x)[0], feed.inputs(0, 1)))
     )

@@ -50,7 +50,7 @@ def train(config: Any, folder: Path) -> dict[str, Any]:
     workdir.write_config(path, "transfer", config, run.data_facts(), versions())
     workdir.write_splits(path, run.source.record_numbers)
     log = RunLog(path, tensorboard=False, console=Console(file=io.StringIO()))
-    checkpoints = Checkpoints(path / "checkpoints", keep_best=0, best_metric=loop.best_metric(run))
+    checkpoints = Checkpoints(path / "checkpoints", keep_best=0, **run.learning.selections.best.facts())
     with contextlib.closing(feed), contextlib.closing(checkpoints), contextlib.closing(log):
         return loop.train(run, feed, log, checkpoints)
 

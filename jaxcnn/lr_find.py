@@ -45,8 +45,9 @@ def main(argv: list[str], start: float) -> int:
 
     import jax
 
-    from jaxcnn.training.build import build, describe, peak_rate
+    from jaxcnn.training.build import build, peak_rate
     from jaxcnn.training.parallel import set_up
+    from jaxcnn.training.preview import describe
     from jaxcnn.training.rate_range import figure, growing_rates, range_test, sparkline
 
     set_up(config.platform, compilation_cache=config.compilation_cache)

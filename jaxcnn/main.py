@@ -72,7 +72,7 @@ def main(argv: list[str], start: float) -> int:
         run, feed = build(
             config,
             progress=log.work,
-            statistics=(saved["mean"], saved["std"]) if saved else None,
+            facts=saved,
             kept_splits=workdir_lib.read_splits(workdir) if saved else None,
         )
         with contextlib.closing(feed):
@@ -93,7 +93,7 @@ def _train(run: Any, feed: Any, experiment: str, workdir: Any, log: RunLog, star
     from jaxcnn.results.media import Media
     from jaxcnn.run.checkpoint import Checkpoints
     from jaxcnn.training import loop
-    from jaxcnn.training.build import describe
+    from jaxcnn.training.preview import describe
 
     config: Config = run.config
     num_params = sum(leaf.size for leaf in jax.tree.leaves(run.abstract_state().params))
@@ -105,21 +105,23 @@ def _train(run: Any, feed: Any, experiment: str, workdir: Any, log: RunLog, star
         run.data_facts(),
         versions(),
         pretrained=None if pretrained is None else pretrained.facts(),
+        best=run.learning.selections.best.facts(),
     )
     workdir_lib.write_splits(workdir, run.source.record_numbers)
     log.say(describe(run, experiment, num_params))
     if pretrained is not None:
         log.console.print(pretrained.table())
-    if run.finetuning.layers:
-        log.console.print(run.finetuning.table(run.steps_per_epoch))
+    if run.learning.finetuning.layers:
+        log.console.print(run.learning.finetuning.table(run.learning.steps_per_epoch))
     checkpoints = Checkpoints(
         workdir / "checkpoints",
         keep_last=config.checkpoint.keep_last,
         keep_best=config.checkpoint.keep_best,
-        best_metric=loop.best_metric(run),
+        **run.learning.selections.best.facts(),
         asynchronous=config.checkpoint.asynchronous,
         report=complain,
     )
+    log.examples = run.task.examples
     media = Media(run, feed, log)
     set_up_seconds = time.perf_counter() - start
     try:
@@ -129,6 +131,7 @@ def _train(run: Any, feed: Any, experiment: str, workdir: Any, log: RunLog, star
     summary = {
         "experiment": experiment,
         "status": "finished",
+        "examples": run.task.examples,
         **result,
         "num_params": num_params,
         "seconds": {"setup": set_up_seconds, **result["seconds"]},

@@ -91,7 +91,7 @@ def train(config: Config, folder: Path, *, report: Any = None) -> dict[str, Any]
         path / "checkpoints",
         keep_last=config.checkpoint.keep_last,
         keep_best=config.checkpoint.keep_best,
-        best_metric=loop.best_metric(run),
+        **run.learning.selections.best.facts(),
         asynchronous=config.checkpoint.asynchronous,
         report=report or (lambda line: None),
     )
@@ -106,8 +106,8 @@ def begin(config: Config, folder: Path) -> None:
     run, feed = build(config)
     path.mkdir(parents=True)
     workdir.write_config(path, "test", config, run.data_facts(), versions())
-    checkpoints = Checkpoints(path / "checkpoints", best_metric=loop.best_metric(run), asynchronous=False)
-    checkpoints.save(1, jax.device_get({"state": run.init(), "totals": run.metrics.empty()}), {})
+    checkpoints = Checkpoints(path / "checkpoints", **run.learning.selections.best.facts(), asynchronous=False)
+    checkpoints.save(1, jax.device_get({"state": run.init(), "totals": run.learning.metrics.empty()}), {})
     checkpoints.close()
     feed.close()
 
@@ -121,8 +121,8 @@ def rows(folder: Path, split: str = "train") -> list[dict[str, Any]]:
 def arrays(folder: Path, config: Config, step: int | None = None) -> dict[str, np.ndarray]:
     """A checkpoint's arrays by name; the newest unless a step is given."""
     run, feed = build(config)
-    checkpoints = Checkpoints(folder / "checkpoints", best_metric=loop.best_metric(run), read_only=True)
-    like = {"state": run.abstract_state(), "totals": run.metrics.empty()}
+    checkpoints = Checkpoints(folder / "checkpoints", **run.learning.selections.best.facts(), read_only=True)
+    like = {"state": run.abstract_state(), "totals": run.learning.metrics.empty()}
     tree, _ = checkpoints.restore(checkpoints.steps()[-1] if step is None else step, like)
     checkpoints.close()
     feed.close()

@@ -79,19 +79,19 @@ def test_no_loops_within_a_room():
 
 # How each group of the config is called, and where: a field that is read nowhere turns nothing.
 READERS = {
-    "data": (("data", "config.data", "_config.data"), ("data", "build", "feed")),
+    "data": (("data", "config.data", "_config.data"), ("data", "build", "feed", "tasks")),
     "augment": (("augment", "config.augment"), ("augment", "data", "build", "feed")),
     "model": (("config", "config.model"), ("build", "make")),
     "loss": (("config", "config.loss"), ("losses",)),
     "optimizer": (("optimizer", "config.optimizer"), ("optim", "averaging", "build")),
     "groups": (("groups",), ("optim",)),
     "schedule": (("schedule",), ("optim", "patience")),
-    "early_stop": (("config.early_stop",), ("patience",)),
+    "early_stop": (("config.early_stop", "early_stop"), ("patience", "config")),
     "finetune": (("finetune",), ("finetune",)),
-    "checkpoint": (("config.checkpoint", "cadence"), ("loop", "main")),
+    "checkpoint": (("config.checkpoint", "cadence"), ("loop", "main", "patience")),
     "telemetry": (("config.telemetry",), ("build",)),
     "profile": (("config.profile",), ("build", "loop")),
-    None: (("config",), ("build", "loop", "main", "media")),
+    None: (("config",), ("build", "loop", "main", "media", "tasks")),
 }  # fmt: skip
 
 

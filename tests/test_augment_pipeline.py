@@ -1,5 +1,6 @@
 """The pieces together: on one device and four, in a scan; what a config may not say; what build makes of it."""
 
+import functools
 import re
 from typing import Any
 
@@ -171,9 +172,11 @@ def test_a_run_is_built_with_it() -> None:
         assert run.resident == resident
         keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), 24))
         shapes = jax.ShapeDtypeStruct((24, 8, 8, 1), "uint8"), jax.ShapeDtypeStruct((24,), "int32")
-        images, labels = jax.eval_shape(run.augment, keys, *shapes)
+        batch = dict(zip(("image", "label"), shapes, strict=True))
+        prepare = functools.partial(run.learning.prepare, None)
+        images, labels = jax.eval_shape(prepare, keys, batch)
         assert (images.shape, images.dtype) == ((24, 8, 8, 1), jnp.float32)
         assert (labels.shape, labels.dtype) == ((24, 10), jnp.float32)
-        lengths[resident] = len(primitives(run.augment, keys, *shapes))
+        lengths[resident] = len(primitives(prepare, keys, batch))
     assert lengths[True] > lengths[False]
     assert not build(small_config(**changes))[0].resident  # unless asked: at decode there are more pixels to crop from

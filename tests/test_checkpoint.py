@@ -72,20 +72,20 @@ def test_nothing_to_restore(opened):
 
 
 def test_newest_and_best_are_kept(opened):
-    checkpoints = opened(keep_last=2, keep_best=1)
+    checkpoints = opened(keep_last=2, keep_best=1, best_metric="accuracy")
     for step, accuracy in [(1, 0.1), (2, 0.9), (3, 0.3), (4, None), (5, 0.5), (6, 0.9), (7, 0.2), (8, 0.1)]:
         checkpoints.save(step, tree(step), {}, None if accuracy is None else {"accuracy": accuracy})
     checkpoints.wait()
     assert checkpoints.steps() == [6, 7, 8]
     assert checkpoints.best_step() == 6  # of equals the later
-    again = opened(keep_last=2, keep_best=1)
+    again = opened(keep_last=2, keep_best=1, best_metric="accuracy")
     again.save(9, tree(9), {}, {"accuracy": 0.0})
     again.wait()
     assert again.steps() == [6, 8, 9]
 
 
 def test_best_loss_is_the_lowest(opened):
-    checkpoints = opened(keep_last=1, keep_best=1, best_metric="ema_loss")
+    checkpoints = opened(keep_last=1, keep_best=1, best_metric="ema_loss", higher_is_better=False)
     for step, loss in [(1, 0.5), (2, 0.1), (3, 0.3)]:
         checkpoints.save(step, tree(step), {}, {"ema_loss": loss})
     checkpoints.wait()
@@ -104,10 +104,11 @@ def test_best_loss_is_the_lowest(opened):
     ],
 )
 def test_what_is_not_finite_is_never_the_best_nor_pushes_it_out(opened, metric, values, best):
-    checkpoints = opened(best_metric=metric, asynchronous=False)
+    rank = {"best_metric": metric, "higher_is_better": metric == "accuracy"}
+    checkpoints = opened(**rank, asynchronous=False)
     for step, value in enumerate(values, 1):
         checkpoints.save(step, {"x": np.float32(step)}, {}, {metric: value})
-    for each in (checkpoints, opened(best_metric=metric)):  # the second has read it from the files, which are JSON
+    for each in (checkpoints, opened(**rank)):  # the second has read it from the files, which are JSON
         assert each.best_step() == best
         assert {4, 5} <= set(each.steps())
         assert best is None or best in each.steps()

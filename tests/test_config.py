@@ -183,7 +183,7 @@ def test_derived_values_follow_overrides():
     small, _ = build(small_config(**changes))
     large, _ = build(small_config(**changes, batch_size=96))
     longer, _ = build(small_config(**{**changes, "num_epochs": 8.0}))
-    assert (small.total_steps, large.total_steps, longer.total_steps) == (108, 54, 216)
-    assert float(large.schedule(14)) == pytest.approx(2 * float(small.schedule(27)), rel=0.02)
-    assert float(small.schedule(27)) == pytest.approx(0.05, rel=1e-3)  # the peak, after one epoch
-    assert float(small.schedule(107)) < 1e-3 < float(longer.schedule(107))
+    assert (small.learning.total_steps, large.learning.total_steps, longer.learning.total_steps) == (108, 54, 216)
+    assert float(large.learning.schedule(14)) == pytest.approx(2 * float(small.learning.schedule(27)), rel=0.02)
+    assert float(small.learning.schedule(27)) == pytest.approx(0.05, rel=1e-3)  # the peak, after one epoch
+    assert float(small.learning.schedule(107)) < 1e-3 < float(longer.learning.schedule(107))

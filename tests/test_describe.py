@@ -17,8 +17,8 @@ from jaxcnn.data.records import DamagedRecordError, ImagesInMemory, Split, Store
 from jaxcnn.data.resident import channel_statistics
 from jaxcnn.data.sheet import Row, class_rows, draw
 from jaxcnn.errors import UserError
+from jaxcnn.results.augmented import augmented_images
 from jaxcnn.training.build import build
-from jaxcnn.training.preview import augmented_images
 from jaxcnn.training.step import train_step
 from tests import fake_tfds
 from tests.large_images import HELD, CountedRecords
@@ -166,7 +166,9 @@ def test_version_0_is_what_the_first_step_trains_on(resident, streamed):
         trained_on = jax.jit(partial(_trained_on, run))(batch, key)
     finally:
         feed.close()
-    pixels = (np.asarray(trained_on)[:12] * np.array(run.std, np.float32) + np.array(run.mean, np.float32)) * 255
+    pixels = (
+        np.asarray(trained_on)[:12] * np.array(run.facts["std"], np.float32) + np.array(run.facts["mean"], np.float32)
+    ) * 255
     assert np.abs(shown.versions[:, 0] - pixels).max() < 0.51
     split = run.source.splits["train"]
     if resident:
@@ -189,15 +191,15 @@ def _trained_on(run: Any, batch: Any, key: jax.Array) -> jax.Array:
     """The images that train_step's own call of its augmentation makes; it ends there."""
     seen = []
 
-    def augment(*arguments):
-        seen.append(run.augment(*arguments)[0])
+    def prepare(*arguments):
+        seen.append(run.learning.prepare(*arguments)[0])
         raise StopIteration
 
     state: Any = SimpleNamespace(step=np.int32(0))
     with pytest.raises(StopIteration):
         train_step(
-            state, batch, key, model=run.model, optimizer=run.optimizer, loss=run.loss, augment=augment,
-            metrics=run.metrics,
+            state, batch, key, model=run.learning.model, optimizer=run.learning.optimizer,
+            loss=run.learning.losses.train, prepare=prepare, metrics=run.learning.metrics,
         )  # fmt: skip
     return seen[0]
 

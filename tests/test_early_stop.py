@@ -4,6 +4,7 @@ import io
 import json
 import os
 import signal
+from types import SimpleNamespace
 from typing import Any
 
 import jax
@@ -17,12 +18,21 @@ from jaxcnn.config import Config, EarlyStopConfig, ScheduleConfig, changed_field
 from jaxcnn.errors import Preempted, UserError
 from jaxcnn.run.checkpoint import flatten
 from jaxcnn.run.log import RunLog, closing_table
+from jaxcnn.tasks.classification.metrics import ACCURACY
+from jaxcnn.tasks.metric import LOSS, Selection
 from jaxcnn.training.build import build
 from jaxcnn.training.optim import set_rate_factor
 from jaxcnn.training.parallel import Parallel
-from jaxcnn.training.patience import Best, Watch
+from jaxcnn.training.patience import Best, Watch, make_selections
 from jaxcnn.training.whole_run import pieces_of
 from tests.runs import arrays, assert_same_arrays, rows, small_config, train
+
+ACCURATE, LOW = Selection(ACCURACY, averaged=False), Selection(LOSS, averaged=False)
+
+
+def selections(config, averaged=False):
+    task: Any = SimpleNamespace(metrics=(ACCURACY,), best_metric="accuracy", learns="10 classes")
+    return make_selections(config, task, averaged=averaged)
 
 
 def plateau_config(**changes: Any) -> Config:
@@ -115,7 +125,7 @@ def test_plateau_decides_as_optax_does():
         update, state, watch, seen = jax.jit(theirs.update), theirs.init(None), Watch(), set()
         for loss in np.round(3 * 0.97 ** np.arange(60) + generator.normal(0, 0.3, 60), 1):
             _, state = update({}, state, value=float(np.float32(loss)))
-            watch = watch.after({"loss": float(np.float32(loss))}, config, averaged=False, warming_up=False)
+            watch = watch.after({"loss": float(np.float32(loss))}, config, selections(config), warming_up=False)
             assert watch.rate_factor == pytest.approx(float(state.scale), rel=1e-6)
             assert watch.plateau.evaluations_since == int(state.plateau_count)
             seen.add(watch.rate_factor)
@@ -123,13 +133,13 @@ def test_plateau_decides_as_optax_does():
 
 
 def test_better_is_by_more_than_the_delta_and_finite():
-    best = Best().after(0.5, metric="accuracy", min_delta=0.1)
+    best = Best().after(0.5, selection=ACCURATE, min_delta=0.1)
     assert best == Best(0.5)
-    assert best.after(0.6, metric="accuracy", min_delta=0.1) == Best(0.5, 1)  # 0.6 - 0.5 < 0.1 in floats
-    assert best.after(0.625, metric="accuracy", min_delta=0.1) == Best(0.625)
-    assert best.after(0.4, metric="loss", min_delta=0.05) == Best(0.4)
+    assert best.after(0.6, selection=ACCURATE, min_delta=0.1) == Best(0.5, 1)  # 0.6 - 0.5 < 0.1 in floats
+    assert best.after(0.625, selection=ACCURATE, min_delta=0.1) == Best(0.625)
+    assert best.after(0.4, selection=LOW, min_delta=0.05) == Best(0.4)
     for value in (float("nan"), float("inf"), -float("inf")):
-        assert best.after(value, metric="loss", min_delta=0.0) == Best(0.5, 1)
+        assert best.after(value, selection=LOW, min_delta=0.0) == Best(0.5, 1)
 
 
 def test_the_metric_is_the_checkpoints_unless_given_and_the_averages_where_one_is_kept():
@@ -141,7 +151,7 @@ def test_the_metric_is_the_checkpoints_unless_given_and_the_averages_where_one_i
         ({"checkpoint__best_metric": "loss"}, False, 2.0),
     ):
         config = small_config(early_stop__patience_evaluations=3, **changes)
-        watch = Watch().after(metrics, config, averaged=averaged, warming_up=False)
+        watch = Watch().after(metrics, config, selections(config, averaged), warming_up=False)
         assert watch.stop == Best(expected)
         assert watch.plateau == Best()
 
@@ -150,13 +160,16 @@ def test_warm_up_does_not_count_for_plateau_but_for_stopping():
     config = plateau_config(early_stop__patience_evaluations=5, early_stop__min_delta=0.9)
     watch = Watch()
     for _ in range(5):
-        watch = watch.after({"accuracy": 0.1}, config, averaged=False, warming_up=True)
+        watch = watch.after({"accuracy": 0.1}, config, selections(config), warming_up=True)
     assert (watch.rate_factor, watch.plateau.evaluations_since, watch.stop.evaluations_since) == (1.0, 0, 4)
     assert not watch.is_over(config)
-    watch = watch.after({"accuracy": 0.1}, config, averaged=False, warming_up=False)
+    watch = watch.after({"accuracy": 0.1}, config, selections(config), warming_up=False)
     assert watch.rate_factor == 0.5
     assert watch.is_over(config)
-    assert watch.why_over(config, 12) == "no better validation accuracy by more than 0.9 for 5 evaluations, at step 12"
+    assert (
+        watch.why_over(config, selections(config), 12)
+        == "no better validation accuracy by more than 0.9 for 5 evaluations, at step 12"
+    )
 
 
 def test_a_watch_survives_json():
@@ -186,9 +199,9 @@ def test_the_factor_multiplies_the_step(whole):
     feed.close()
     params = run.init().params
     gradients = jax.tree.map(jnp.cos, params)
-    whole_rate = run.optimizer.init(params)
+    whole_rate = run.learning.optimizer.init(params)
     lower_rate = set_rate_factor(whole_rate, jnp.float32(0.25))
-    update = jax.jit(run.optimizer.update)
+    update = jax.jit(run.learning.optimizer.update)
     for _ in range(2):
         expected, whole_rate = update(gradients, whole_rate, params)
         seen, lower_rate = update(gradients, lower_rate, params)
@@ -295,7 +308,6 @@ def test_runs_from_before_go_on():
         ),
         ({"early_stop__min_delta": 0.1}, r"early_stop.min_delta are read with early_stop.patience_evaluations only"),
         ({"early_stop__patience_evaluations": 0}, r"patience_evaluations=0 is out of range; it must be >= 1"),
-        ({"early_stop__metric": "accuracu"}, r"early_stop.metric='accuracu' is not known; did you mean 'accuracy'"),
         (
             {"schedule__name": "plateau", "early_stop__patience_evaluations": 5},
             r"early_stop.patience_evaluations=5 ends the run before .*=5 lowers the rate; make it larger, e.g. 11",
@@ -328,6 +340,8 @@ def test_it_needs_validation_and_is_not_for_one_program(changes, message):
 def test_a_metric_that_is_not_measured_is_refused():
     with pytest.raises(UserError, match=r"early_stop.metric=top5_accuracy is not measured with 10 classes"):
         build(small_config(early_stop__patience_evaluations=3, early_stop__metric="top5_accuracy"))
+    with pytest.raises(UserError, match=r"checkpoint.best_metric=accuracu is not measured .* did you mean 'accuracy'"):
+        build(small_config(checkpoint__best_metric="accuracu"))
 
 
 def test_the_defaults_are_off():
@@ -336,6 +350,6 @@ def test_the_defaults_are_off():
     assert config.early_stop == EarlyStopConfig()
     watch = Watch()
     for _ in range(100):
-        watch = watch.after({"accuracy": 0.0, "loss": 9.0}, config, averaged=False, warming_up=False)
+        watch = watch.after({"accuracy": 0.0, "loss": 9.0}, config, selections(config), warming_up=False)
     assert watch == Watch()
     assert not watch.is_over(config)

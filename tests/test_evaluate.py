@@ -41,7 +41,7 @@ def runs(tmp_path_factory):
     (folder / "tiny").mkdir()
     workdir.write_config(epath.Path(folder / "tiny"), "test", other, run.data_facts(), {})
     checkpoints = Checkpoints(folder / "tiny" / "checkpoints")
-    tree = {"state": jax.device_get(run.init()), "totals": jax.device_get(run.metrics.empty())}
+    tree = {"state": jax.device_get(run.init()), "totals": jax.device_get(run.learning.metrics.empty())}
     checkpoints.save(2, tree, {})
     checkpoints.close()
     source = build(small_config(data__split_seed=1))[0].source
@@ -164,7 +164,8 @@ def images(runs, alone, tmp_path_factory):
     """Some of test as files, of four of the ten classes; and which example each is."""
     _, feed = build(small_config(num_devices=1))
     assert isinstance(feed, ResidentFeed)
-    pixels, labels = feed.arrays("test")
+    arrays, _ = feed.arrays("test")
+    pixels, labels = arrays["image"], arrays["label"]
     folder, place = tmp_path_factory.mktemp("images"), {}
     for number in np.flatnonzero(np.isin(labels, (2, 5, 7, 9)))[:40]:
         split = "train" if number % 3 and labels[number] != 5 else "test"

@@ -63,13 +63,13 @@ def test_it_builds_and_traces(variant, tmp_path):
     batch = {
         "image": jax.ShapeDtypeStruct((16, *run.source.image_shape), "uint8"),
         "label": jax.ShapeDtypeStruct((16,), "int32"),
+        **dict.fromkeys(("index", "epoch"), jax.ShapeDtypeStruct((16,), "int32")),
     }
     keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), 16))
-    mirrored = jax.ShapeDtypeStruct((16,), "bool")
-    images, labels = jax.eval_shape(run.augment, keys, batch["image"], batch["label"], mirrored)
+    images, labels = jax.eval_shape(run.learning.prepare, jax.eval_shape(lambda: jax.random.key(0)), keys, batch)
     assert images.shape == (16, *run.source.image_shape)
     variables = {"params": state.params, "batch_stats": state.batch_stats}
-    apply = functools.partial(run.model.apply, train=False)
+    apply = functools.partial(run.learning.model.apply, train=False)
     assert jax.eval_shape(apply, variables, images).shape == (16, len(run.source.class_names))
     assert labels.shape == (16,)
     feed.close()

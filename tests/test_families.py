@@ -59,7 +59,7 @@ def test_every_family_is_here():
 def test_learns_one_batch_and_evaluates_purely(name: str, dtype: str) -> None:
     built, feed = build(config_of(name, dtype))
     state, batch = built.init(), {k: v for k, v in feed.batch(0).items() if k in ("image", "label")}
-    step = jax.jit(built.step, donate_argnums=0)
+    step = jax.jit(built.calls.step, donate_argnums=0)
     losses: list[float] = []
     while len(losses) < STEPS and (not losses or losses[-1] > 0.7 * losses[0]):
         state, metrics = step(state, batch, jax.random.key(0))
@@ -68,7 +68,7 @@ def test_learns_one_batch_and_evaluates_purely(name: str, dtype: str) -> None:
     assert {leaf.dtype for leaf in jax.tree.leaves(state.params)} == {jnp.dtype("float32")}
 
     variables = {"params": state.params, "batch_stats": state.batch_stats}
-    evaluate = jax.jit(built.eval_step)
+    evaluate = jax.jit(built.calls.eval_step)
     masked = {**batch, "mask": jnp.arange(BATCH) < BATCH // 2}
     halved = {**masked, "image": np.where(np.arange(BATCH)[:, None, None, None] < BATCH // 2, batch["image"], 0)}
     once, among_others = evaluate(variables, masked), evaluate(variables, halved)

@@ -45,10 +45,10 @@ def states(config, num_steps):
     """The state before the first step and after each, in host memory."""
     run, feed = build(config)
     put = run.parallel.replicate
-    state, totals, key = put(run.init()), put(run.metrics.empty()), put(jax.random.key(0))
+    state, totals, key = put(run.init()), put(run.learning.metrics.empty()), put(jax.random.key(0))
     found = [run.parallel.unreplicate(state)]
     for step in range(num_steps):
-        state, totals, _ = run.train_call(state, totals, feed.data(), feed.inputs(step, 1), key)
+        state, totals, _ = run.calls.train_call(state, totals, feed.data(), feed.inputs(step, 1), key)
         found.append(run.parallel.unreplicate(state))
     feed.close()
     return found
@@ -69,7 +69,7 @@ def moved(before, after):
 def plain():
     """A run in which everything trains."""
     run, _ = build(config_of())
-    assert run.steps_per_epoch == STEPS_PER_EPOCH
+    assert run.learning.steps_per_epoch == STEPS_PER_EPOCH
     return states(config_of(), 3)
 
 
@@ -331,14 +331,14 @@ def test_killed_while_unfreezing_and_resumed_is_never_killed(tmp_path, stop_at):
 
 def test_the_table_says_what_trains():
     run, _ = build(config_of(finetune__frozen=("conv1", "norm1/scale"), finetune__layer_decay=0.5))
-    first, _, head = run.finetuning.layers
+    first, _, head = run.learning.finetuning.layers
     assert first == Layer(("conv1", "norm1"), rate=0.25, start=0, num_params=72 + 16, num_trained=8)
     assert head.start == 0
     console = Console(file=io.StringIO(), width=120)
-    console.print(run.finetuning.table(run.steps_per_epoch))
+    console.print(run.learning.finetuning.table(run.learning.steps_per_epoch))
     text = console.file.getvalue()  # type: ignore[attr-defined]
     assert all(word in text for word in ("conv1, norm1", "0.25", "head"))
-    total = sum(layer.num_params for layer in run.finetuning.layers)
+    total = sum(layer.num_params for layer in run.learning.finetuning.layers)
     assert f"{total - 72 - 8:,} of {total:,} parameters train" in text
     assert math.isclose(sum(leaf.size for leaf in jax.tree.leaves(run.abstract_state().params)), total)
 
@@ -393,13 +393,13 @@ def test_a_probe_is_of_the_models_own_features(num_devices):
         data__classes=(5, 6, 7, 8, 9), data__examples_per_class=40, model__name="cnn", num_devices=num_devices
     )
     run, feed = build(config)
-    variables = result_variables(run, run.init())
+    variables = result_variables(run.init())
     assert isinstance(feed, ResidentFeed)
     images, labels = feed.arrays("validation")
     features, found = features_of(run, feed, "validation", variables)
     np.testing.assert_array_equal(found, labels)
-    normalised = make_normalise(run.mean, run.std)(jnp.asarray(images))
-    expected = feature_pyramid(run.model, variables, normalised)["pooled"]
+    normalised = make_normalise(run.facts["mean"], run.facts["std"])(jnp.asarray(images))
+    expected = feature_pyramid(run.learning.model, variables, normalised)["pooled"]
     np.testing.assert_allclose(features, expected, rtol=1e-4, atol=1e-5)
     if num_devices > 1:
         return

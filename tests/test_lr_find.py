@@ -55,7 +55,7 @@ def test_each_step_is_the_runs_own_at_its_rate(swept):
     @jax.jit
     def step(state, batch, rate):
         optimizer = make_optimizer(config.optimizer, lambda _: rate)
-        return run.step(state, batch, jax.random.key(config.seed), optimizer=optimizer)
+        return run.calls.step(state, batch, jax.random.key(config.seed), optimizer=optimizer)
 
     state, losses = run.init(), []
     for number in range(10):
@@ -93,7 +93,7 @@ def test_a_schedule_that_follows_validation_is_no_hindrance():
     swept.data.validation_fraction = 0.0
     run, feed = build(swept)
     feed.close()
-    assert run.total_steps == 20
+    assert run.learning.total_steps == 20
 
 
 # ---- what is read from the losses

@@ -27,9 +27,9 @@ def losses(**changes):
     state, key, data = parallel.replicate(run.init()), parallel.replicate(jax.random.key(config.seed)), feed.data()
     found, step = [], 0
     while step < STEPS:
-        num_steps = min(run.steps_per_call, STEPS - step)
-        totals = parallel.replicate(run.metrics.empty())
-        state, totals, _ = run.train_call(state, totals, data, feed.inputs(step, num_steps), key)
+        num_steps = min(run.calls.steps_per_call, STEPS - step)
+        totals = parallel.replicate(run.learning.metrics.empty())
+        state, totals, _ = run.calls.train_call(state, totals, data, feed.inputs(step, num_steps), key)
         found.append(float(parallel.unreplicate(totals).compute()["loss"]))
         step += num_steps
     return np.array(found), parallel.unreplicate(state), run, feed, state
@@ -124,13 +124,13 @@ def test_bfloat16_computes_low_and_keeps_high(reference):
 def test_the_state_is_donated(mode, num_devices):
     """No second copy of it is kept: each result takes its argument's place, and all that is new is the ticket."""
     run, feed = build(small_config(parallel=mode, num_devices=num_devices))
-    parallel, host = run.parallel, (run.init(), run.metrics.empty())
+    parallel, host = run.parallel, (run.init(), run.learning.metrics.empty())
     _, memory = step_cost(run)
     donated = sum(leaf.nbytes for leaf in jax.tree.leaves(host))
     assert donated <= memory.aliased < 1.1 * donated + 1024  # buffers may be padded
     assert memory.results - memory.aliased < 1024
     state, totals = (parallel.replicate(tree) for tree in host)
-    run.train_call(state, totals, feed.data(), feed.inputs(0, 1), parallel.replicate(jax.random.key(0)))
+    run.calls.train_call(state, totals, feed.data(), feed.inputs(0, 1), parallel.replicate(jax.random.key(0)))
     assert all(leaf.is_deleted() for leaf in jax.tree.leaves((state, totals)))
 
 
@@ -156,11 +156,12 @@ def expected_evaluation():
     """By numpy, from all logits at once."""
     run, feed = build(small_config(num_devices=1))
     assert isinstance(feed, ResidentFeed)
-    images, labels = feed.arrays("validation")
+    arrays, _ = feed.arrays("validation")
+    images, labels = arrays["image"], arrays["label"]
     state = run.init()
-    x = (images / 255.0 - np.array(run.mean)) / np.array(run.std)
+    x = (images / 255.0 - np.array(run.facts["mean"])) / np.array(run.facts["std"])
     variables = {"params": state.params, "batch_stats": state.batch_stats}
-    logits = np.asarray(run.model.apply(variables, x.astype(np.float32), train=False), np.float64)
+    logits = np.asarray(run.learning.model.apply(variables, x.astype(np.float32), train=False), np.float64)
     log_p = logits - np.log(np.exp(logits).sum(1, keepdims=True))
     assert len(labels) == 144
     return {

@@ -14,7 +14,7 @@ import pytest
 from absl import flags
 from flax import linen as nn
 
-from jaxcnn.augment import AugmentConfig, alternating_mirror, average_views, make_augment, make_normalise
+from jaxcnn.augment import AugmentConfig, alternating_mirror, average_views, make_augment, make_normalise, mirrored
 from jaxcnn.config import Config
 from jaxcnn.config.command_line import load_config
 from jaxcnn.errors import UserError
@@ -24,7 +24,6 @@ from jaxcnn.models.airbench import Airbench, dirac, uniform, unit_std, whiten_bi
 from jaxcnn.training.averaging import lookahead, make_average
 from jaxcnn.training.build import build, peak_rate
 from jaxcnn.training.optim import make_optimizer, make_schedule, orthogonalise, parameter_groups
-from jaxcnn.training.step import mirrored
 from tests import fake_tfds
 from tests.runs import arrays, rows, small_config, train
 
@@ -353,7 +352,7 @@ def test_alternating_flip_shows_both_sides_in_turn() -> None:
     """Through the feed, whose batches cross the epochs' ends: every image is seen as A, its mirror, A."""
     config = small_config(augment__alternating_flip=True, batch_size=512, num_steps=9, model__name="mlp")
     _, feed = build(config)
-    images = feed.examples(10_000)
+    images = feed.examples(10_000)["image"]
     key = jax.random.key(3)
     augment = make_augment(config.augment, mean=(0.0,), std=(1 / 255,), image_shape=(8, 8, 1))
     seen: dict[int, list[int]] = {}
@@ -440,7 +439,9 @@ def test_a_recipe_trains_whitened_and_frozen(tmp_path: Path) -> None:
     result = train(config, tmp_path / "run")
     assert (result["weights"], set(result["splits"])) == ("last, ema", {"test"})
     run, feed = build(config)
-    kernel = whitening_kernel(make_normalise(run.mean, run.std)(jnp.asarray(feed.examples(40))))
+    kernel = whitening_kernel(
+        make_normalise(run.facts["mean"], run.facts["std"])(jnp.asarray(feed.examples(40)["image"]))
+    )
     feed.close()
     product = lambda kernel: np.asarray(kernel).reshape(12, 24) @ np.asarray(kernel).reshape(12, 24).T  # has no signs
     saved = {step: arrays(tmp_path / "run", config, step) for step in (1, 2, 4, 5, 6)}

@@ -24,7 +24,7 @@ from jaxcnn.data import batch_examples, load_arrays, open_source
 from jaxcnn.data import sources as sources_module
 from jaxcnn.data import splits as splits_module
 from jaxcnn.data.exclusion import read_exclusion, write_exclusion
-from jaxcnn.data.order import Classes
+from jaxcnn.data.order import DrawnGroups
 from jaxcnn.data.records import ImagesInMemory, JoinedRecords, Split, StoredSet
 from jaxcnn.data.splits import (
     assign_splits,
@@ -41,8 +41,9 @@ from jaxcnn.errors import Preempted, UserError
 from jaxcnn.fingerprints import fingerprint_of
 from jaxcnn.run import workdir
 from jaxcnn.tasks.classification.losses import class_weights, make_loss
-from jaxcnn.training.build import build, describe
+from jaxcnn.training.build import build
 from jaxcnn.training.feed import ResidentFeed
+from jaxcnn.training.preview import describe
 from jaxcnn.training.whole_run import Hyperparameters, pieces_of, train_in_chunks
 from tests import runs
 from tests.fake_tfds import shard_path, write_set
@@ -530,8 +531,8 @@ def test_weights_over_devices_and_in_evaluation(monkeypatch: Any) -> None:
         parallel, losses = run.parallel, []
         state, key = parallel.replicate(run.init()), parallel.replicate(jax.random.key(0))
         for step in range(2):
-            totals = parallel.replicate(run.metrics.empty())
-            state, totals, _ = run.train_call(state, totals, feed.data(), feed.inputs(step, 1), key)
+            totals = parallel.replicate(run.learning.metrics.empty())
+            state, totals, _ = run.calls.train_call(state, totals, feed.data(), feed.inputs(step, 1), key)
             losses.append(float(parallel.unreplicate(totals).compute()["loss"]))
         found.append((losses, parallel.unreplicate(state).params))
     (losses, params), (on_eight, their_params) = found
@@ -540,15 +541,16 @@ def test_weights_over_devices_and_in_evaluation(monkeypatch: Any) -> None:
         np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5)
 
     run, feed = build(small_config(**changes))
-    batch, weights = feed.batch(0), run.class_weights
+    batch = feed.batch(0)
+    weights = class_weights(run.config.loss, lambda: labels_of(run.source.splits["train"]), 10)
     assert weights is not None
-    images = jnp.asarray((batch["image"] / 255 - np.array(run.mean)) / np.array(run.std), jnp.float32)
-    logits = run.model.apply({"params": run.init().params}, images, train=True)
+    images = jnp.asarray((batch["image"] / 255 - np.array(run.facts["mean"])) / np.array(run.facts["std"]), jnp.float32)
+    logits = run.learning.model.apply({"params": run.init().params}, images, train=True)
     plain = optax.softmax_cross_entropy_with_integer_labels(logits, batch["label"])
     weighted = plain * weights[batch["label"]]
     assert losses[0] == pytest.approx(float(weighted.mean()), rel=1e-5)
     assert abs(losses[0] / float(plain.mean()) - 1) > 0.02
-    evaluated: Any = run.eval_step
+    evaluated: Any = run.calls.eval_step
     np.testing.assert_allclose(evaluated.keywords["loss"](logits, batch["label"]), plain, rtol=1e-5)
     steps: Any = pieces_of(run).steps(Hyperparameters(label_smoothing=np.float32(0)))
     for step, expected in zip(steps, (weighted, plain), strict=True):
@@ -576,8 +578,8 @@ def imbalanced_digits(soft: Any = None) -> StoredSet:
 @pytest.mark.parametrize("batch_size", [1, 7, 64, 333])
 def test_balanced_sampling(batch_size: int) -> None:
     """Every class once a round; each class through permutations of its own; the same from wherever one begins."""
-    classes = Classes.of(np.r_[LABELS, -1])
-    draw = partial(batch_examples, num_examples=201, batch_size=batch_size, classes=classes)
+    groups = DrawnGroups.of(np.r_[LABELS, -1])
+    draw = partial(batch_examples, num_examples=201, batch_size=batch_size, groups=groups)
     num_steps = -(-201 * 12 // batch_size)
     steps = [draw(5, step) for step in range(num_steps)]
     index, seen = (np.concatenate(arrays) for arrays in zip(*steps, strict=True))
@@ -658,9 +660,9 @@ def test_soft_labels_that_are_classes_train_as_classes(monkeypatch: Any) -> None
         inputs = streaming.inputs(step, 1)
         np.testing.assert_array_equal(inputs["label"][0], feed.batch(step)["label"])
         np.testing.assert_array_equal(streaming.batch(step)["label"], feed.batch(step)["label"])
-    state, totals, key = run.abstract_state(), run.metrics.empty(), jax.random.key(0)
+    state, totals, key = run.abstract_state(), run.learning.metrics.empty(), jax.random.key(0)
     for each, data, given in ((run, feed.data(), feed.inputs(0, 1)), (streaming_run, {}, inputs)):
-        (_, sums, _) = jax.eval_shape(each.train_call, state, totals, data, given, key)
+        (_, sums, _) = jax.eval_shape(each.calls.train_call, state, totals, data, given, key)
         assert sums.loss.total.shape == ()
     streaming.close()
 

@@ -16,7 +16,8 @@ from jaxcnn.layers.features import AUXILIARY, tap
 from jaxcnn.layers.norm import BatchNorm, GroupNorm, NoNorm
 from jaxcnn.models import MODELS
 from jaxcnn.tasks.classification.losses import make_loss
-from jaxcnn.tasks.classification.metrics import Metrics, Top5Metrics, example_values, metrics_for
+from jaxcnn.tasks.classification.metrics import ACCURACY, TOP5_ACCURACY, metrics_for
+from jaxcnn.tasks.metric import Metrics
 from jaxcnn.training.averaging import exponential
 from jaxcnn.training.bad_layer import first_bad_layer
 from jaxcnn.training.step import eval_step, gather, init_state, scan, train_step, train_steps
@@ -24,6 +25,8 @@ from tests.runs import TinyNet
 
 SHAPE = (8, 8, 1)
 KEY = jax.random.key(0)
+EXAMPLE = jax.ShapeDtypeStruct(SHAPE, jnp.float32)
+METRICS = Metrics([ACCURACY])
 
 
 def data(count=32, seed=0):
@@ -34,13 +37,25 @@ def data(count=32, seed=0):
     }
 
 
+def preparing(augment=None):
+    augmented = make_augment(augment or AugmentConfig(), mean=(0.3,), std=(0.4,), image_shape=SHAPE)
+
+    def prepare(key, keys, batch):
+        if keys is None:
+            return batch["image"] / 255.0, batch["label"]
+        return augmented(keys, batch["image"], batch["label"])
+
+    return prepare
+
+
 def pieces(model=None, *, augment=None, optimizer=None, **options):
     model = model or MODELS["mlp"](num_classes=10, dtype=jnp.float32)
     optimizer = optimizer or optax.sgd(0.1, momentum=0.9)
     loss = make_loss(LossConfig())
-    augment = make_augment(augment or AugmentConfig(), mean=(0.3,), std=(0.4,), image_shape=SHAPE)
-    step = partial(train_step, model=model, optimizer=optimizer, loss=loss, augment=augment, metrics=Metrics, **options)
-    return init_state(KEY, SHAPE, model=model, optimizer=optimizer, ema="average" in options), step
+    step = partial(
+        train_step, model=model, optimizer=optimizer, loss=loss, prepare=preparing(augment), metrics=METRICS, **options
+    )
+    return init_state(KEY, EXAMPLE, model=model, optimizer=optimizer, ema="average" in options), step
 
 
 def assert_close(left, right, tolerance=1e-6):
@@ -139,7 +154,7 @@ def test_init_depends_on_the_key_alone():
     one, _ = pieces()
     two, _ = pieces()
     assert_close(one, two, 0)
-    other = init_state(jax.random.key(1), SHAPE, model=MODELS["mlp"](num_classes=10), optimizer=optax.sgd(0.1))
+    other = init_state(jax.random.key(1), EXAMPLE, model=MODELS["mlp"](num_classes=10), optimizer=optax.sgd(0.1))
     assert not np.allclose(jax.tree.leaves(one.params)[1], jax.tree.leaves(other.params)[1])
 
 
@@ -164,7 +179,7 @@ def test_several_steps_in_one_program():
     state, step = pieces(TinyNet(num_classes=10, dropout_rate=0.2), average=exponential(0.9))
     step = jax.jit(step)
     indices = jnp.asarray(np.random.default_rng(0).integers(0, 32, (5, 8)))
-    totals = Metrics.empty()
+    totals = METRICS.empty()
     looped = jax.jit(partial(train_steps, step=step, fetch=gather))(state, totals, data(), indices, KEY)
     one_by_one = state
     for index in indices:
@@ -180,7 +195,7 @@ def test_one_step_is_no_loop():
     state, step = pieces(TinyNet(num_classes=10))
     calls = partial(train_steps, step=step, fetch=gather)
     program = lambda steps: str(
-        jax.make_jaxpr(calls)(state, Metrics.empty(), data(), jnp.zeros((steps, 8), jnp.int32), KEY)
+        jax.make_jaxpr(calls)(state, METRICS.empty(), data(), jnp.zeros((steps, 8), jnp.int32), KEY)
     )
     assert "scan[" not in program(1)
     assert "while[" not in program(1)
@@ -211,8 +226,8 @@ def test_a_step_that_is_not_finite_is_not_applied():
     loss = make_loss(LossConfig(name="kl"))
     step = partial(step, loss=loss)
     calls = jax.jit(partial(train_steps, step=step, fetch=fetch))
-    good, _, _ = calls(state, Metrics.empty(), bad, indices[:2], KEY)
-    after, totals, ticket = calls(state, Metrics.empty(), bad, indices, KEY)
+    good, _, _ = calls(state, METRICS.empty(), bad, indices[:2], KEY)
+    after, totals, ticket = calls(state, METRICS.empty(), bad, indices, KEY)
     assert_close(after, good, 0)
     assert int(ticket) == 2
     assert not np.isfinite(totals.loss.total)
@@ -237,7 +252,7 @@ def test_the_first_bad_layer_is_named():
     parts: dict[str, Any] = dict(
         model=model,
         loss=make_loss(LossConfig()),
-        augment=make_augment(AugmentConfig(), mean=(0.3,), std=(0.4,), image_shape=SHAPE),
+        prepare=preparing(),
     )
     fine = first_bad_layer(state, data(), KEY, **parts)
     assert "no layer" in fine
@@ -261,7 +276,7 @@ def test_the_first_bad_layer_is_found_with_any_norm(norm):
     params["head"]["kernel"] = jnp.full_like(params["head"]["kernel"], 3e38)
     told = first_bad_layer(
         state.replace(params=params), data(), KEY, model=model, loss=make_loss(LossConfig()),
-        augment=make_augment(AugmentConfig(), mean=(0.3,), std=(0.4,), image_shape=SHAPE),
+        prepare=preparing(),
     )  # fmt: skip
     assert "output of layer head" in told
 
@@ -269,7 +284,7 @@ def test_the_first_bad_layer_is_found_with_any_norm(norm):
 def test_evaluation_is_pure_and_masked():
     model = TinyNet(num_classes=10)
     state, _ = pieces(model)
-    step = partial(eval_step, model=model, loss=make_loss(LossConfig()), normalise=lambda x: x / 255.0, metrics=Metrics)
+    step = partial(eval_step, model=model, loss=make_loss(LossConfig()), prepare=preparing(), metrics=METRICS)
     variables = {"params": state.params, "batch_stats": state.batch_stats}
     batch = {**data(8), "mask": jnp.arange(8) < 5}
     masked = step(variables, batch)
@@ -281,12 +296,10 @@ def test_evaluation_is_pure_and_masked():
 def test_top_5_counts_the_five_largest():
     generator = np.random.default_rng(0)
     logits, labels = generator.normal(size=(64, 25)), generator.integers(0, 25, 64)
-    values = example_values(jnp.asarray(logits), jnp.asarray(labels), jnp.zeros(64))
+    values = Metrics(metrics_for(25)).of_examples(jnp.asarray(logits), jnp.asarray(labels), jnp.zeros(64))
     expected = [label in np.argsort(row)[-5:] for row, label in zip(logits, labels, strict=True)]
     np.testing.assert_array_equal(values["top5_accuracy"], expected)
-    assert metrics_for(25) is Top5Metrics
-    assert metrics_for(10) is Metrics
+    assert TOP5_ACCURACY in metrics_for(25)
+    assert TOP5_ACCURACY not in metrics_for(10)
     soft = jax.nn.one_hot(labels, 25) * 0.6
-    np.testing.assert_array_equal(
-        example_values(jnp.asarray(logits), soft, jnp.zeros(64))["accuracy"], values["accuracy"]
-    )
+    np.testing.assert_array_equal(ACCURACY.of_examples(jnp.asarray(logits), soft, jnp.zeros(64)), values["accuracy"])

@@ -14,7 +14,7 @@ from jaxcnn.errors import Preempted
 from jaxcnn.layers.features import FEATURES
 from jaxcnn.run.log import RunLog
 from jaxcnn.training.build import build
-from jaxcnn.training.step import augment_keys
+from jaxcnn.training.step import example_keys
 from jaxcnn.training.telemetry import NUM_BINS, Telemetry, count, edges, histograms, row
 from tests.runs import arrays, assert_same_arrays, small_config, train
 
@@ -35,7 +35,7 @@ def told(folder):
 def take(config, step=0):
     """Host statistics of the step that comes after the initial state."""
     run, feed = build(config)
-    p, call = run.parallel, run.telemetry_call
+    p, call = run.parallel, run.calls.telemetry_call
     found = call(p.replicate(run.init()), feed.data(), feed.inputs(step, 1), p.replicate(jax.random.key(config.seed)))
     return run, feed, p.unreplicate(found)
 
@@ -73,12 +73,12 @@ def by_hand():
     config = small_config(**ONE_STEP, num_devices=1)
     run, feed, found = take(config)
     state, batch = run.init(), feed.batch(0)
-    keys = augment_keys(jax.random.key(config.seed), 0, jnp.arange(config.batch_size))
-    images, labels = run.augment(keys, batch["image"], batch["label"], None)
+    keys = example_keys(jax.random.key(config.seed), 0, jnp.arange(config.batch_size))
+    images, labels = run.learning.prepare(jax.random.key(config.seed), keys, batch)
 
     def loss(params):
         variables = {"params": params, "batch_stats": state.batch_stats}
-        logits, shown = run.model.apply(variables, images, train=True, mutable=["batch_stats", FEATURES])
+        logits, shown = run.learning.model.apply(variables, images, train=True, mutable=["batch_stats", FEATURES])
         chosen = jax.nn.log_softmax(logits)[jnp.arange(len(labels)), labels]
         return -chosen.mean(), shown[FEATURES]
 
@@ -134,7 +134,7 @@ def test_activations_and_histograms_are_those_of_plain_features(by_hand):
 def test_the_default_goes_with_the_run(given, num_steps, every):
     run, feed = build(small_config(telemetry__every_steps=given, num_steps=num_steps))
     feed.close()
-    assert run.telemetry_every_steps == every
+    assert run.calls.telemetry_every_steps == every
 
 
 def test_histograms_of_a_rate_of_nothing():

@@ -29,10 +29,10 @@ from tests.runs import begin, small_config, train
 def measured(config, folder):
     """(the run, its feed, metrics of test), as the run's own evaluation has them."""
     run, feed = build(config)
-    checkpoints = Checkpoints(folder / "checkpoints", best_metric=loop.best_metric(run), read_only=True)
-    like = {"state": run.abstract_state(), "totals": run.metrics.empty()}
+    checkpoints = Checkpoints(folder / "checkpoints", **run.learning.selections.best.facts(), read_only=True)
+    like = {"state": run.abstract_state(), "totals": run.learning.metrics.empty()}
     state = checkpoints.restore(checkpoints.best_step() or 1, like)[0]["state"]
-    (metrics,) = loop.evaluate_split(run, feed, "test", run.parallel.replicate(loop.result_variables(run, state)))
+    (metrics,) = loop.evaluate_split(run, feed, "test", run.parallel.replicate(loop.result_variables(state)))
     return run, feed, metrics
 
 
@@ -73,7 +73,8 @@ def test_predicts_what_evaluation_measured(trained):
     model = jaxcnn.load(str(folder))
     _, feed, metrics = measured(config, folder)
     assert isinstance(feed, ResidentFeed)
-    images, labels = feed.arrays("test")
+    arrays, _ = feed.arrays("test")
+    images, labels = arrays["image"], arrays["label"]
     probabilities = model.predict(images)
     assert probabilities.shape == (360, 10)
     np.testing.assert_allclose(probabilities.sum(axis=1), 1, rtol=1e-5)
@@ -129,7 +130,7 @@ def test_files_are_prepared_bit_for_bit_as_in_the_runs_evaluation(of_files, resi
     labels = records.labels()
     assert isinstance(feed, ResidentFeed if resident else StreamingFeed)
     if isinstance(feed, ResidentFeed):
-        expected = feed.arrays("test")[0]
+        expected = feed.arrays("test")[0]["image"]
     else:
         batches = [inputs for _, inputs in feed.evaluation("test", 16)]
         expected = np.concatenate([np.asarray(each["image"])[np.asarray(each["mask"])] for each in batches])

@@ -3,8 +3,13 @@
 Mirroring and shifting keep the type; what interpolates gives float32 levels.
 """
 
+from collections.abc import Mapping
+from typing import Any
+
 import jax
 import jax.numpy as jnp
+
+FLIP_STREAM = 13  # of the run's key: the coins of alternating flips; the step has streams of its own
 
 
 def flip(key: jax.Array, image: jax.Array) -> jax.Array:
@@ -24,6 +29,16 @@ def alternating_mirror(key: jax.Array, index: jax.Array, epoch: jax.Array) -> ja
     """
     first = jax.vmap(lambda i: jax.random.bernoulli(jax.random.fold_in(key, i)))(index)
     return first ^ (epoch % 2 == 1)
+
+
+def mirrored(key: jax.Array, batch: Mapping[str, Any]) -> jax.Array | None:
+    """Which examples of a batch `alternating_mirror` mirrors; None where it does not say which these are.
+
+    `key` is the run's.
+    """
+    if "epoch" not in batch:
+        return None
+    return alternating_mirror(jax.random.fold_in(key, FLIP_STREAM), batch["index"], batch["epoch"])
 
 
 def pad_and_crop(key: jax.Array, image: jax.Array, *, padding: int) -> jax.Array:

@@ -12,8 +12,9 @@ from jaxcnn.errors import UserError, nearest
 # computes.
 RESUMABLE_FIELDS = (
     "eval_batch_size", "log_every_steps", "checkpoint.every_epochs", "checkpoint.every_steps", "checkpoint.keep_last",
-    "checkpoint.asynchronous", "model.remat", "parallel", "platform", "num_devices", "steps_per_call", "tensorboard",
-    "tensorboard_media", "telemetry.every_steps", "profile.steps", "compilation_cache", "data.dir", "data.cache",
+    "checkpoint.asynchronous", "model.remat", "parallel", "platform", "num_devices", "steps_per_call", "metrics",
+    "tensorboard", "tensorboard_media", "telemetry.every_steps", "profile.steps", "compilation_cache", "data.dir",
+    "data.cache",
     "data.damaged", "data.num_workers", "data.prefetch_batches",
     "data.resident", "data.expected_examples", "data.expected_classes",
     "data.exclude",  # where the list lies; what it says is compared by its digest, in workdir.py
@@ -59,6 +60,9 @@ def flatten(config: Config) -> dict[str, Any]:
 def changed_fields(saved: Config, now: Config) -> list[str]:
     """The fields, `name (saved -> now)`, in which two configs train differently."""
     old, new = flatten(saved), flatten(now)
+    if now.task == "classification":  # whose own metric this is: runs of before say it
+        old["checkpoint.best_metric"] = old["checkpoint.best_metric"] or "accuracy"
+        new["checkpoint.best_metric"] = new["checkpoint.best_metric"] or "accuracy"
     crops_elsewhere = now.augment.random_resized_crop and (saved.data.resident is True) != (now.data.resident is True)
     resumable = set(RESUMABLE_FIELDS) - ({"data.resident"} if crops_elsewhere else set())
     return [

@@ -19,7 +19,6 @@ def _range(low: float = -math.inf, high: float = math.inf, *, above: float = -ma
 
 LARGEST_INTEGER = 2**32 - 1  # of any field
 MOST_STEPS = 10**8  # of a run: its schedule is worked out as a whole
-VALIDATION_METRICS = ("accuracy", "loss", "top5_accuracy")
 
 
 @dataclass(slots=True)
@@ -184,7 +183,7 @@ class ScheduleConfig:
     plateau_evaluations: int = field(default=5, metadata=_range(1))  # so many without a better one, and the rate falls
     plateau_factor: float = field(default=0.1, metadata=_range(above=0, high=0.99))  # it is multiplied by this
     plateau_cooldown_evaluations: int = field(default=0, metadata=_range(0))  # after a fall, so many do not count
-    plateau_metric: str | None = field(default=None, metadata=_among(*VALIDATION_METRICS))  # none: checkpoint's best
+    plateau_metric: str | None = None  # none: checkpoint.best_metric
     plateau_min_delta: float = field(default=0.0, metadata=_range(0))  # better: by more than this, in the metric's unit
 
 
@@ -210,7 +209,7 @@ class CheckpointConfig:
     every_steps: int | None = field(default=None, metadata=_range(1))  # given: instead of every_epochs
     keep_last: int = field(default=2, metadata=_range(1))
     keep_best: int = field(default=1, metadata=_range(0))  # 0: the last weights are the result
-    best_metric: str = field(default="accuracy", metadata=_among(*VALIDATION_METRICS))  # on validation
+    best_metric: str | None = None  # on validation: any metric of the task; none: the task's own, e.g. accuracy
     asynchronous: bool = True  # write while training goes on
 
 
@@ -219,7 +218,7 @@ class EarlyStopConfig:
     """When a run ends before its last step: validation has not become better for a while."""
 
     patience_evaluations: int | None = field(default=None, metadata=_range(1))  # without a better one; none: off
-    metric: str | None = field(default=None, metadata=_among(*VALIDATION_METRICS))  # none: checkpoint.best_metric
+    metric: str | None = None  # none: checkpoint.best_metric
     min_delta: float = field(default=0.0, metadata=_range(0))  # better: by more than this, in the metric's unit
 
 
@@ -241,6 +240,7 @@ class ProfileConfig:
 class Config:
     """A run is a pure function of this, the data, and nothing else."""
 
+    task: str = "classification"  # a key of config.choices.TASKS
     seed: int = field(default=0, metadata=_range(0, 2**31 - 1))
     batch_size: int = field(default=128, metadata=_range(1, 2**20))  # global, over all devices
     eval_batch_size: int | None = field(
@@ -268,6 +268,7 @@ class Config:
     platform: str | None = field(default=None, metadata=_among("cpu", "gpu", "tpu"))  # none: the best there is
     num_devices: int | None = field(default=None, metadata=_range(1))  # none: all
     steps_per_call: int | None = field(default=None, metadata=_range(1))  # steps in one program; none: by platform
+    metrics: tuple[str, ...] = ()  # of the task, measured beside those that it always has; those that decide are too
     tensorboard: bool = True  # scalars, histograms, the graph, hyperparameters
     tensorboard_media: bool = False  # images, PR curves, the projector, too: a second or more when the run ends
     telemetry: TelemetryConfig = field(default_factory=TelemetryConfig)

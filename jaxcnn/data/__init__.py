@@ -1,16 +1,16 @@
 """Images as numpy uint8: where they come from, which belong to which split, and in what order they are read."""
 
-from jaxcnn.data.order import Classes, batch_examples, batch_indices
+from jaxcnn.data.order import DrawnGroups, batch_examples, batch_indices
 from jaxcnn.data.records import DamagedRecordError, NotPreparedError, Source, Split, classes_of, read_or_error
-from jaxcnn.data.resident import channel_statistics, load_arrays, resident_bytes
+from jaxcnn.data.resident import channel_statistics, example_bytes, load_arrays, load_examples, resident_bytes
 from jaxcnn.data.sources import open_source, stand_in_source
-from jaxcnn.data.splits import labels_of, num_shared
+from jaxcnn.data.splits import groups_of, labels_of, num_shared
 from jaxcnn.data.streaming import Batches, choose_workers, evaluation_batches, measure_statistics, train_batches
 
 __all__ = [
     "Batches",
-    "Classes",
     "DamagedRecordError",
+    "DrawnGroups",
     "NotPreparedError",
     "Source",
     "Split",
@@ -20,8 +20,11 @@ __all__ = [
     "choose_workers",
     "classes_of",
     "evaluation_batches",
+    "example_bytes",
+    "groups_of",
     "labels_of",
     "load_arrays",
+    "load_examples",
     "measure_statistics",
     "num_shared",
     "open_source",

@@ -122,9 +122,9 @@ def _parse_with_config(name: str, rest: list[str], values: flags.FlagValues) -> 
 
 def _augmented_sheet(config: Config, log: RunLog) -> Any:
     from jaxcnn.data.sheet import Row, draw
+    from jaxcnn.results.augmented import augmented_images
     from jaxcnn.training.build import build  # imports JAX
     from jaxcnn.training.parallel import set_up
-    from jaxcnn.training.preview import augmented_images
 
     set_up(config.platform, compilation_cache=config.compilation_cache)
     run, feed = build(config, progress=log.work)

@@ -54,32 +54,32 @@ def _permutation(seed: int, epoch: int, num_examples: int) -> np.ndarray:
 
 
 @dataclass(frozen=True, eq=False)  # compared by identity, so that an epoch's order can be remembered for it
-class Classes:
+class DrawnGroups:
     """The examples of each class that has some: what balanced sampling draws from."""
 
     members: tuple[np.ndarray, ...]  # int [examples of the class], each
 
     @staticmethod
-    def of(classes: np.ndarray) -> "Classes":
+    def of(classes: np.ndarray) -> "DrawnGroups":
         """From the class of each example, int [N]; negative ones, of records that cannot be read, are never drawn."""
         order = np.argsort(classes, kind="stable")
         _, starts = np.unique(classes[order], return_index=True)
-        return Classes(tuple(each for each in np.split(order, starts[1:]) if classes[each[0]] >= 0))
+        return DrawnGroups(tuple(each for each in np.split(order, starts[1:]) if classes[each[0]] >= 0))
 
 
 def batch_examples(
-    seed: int, step: int, *, num_examples: int, batch_size: int, classes: Classes | None = None
+    seed: int, step: int, *, num_examples: int, batch_size: int, groups: DrawnGroups | None = None
 ) -> tuple[np.ndarray, np.ndarray]:
     """Of batch `step`: which examples these are, and how often each was seen before; int64 [batch_size] each.
 
-    With `classes` every class is drawn equally often: once in each round over the classes, in an order of the round's
-    own, while each class goes through permutations of its own. An epoch is still as many draws as there are examples.
+    With `groups` every group is drawn equally often: once in each round over the groups, in an order of the round's
+    own, while each group goes through permutations of its own. An epoch is still as many draws as there are examples.
     """
     position = int(step) * batch_size
-    if classes is None:
+    if groups is None:
         index = batch_indices(seed, step, num_examples=num_examples, batch_size=batch_size)
         return index, np.arange(position, position + batch_size) // num_examples
-    draws = lambda epoch: _balanced(seed, epoch, num_examples, classes)
+    draws = lambda epoch: _balanced(seed, epoch, num_examples, groups)
     index, seen = _joined(draws, position, batch_size, num_examples)
     return index, seen
 
@@ -107,12 +107,12 @@ def _joined(
 
 
 @lru_cache(maxsize=4)
-def _balanced(seed: int, epoch: int, num_examples: int, classes: Classes) -> tuple[np.ndarray, np.ndarray]:
+def _balanced(seed: int, epoch: int, num_examples: int, groups: DrawnGroups) -> tuple[np.ndarray, np.ndarray]:
     """An epoch's draws: examples, and how often each was seen before; int64 [num_examples] each."""
-    count = len(classes.members)
+    count = len(groups.members)
     first, last = epoch * num_examples // count, -(-(epoch + 1) * num_examples // count)  # of the rounds it touches
     drawn, seen = np.empty((2, last - first, count), np.int64)
-    for number, members in enumerate(classes.members):
+    for number, members in enumerate(groups.members):
         passes = np.arange(first // len(members), -(-last // len(members)))
         orders = _permutations(seed, 1 + number, passes, len(members))
         cut = slice(first - passes[0] * len(members), last - passes[0] * len(members))

@@ -7,7 +7,7 @@ import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import numpy as np
 
@@ -18,6 +18,14 @@ from jaxcnn.errors import RunError, UserError
 Example = dict[str, Any]
 ImageShape = tuple[int, int, int]
 Progress = Callable[[int, int], None]  # called with (done, total) examples
+
+
+@dataclass(frozen=True)
+class ArraySpec:
+    """Shape and dtype of one array of an example."""
+
+    shape: tuple[int, ...]
+    dtype: Any
 
 
 class NotPreparedError(UserError):
@@ -56,6 +64,14 @@ class Records(Protocol):
         """The examples in the order asked; faster than one by one. DamagedRecordError at one that is damaged."""
 
 
+class PlainRecords(Records, Protocol):
+    """Records that are no images: an example is arrays of fixed shapes."""
+
+    @property
+    def example(self) -> dict[str, ArraySpec]:
+        """The arrays of one example, by name."""
+
+
 class EncodedRecords(Records, Protocol):
     """Records of image files, or of their bytes in a container."""
 
@@ -83,7 +99,7 @@ class Source:
 
     name: str
     class_names: tuple[str, ...]
-    image_shape: ImageShape  # of the run, after image_size
+    image_shape: Any  # ImageShape of the run, after image_size; None where examples are no images
     splits: dict[str, Split]  # train, test, and validation unless the run has none
     fingerprint: str  # of what the data is, not of where it lies
     class_counts: dict[str, dict[str, int]] | None = None  # by split and class name, where labels are known at once
@@ -96,6 +112,43 @@ class Source:
     def label_shape(self) -> tuple[int, ...]:
         """() where a label is a class, (K,) where it is a distribution over the classes."""
         return label_shape(self.splits["train"].records)
+
+    @property
+    def example(self) -> dict[str, ArraySpec]:
+        """The arrays of one example, as a batch has them: `image` and `label`, or what the records are made of."""
+        return example_of(self.splits["train"].records, self.image_shape)
+
+    @property
+    def fit(self) -> dict[str, Any]:
+        """Keywords of what reads examples: how they are made to fit a batch."""
+        return {"image_shape": self.image_shape}
+
+    def facts(self) -> dict[str, Any]:
+        """What a run's folder says of it, as plain JSON data."""
+        sizes = self.stored_sizes
+        return {
+            "name": self.name,
+            "fingerprint": self.fingerprint,
+            "splits": self.splits_digest,
+            "excluded": {"num_examples": self.num_excluded, "digest": self.exclusion_digest},
+            "image_shape": None if self.image_shape is None else list(self.image_shape),
+            "class_names": list(self.class_names),
+            "num_examples": {name: len(split) for name, split in self.splits.items()},
+            "class_counts": self.class_counts,
+            "stored_sizes": None
+            if sizes is None
+            else {
+                "smallest": sizes.min(axis=0).tolist(),
+                "median": np.median(sizes, axis=0).tolist(),
+                "largest": sizes.max(axis=0).tolist(),
+            },
+        }
+
+    def words(self) -> str:
+        """What an example is, in a line: `28x28x1, 10 classes`."""
+        shape = () if self.image_shape is None else self.image_shape
+        classes = f"{len(self.class_names)} classes" if self.class_names else ""
+        return ", ".join(filter(None, ("x".join(map(str, shape)), classes)))
 
     @property
     def splits_digest(self) -> str:
@@ -260,6 +313,17 @@ class ChosenClasses:
 def label_shape(records: Records) -> tuple[int, ...]:
     """() where a label is a class, (K,) where it is a distribution; records of classes need not say so."""
     return getattr(records, "label_shape", ())
+
+
+def example_of(records: Records, image_shape: ImageShape | None) -> dict[str, ArraySpec]:
+    """The arrays of one example; of records that are images, in this shape."""
+    if image_shape is None:
+        return cast(PlainRecords, records).example
+    shape = label_shape(records)
+    return {
+        "image": ArraySpec(image_shape, np.uint8),
+        "label": ArraySpec(shape, np.float32 if shape else np.int32),
+    }
 
 
 def label_array(labels: Sequence[Any] | np.ndarray, records: Records) -> np.ndarray:

@@ -14,6 +14,7 @@ import tempfile
 import zlib
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -26,6 +27,7 @@ from jaxcnn.data.records import (
     Records,
     Source,
     Split,
+    example_of,
     label_array,
     label_shape,
     read_or_error,
@@ -39,6 +41,31 @@ _CHUNK = 512  # examples a thread decodes at a time
 _ALWAYS_WHOLE = 2 << 30  # bytes: sets up to these are decoded whole, for the cache, whatever part is asked for
 
 _log = logging.getLogger(__name__)
+
+
+def load_examples(
+    split: Split, *, image_shape: ImageShape | None, skip_damaged: bool = False, **options: Any
+) -> tuple[dict[str, np.ndarray], np.ndarray]:
+    """Arrays [N, ...] of a split in its order, by name, and bool [N]: which examples are valid, not damaged.
+
+    The arrays of a damaged one, which is an error unless `skip_damaged`, are 0 or -1. Options as for `load_arrays`.
+    """
+    if image_shape is not None:
+        images, labels = load_arrays(split, image_shape=image_shape, skip_damaged=skip_damaged, **options)
+        valid = np.asarray((labels >= 0).reshape(len(labels), -1).all(axis=1))
+        return {"image": images, "label": labels}, valid
+    example = example_of(split.records, None)
+    valid = np.ones(len(split), bool)
+    arrays = {name: np.zeros((len(split), *spec.shape), spec.dtype) for name, spec in example.items()}
+    for row, values in enumerate(read_or_error(split.records, split.indices)):
+        if isinstance(values, DamagedRecordError):
+            if not skip_damaged:
+                raise values
+            valid[row] = False
+            continue
+        for name in example:
+            arrays[name][row] = values[name]
+    return arrays, valid
 
 
 def load_arrays(
@@ -114,10 +141,13 @@ def channel_statistics(images: np.ndarray) -> tuple[tuple[float, ...], tuple[flo
 
 
 def resident_bytes(source: Source) -> int:
-    """Memory that all three splits take on the device, images and labels."""
-    height, width, channels = source.image_shape
-    label_bytes = 4 * math.prod(source.label_shape)
-    return sum(len(split) for split in source.splits.values()) * (height * width * channels + label_bytes)
+    """Size of the decoded set: all splits, all arrays."""
+    return sum(len(split) for split in source.splits.values()) * example_bytes(source)
+
+
+def example_bytes(source: Source) -> int:
+    """Size of one decoded example."""
+    return sum(math.prod(spec.shape) * np.dtype(spec.dtype).itemsize for spec in source.example.values())
 
 
 def _decode(

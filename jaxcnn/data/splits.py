@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from jaxcnn.config import DataConfig, parse_fold
-from jaxcnn.data.order import HOLDOUT_STREAM, LIMIT_STREAM
+from jaxcnn.data.order import HOLDOUT_STREAM, LIMIT_STREAM, DrawnGroups
 from jaxcnn.data.records import ChosenClasses, JoinedRecords, Records, Split, classes_of, label_shape, one_line
 from jaxcnn.errors import UserError, nearest
 from jaxcnn.fingerprints import check_same_data
@@ -81,6 +81,11 @@ def labels_of(split: Split, progress: Progress | None = None) -> np.ndarray:
     what = f"reading the labels of {split.records.name}, once"
     tell = None if progress is None else lambda done, total: progress(what, done, total)
     return split.records.labels(tell)[split.indices]
+
+
+def groups_of(split: Split, progress: Progress | None = None) -> DrawnGroups:
+    """A split's examples by class: what balanced sampling draws from."""
+    return DrawnGroups.of(classes_of(labels_of(split, progress)))
 
 
 # ---- by name

@@ -23,14 +23,13 @@ import numpy as np
 
 from jaxcnn.config import AugmentConfig
 from jaxcnn.data.decoding import fit_image, resize_image
-from jaxcnn.data.order import AUGMENT_STREAM, Classes, batch_examples
+from jaxcnn.data.order import AUGMENT_STREAM, DrawnGroups, batch_examples
 from jaxcnn.data.records import (
     DamagedRecordError,
     Example,
     ImageShape,
     Split,
-    label_array,
-    label_shape,
+    example_of,
     one_line,
     read_or_error,
 )
@@ -116,22 +115,24 @@ def train_batches(
     seed: int,
     batch_size: int,
     start_step: int,
-    image_shape: ImageShape,
+    image_shape: ImageShape | None,
     augment: AugmentConfig,
     num_workers: int,
     prefetch_batches: int,
     skip_damaged: bool = False,
-    classes: Classes | None = None,
+    groups: DrawnGroups | None = None,
     process_index: int = 0,
     process_count: int = 1,
 ) -> Batches:
     """Endless batches from step `start_step` on: image uint8 [B, H, W, C], label int32 [B] or soft, float32 [B, K].
 
+    Of records that are no images (image_shape is None), their own arrays [B, ...].
+
     With several hosts B is the host's contiguous share of the global `batch_size`. With `skip_damaged`, the place of a
-    damaged example is taken by the next in the split that is not, in every epoch. `classes`: sampling is balanced.
+    damaged example is taken by the next in the split that is not, in every epoch. `groups`: sampling is balanced.
     """
     share = _share(batch_size, process_index, process_count)
-    batches = _TrainBatches(split, image_shape, batch_size, share, skip_damaged, seed, start_step, augment, classes)
+    batches = _TrainBatches(split, image_shape, batch_size, share, skip_damaged, seed, start_step, augment, groups)
     return Batches(batches, num_workers, prefetch_batches)
 
 
@@ -139,7 +140,7 @@ def evaluation_batches(
     split: Split,
     *,
     batch_size: int,
-    image_shape: ImageShape,
+    image_shape: ImageShape | None,
     num_workers: int,
     prefetch_batches: int,
     skip_damaged: bool = False,
@@ -156,13 +157,15 @@ def evaluation_batches(
     return Batches(batches, min(num_workers, len(batches)), prefetch_batches)
 
 
-def choose_workers(num_workers: int | None, *, batch_size: int, image_shape: ImageShape) -> int:
+def choose_workers(num_workers: int | None, *, batch_size: int, image_shape: ImageShape | None) -> int:
     """Decoding processes: as asked, else as many as cores where threads do not suffice and /dev/shm holds the batches.
 
     0 means threads. The batches are the same however they are decoded.
     """
     if num_workers is not None:
         return num_workers
+    if image_shape is None:
+        return 0
     cores = num_cores()
     if cores <= _THREADS_SUFFICE:
         return 0
@@ -196,14 +199,14 @@ class _TrainBatches:
     """Item k is batch start_step + k."""
 
     split: Split
-    image_shape: ImageShape
+    image_shape: ImageShape | None
     batch_size: int
     share: slice
     skip_damaged: bool
     seed: int
     start_step: int
     augment: AugmentConfig
-    classes: Classes | None
+    groups: DrawnGroups | None
 
     def __len__(self) -> int:
         return _ENDLESS
@@ -211,27 +214,24 @@ class _TrainBatches:
     def __getitem__(self, item: int) -> Batch:
         step, augment = self.start_step + item, self.augment
         index, _ = batch_examples(
-            self.seed, step, num_examples=len(self.split), batch_size=self.batch_size, classes=self.classes
+            self.seed, step, num_examples=len(self.split), batch_size=self.batch_size, groups=self.groups
         )
         chosen = index[self.share]
-        images = np.empty((len(chosen), *self.image_shape), np.uint8)
-        labels = []
+        arrays = _zeros(self.split, self.image_shape, len(chosen))
         first = step * self.batch_size + self.share.start
         damaged: set[str] = set()
         for row, example in enumerate(self._examples(chosen, damaged)):
-            if augment.random_resized_crop:
+            if augment.random_resized_crop and self.image_shape is not None:
                 generator = np.random.default_rng([AUGMENT_STREAM, self.seed, first + row])
-                images[row] = random_resized_crop(
+                example["image"] = random_resized_crop(
                     generator,
                     example.pop("image"),
                     self.image_shape,
                     area=augment.crop_area,
                     aspect=augment.crop_aspect,
                 )
-            else:
-                images[row] = fit_image(example.pop("image"), self.image_shape)
-            labels.append(example["label"])
-        return {"image": images, "label": label_array(labels, self.split.records), **_reported(damaged)}
+            _put(arrays, row, example)
+        return {**arrays, **_reported(damaged)}
 
     def _examples(self, chosen: np.ndarray, damaged: set[str]) -> Iterator[Example]:
         """The examples at `chosen`, and in the place of each that is damaged the next of the split that is not."""
@@ -256,7 +256,7 @@ class _TrainBatches:
 @dataclass(frozen=True)
 class _EvaluationBatches:
     split: Split
-    image_shape: ImageShape
+    image_shape: ImageShape | None
     batch_size: int
     share: slice
     skip_damaged: bool
@@ -268,8 +268,7 @@ class _EvaluationBatches:
         start = item * self.batch_size
         size = self.share.stop - self.share.start
         chosen = self.split.indices[start : start + self.batch_size][self.share]
-        images = np.zeros((size, *self.image_shape), np.uint8)
-        labels = label_array(np.zeros((size, *label_shape(self.split.records))), self.split.records)
+        arrays = _zeros(self.split, self.image_shape, size)
         mask = np.zeros(size, bool)
         damaged: set[str] = set()
         for row, example in enumerate(read_or_error(self.split.records, chosen)):
@@ -278,10 +277,22 @@ class _EvaluationBatches:
                     raise example
                 damaged.add(str(example))
                 continue
-            images[row] = fit_image(example.pop("image"), self.image_shape)
-            labels[row] = example["label"]
+            _put(arrays, row, example)
             mask[row] = True
-        return {"image": images, "label": labels, "mask": mask, **_reported(damaged)}
+        return {**arrays, "mask": mask, **_reported(damaged)}
+
+
+def _zeros(split: Split, image_shape: ImageShape | None, size: int) -> Batch:
+    """The arrays of so many examples, still empty."""
+    return {
+        name: np.zeros((size, *spec.shape), spec.dtype) for name, spec in example_of(split.records, image_shape).items()
+    }
+
+
+def _put(arrays: Batch, row: int, example: Example) -> None:
+    """An example into its row; an image in the size of the row."""
+    for name, array in arrays.items():
+        array[row] = fit_image(example.pop("image"), array.shape[1:]) if name == "image" else example[name]
 
 
 def random_resized_crop(

@@ -6,13 +6,14 @@ from functools import partial
 from typing import Any
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 
 from jaxcnn.config import ModelConfig
 from jaxcnn.errors import UserError, nearest
 from jaxcnn.layers.blocks import ACTIVATIONS
 from jaxcnn.layers.initializers import INITIALIZERS
-from jaxcnn.layers.norm import BatchNorm, GroupNorm, NoNorm
+from jaxcnn.layers.norm import BatchNorm, GroupNorm, NoNorm, without_axis
 from jaxcnn.models import MODELS
 
 IMAGENET_STEM_PIXELS = 64  # from this size on a stem that shrinks the image pays
@@ -29,11 +30,15 @@ def check_name(config: ModelConfig) -> None:
 _CHANGES_NOTHING = {"dropout_rate": 0.0, "stochastic_depth": 0.0, "width": 1.0, "depth": 1.0}
 
 
-def make_model(config: ModelConfig, *, num_classes: int, image_size: int, axis_name: str | None = None) -> nn.Module:
+def make_model(
+    config: ModelConfig, *, num_classes: int, image_size: int = 0, axis_name: str | None = None
+) -> nn.Module:
     """Builds a model from what the config says and the model takes.
 
     Args:
-      image_size: the shorter side in pixels, which a stem is chosen by.
+      config: of the model.
+      num_classes: numbers that the model answers with.
+      image_size: the shorter side in pixels, which a stem is chosen by; 0 where there are no images.
       axis_name: mapped axis over which batch norm is synchronised.
 
     Raises:
@@ -86,6 +91,48 @@ def make_model(config: ModelConfig, *, num_classes: int, image_size: int, axis_n
         options["stem"] = "imagenet" if image_size >= IMAGENET_STEM_PIXELS else "small"
     options = {name: value for name, value in options.items() if value is not None and name in takes}
     return model_class(num_classes=num_classes, dtype=jnp.dtype(config.dtype), **options)
+
+
+def has_batch_norm(model: nn.Module) -> bool:
+    """Whether a model's norms are batch norm."""
+    norm = getattr(model, "norm", None)
+    return isinstance(norm, partial) and norm.func is BatchNorm
+
+
+def check_traces(model: nn.Module, example: Any, *, one_alone: bool) -> None:
+    """Traces a model abstractly, so that what does not fit its inputs is said before anything is compiled.
+
+    Args:
+      model: to be traced.
+      example: shapes and dtypes of the inputs of one example.
+      one_alone: batch norm has one example to normalise over, which may be too few.
+    """
+    key, two = jax.random.key(0), _batch_of(2, example)
+    variables = jax.eval_shape(partial(model.init, train=False), key, two)
+    if one_alone:
+        train = partial(without_axis(model).apply, train=True, mutable=True, rngs={"params": key, "dropout": key})
+        jax.eval_shape(train, variables, _batch_of(1, example))
+
+
+def params_in_order(model: nn.Module, example: Any) -> dict[str, Any]:
+    """Shapes of a model's parameters, on top in the order in which its inputs meet them; computes nothing.
+
+    `example`: shapes and dtypes of the inputs of one example.
+    """
+    names: list[str] = []
+
+    def init(key: jax.Array) -> Any:
+        inputs = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), _batch_of(1, example))
+        params = model.init({"params": key, "dropout": key}, inputs, train=True)["params"]
+        names.extend(params)  # flax keeps the order; what comes out of eval_shape is sorted
+        return params
+
+    params = jax.eval_shape(init, jax.random.key(0))
+    return {name: params[name] for name in names}
+
+
+def _batch_of(size: int, example: Any) -> Any:
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct((size, *x.shape), x.dtype), example)
 
 
 def _named(option: str, name: str | None, table: dict[str, Any]) -> Any:

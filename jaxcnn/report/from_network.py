@@ -12,10 +12,10 @@ from jaxcnn.report.files import shown_name
 from jaxcnn.report.layers import layers
 from jaxcnn.report.page import Cell, Section, figure, paragraph, picture, sheet, table, words
 from jaxcnn.report.study import Study
+from jaxcnn.results.augmented import AugmentedImages, augmented_images
 from jaxcnn.results.explain import overlay
 from jaxcnn.run import workdir as workdir_lib
 from jaxcnn.training.build import build
-from jaxcnn.training.preview import AugmentedImages, augmented_images
 
 LIKELIEST = 5
 AUGMENTED_IMAGES, AUGMENTED_VERSIONS = 6, 6
@@ -121,7 +121,7 @@ def augmentation(study: Study) -> Section:
     run, feed = build(
         study.config,
         progress=study.progress,
-        statistics=(saved["mean"], saved["std"]),
+        facts=saved,
         kept_splits=workdir_lib.read_splits(study.run.workdir),
     )
     try:

@@ -111,9 +111,9 @@ class Filters:
 
 def first_filters(model: TrainedModel) -> Filters:
     """Of the layer that meets the images, each scaled by its own largest weight. UserError where none is a picture."""
-    from jaxcnn.training.build import params_in_order
+    from jaxcnn.models.make import params_in_order
 
-    ordered = params_in_order(model.module, model.image_shape)
+    ordered = params_in_order(model.module, jax.ShapeDtypeStruct(model.image_shape, jnp.float32))
     height, width, channels = model.image_shape
     leaves = [
         ("/".join(str(part.key) for part in path), leaf.shape)

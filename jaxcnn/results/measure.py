@@ -371,6 +371,7 @@ def _logits(
         return collect(
             [(functions[str(folder)], model.variables) for folder, model in zip(folders, models, strict=True)],
             feed.evaluation("measured", batch_size),
+            targets=lambda batch: batch["label"],
             fetch=feed.fetch,
             parallel=parallel,
             num_examples=lambda: feed.num_counted("measured"),
@@ -390,8 +391,8 @@ def _check_finite(logits: Sequence[np.ndarray], models: Sequence[TrainedModel], 
             )
 
 
-def _float32_logits(variables: dict[str, Any], images: jax.Array, *, model: TrainedModel, views: str) -> jax.Array:
-    return model.logits_of(variables, images, views=views).astype(jnp.float32)
+def _float32_logits(variables: dict[str, Any], batch: Any, *, model: TrainedModel, views: str) -> jax.Array:
+    return model.logits_of(variables, batch["image"], views=views).astype(jnp.float32)
 
 
 def _mean_of_probabilities(logits: Sequence[np.ndarray]) -> np.ndarray:

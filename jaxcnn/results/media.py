@@ -17,12 +17,15 @@ from jaxcnn.data.decoding import fit_image
 from jaxcnn.data.sheet import Row, draw
 from jaxcnn.layers.features import FEATURES
 from jaxcnn.layers.graph import module_graph
+from jaxcnn.models.make import params_in_order
+from jaxcnn.results.augmented import pixels_of
 from jaxcnn.run.log import RunLog
 from jaxcnn.tasks.classification.scores import log_odds
+from jaxcnn.tasks.metric import AVERAGED, LOSS
 from jaxcnn.terminal import shown
-from jaxcnn.training.build import Run, params_in_order
+from jaxcnn.training.build import Run
 from jaxcnn.training.feed import Feed
-from jaxcnn.training.step import augment_keys, mirrored
+from jaxcnn.training.step import example_keys
 from jaxcnn.training.telemetry import kernels
 
 NUM_INPUTS = 32  # training images shown
@@ -47,10 +50,13 @@ class Media:
             return
         state = run.abstract_state()
         variables = {"params": state.params, "batch_stats": state.batch_stats}
-        board.graph(module_graph(run.model, variables, run.source.image_shape))
+        board.graph(module_graph(run.learning.model, variables, run.source.image_shape))
         compared = {name: value for name, value in flatten(run.config).items() if name not in RESUMABLE_FIELDS}
         split = "validation" if "validation" in run.source.splits else "train"
-        names = [("" if run.average is None or split == "train" else "ema_") + name for name in ("accuracy", "loss")]
+        averaged = run.learning.average is not None and split == "validation"
+        names = [
+            (AVERAGED if averaged else "") + name for name in (run.learning.selections.best.metric.name, LOSS.name)
+        ]
         board.hyperparameters(
             {name: value for name, value in compared.items() if value is not None}, [(split, name) for name in names]
         )
@@ -117,11 +123,8 @@ def training_inputs(run: Run, feed: Feed, *, count: int) -> tuple[np.ndarray, np
     """(images uint8, labels) of step 0 as the model sees them: augmented and normalised, the latter undone."""
     batch: Any = feed.batch(0)
     key, size = jax.random.key(run.config.seed), run.config.batch_size
-    keys = augment_keys(key, 0, jnp.arange(size))
-    images, labels = jax.jit(run.augment)(keys, batch["image"], batch["label"], mirrored(key, batch))
-    mean, std = np.array(run.mean, np.float32), np.array(run.std, np.float32)
-    pixels = (np.asarray(images[:count], np.float32) * std + mean) * 255
-    return np.clip(np.round(pixels), 0, 255).astype(np.uint8), np.asarray(labels[:count])
+    images, labels = jax.jit(run.learning.prepare)(key, example_keys(key, 0, jnp.arange(size)), batch)
+    return pixels_of(images[:count], run.facts), np.asarray(labels[:count])
 
 
 @dataclass(frozen=True)
@@ -137,11 +140,11 @@ class Predictions:
 
 def predictions(run: Run, feed: Feed, split: str, variables: dict[str, Any]) -> Predictions:
     """What the model says of a whole split, of the images as they are."""
-    normalise, axis_name = make_normalise(run.mean, run.std), run.parallel.axis_name
+    normalise, axis_name = make_normalise(run.facts["mean"], run.facts["std"]), run.parallel.axis_name
 
     def of_batch(variables: Any, data: Any, inputs: Any) -> Any:
         batch = feed.fetch(data, inputs)
-        logits, shown = run.model.apply(variables, normalise(batch["image"]), train=False, mutable=[FEATURES])
+        logits, shown = run.learning.model.apply(variables, normalise(batch["image"]), train=False, mutable=[FEATURES])
         label = batch["label"] if batch["label"].ndim == 1 else batch["label"].argmax(axis=1)
         found = {"probabilities": jax.nn.softmax(logits), "log_odds": log_odds(logits).max(axis=1)}
         found |= {"classes": label, "mask": batch["mask"]}
@@ -154,7 +157,7 @@ def predictions(run: Run, feed: Feed, split: str, variables: dict[str, Any]) -> 
     call, put = run.parallel.compile(of_batch, sharded={2: 0}), run.parallel.replicate(variables)
     batches = [
         run.parallel.unreplicate(call(put, data, inputs))
-        for data, inputs in feed.evaluation(split, run.eval_batch_size)
+        for data, inputs in feed.evaluation(split, run.calls.eval_batch_size)
     ]
     found = {name: np.concatenate([batch[name] for batch in batches]) for name in batches[0]}
     positions = np.flatnonzero(found["mask"])
@@ -169,7 +172,7 @@ def predictions(run: Run, feed: Feed, split: str, variables: dict[str, Any]) -> 
 
 def first_filters(run: Run, params: Any) -> np.ndarray | None:
     """The kernels of the convolution that sees the image, each scaled to 0..255; none for a model without."""
-    top = {name: params[name] for name in params_in_order(run.model, run.source.image_shape)}
+    top = {name: params[name] for name in params_in_order(run.learning.model, run.task.example)}
     channels = run.source.image_shape[-1]
     for name in top:
         for kernel in kernels(top[name]).values():

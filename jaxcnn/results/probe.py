@@ -10,7 +10,6 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxcnn.augment import make_normalise
 from jaxcnn.errors import UserError, nearest
 from jaxcnn.layers.blocks import global_average
 from jaxcnn.layers.features import feature_pyramid
@@ -41,7 +40,7 @@ def linear_probe(
     """
     if "validation" not in run.source.splits:
         raise UserError("a probe chooses its regularisation on validation: set data.validation_fraction above 0")
-    variables = result_variables(run, run.init()) if variables is None else variables
+    variables = result_variables(run.init()) if variables is None else variables
     features = {split: features_of(run, feed, split, variables, layer=layer) for split in run.source.splits}
     model, strength = fit(features["train"], features["validation"], classifier=classifier)
     return {
@@ -66,23 +65,24 @@ def features_of(
     """
     if run.source.label_shape:
         raise UserError(f"a probe is of classes, and the labels of {run.source.name} are soft")
-    normalise = make_normalise(run.mean, run.std)
 
-    def show(variables: Any, images: jax.Array) -> dict[str, jax.Array]:
-        return feature_pyramid(run.model, variables, normalise(images))
+    def show(variables: Any, inputs: jax.Array) -> dict[str, jax.Array]:
+        return feature_pyramid(run.learning.model, variables, inputs)
 
-    images = jax.ShapeDtypeStruct((1, *run.source.image_shape), np.uint8)
-    layers = jax.eval_shape(show, variables, images)
+    example = jax.tree.map(lambda x: jax.ShapeDtypeStruct((1, *x.shape), x.dtype), run.task.example)
+    layers = jax.eval_shape(show, variables, example)
     if layer not in layers:
         raise UserError(f"--layer={layer}: {run.config.model.name} has no such features; {nearest(layer, layers)}")
 
-    def features(variables: Any, images: jax.Array) -> jax.Array:
-        shown = show(variables, images)[layer].astype(np.float32)
+    def features(variables: Any, batch: Any) -> jax.Array:
+        inputs, _ = run.learning.prepare(None, None, batch)
+        shown = show(variables, inputs)[layer].astype(np.float32)
         return shown if shown.ndim == 2 else global_average(shown)
 
     (found,), labels, _ = collect(
         [(features, variables)],
-        feed.evaluation(split, run.eval_batch_size),
+        feed.evaluation(split, run.calls.eval_batch_size),
+        targets=lambda batch: run.learning.prepare(None, None, batch)[1],
         fetch=feed.fetch,
         parallel=run.parallel,
         num_examples=lambda: feed.num_counted(split),

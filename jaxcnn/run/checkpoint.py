@@ -39,13 +39,17 @@ def flatten(tree: Any) -> dict[str, np.ndarray]:
     return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves}
 
 
-def unflatten(flat: dict[str, np.ndarray], like: Any) -> Any:
+def unflatten(flat: dict[str, np.ndarray], like: Any, *, loose: str | None = None) -> Any:
     """The inverse of `flatten` into the structure of `like`, whose leaves have the expected shapes and dtypes.
+
+    Of the part named `loose`, each entry that is missing or other is as in `like`, and unexpected ones are dropped.
 
     Raises:
       ValueError: an array is missing, unexpected, or of another shape or dtype.
     """
     expected = flatten(like)
+    if loose is not None:
+        flat = _with_loose_part(flat, expected, loose)
     if expected.keys() != flat.keys():
         odd = sorted(expected.keys() ^ flat.keys())
         raise ValueError(f"{len(odd)} arrays are missing or unexpected, the first is {odd[0]}")
@@ -53,6 +57,22 @@ def unflatten(flat: dict[str, np.ndarray], like: Any) -> Any:
         if (leaf.shape, np.dtype(leaf.dtype)) != (flat[name].shape, flat[name].dtype):
             raise ValueError(f"{name} is {flat[name].dtype}{flat[name].shape}, not {leaf.dtype}{leaf.shape}")
     return jax.tree.unflatten(jax.tree.structure(like), [flat[name] for name in expected])
+
+
+def _with_loose_part(flat: dict[str, Any], expected: dict[str, Any], part: str) -> dict[str, Any]:
+    """`flat` with exactly the arrays of a part that are expected; an entry, `part/entry/…`, is taken whole or not."""
+
+    def entry(name: str) -> str:
+        return "/".join(name.split("/")[:2])
+
+    kept = {name: array for name, array in flat.items() if not name.startswith(f"{part}/")}
+    wanted = {name: leaf for name, leaf in expected.items() if name.startswith(f"{part}/")}
+    odd = {
+        entry(name)
+        for name, leaf in wanted.items()
+        if name not in flat or (flat[name].shape, flat[name].dtype) != (leaf.shape, np.dtype(leaf.dtype))
+    }
+    return kept | {name: np.asarray(leaf) if entry(name) in odd else flat[name] for name, leaf in wanted.items()}
 
 
 def checksum(array: np.ndarray) -> int:
@@ -69,18 +89,20 @@ class Checkpoints:
         *,
         keep_last: int = 2,
         keep_best: int = 1,
-        best_metric: str = "accuracy",
+        best_metric: str = "",
+        higher_is_better: bool = True,
         asynchronous: bool = True,
         read_only: bool = False,
         report: Report = logging.warning,
     ):
-        """`best_metric` is a key of the metrics given to `save`; one whose name ends in "loss" is best when lowest.
+        """`best_metric` is a key of the metrics given to `save`.
 
         A value that is not finite is worse than any other, and never the best. With `keep_best=0` there is no best.
         """
         mend_orbax()
         self._folder = epath.Path(folder)
-        self._best_metric, self._keep_best, self._report = best_metric, keep_best, report
+        self._best_metric, self._sign = best_metric, 1 if higher_is_better else -1
+        self._keep_best, self._report = keep_best, report
         policies: list[preservation_policy.PreservationPolicy] = [preservation_policy.LatestN(keep_last)]
         if keep_best:
             policies.append(
@@ -112,7 +134,7 @@ class Checkpoints:
         value = metrics.get(self._best_metric) if isinstance(metrics, dict) else None
         if not isinstance(value, int | float) or not math.isfinite(value):
             return -math.inf
-        return -value if self._best_metric.endswith("loss") else value
+        return self._sign * value
 
     def steps(self) -> list[int]:
         """Steps that have a checkpoint, the newest last."""
@@ -151,10 +173,11 @@ class Checkpoints:
         reason = " ".join(str(error).split())[:200]
         return RunError(f"saving to {self._folder} failed ({type(error).__name__}: {reason}); check space and rights")
 
-    def restore_newest(self, like: Any) -> tuple[int, Any, dict[str, Any]] | None:
+    def restore_newest(self, like: Any, *, loose: str | None = None) -> tuple[int, Any, dict[str, Any]] | None:
         """(step, tree, extra) of the newest checkpoint that verifies; None when there is none at all.
 
-        Damaged ones are reported and moved to `damaged_checkpoints/` beside the folder.
+        `like` and `loose` are `unflatten`'s. Damaged checkpoints are reported and moved to `damaged_checkpoints/`
+        beside the folder.
 
         Raises:
           RunError: there are checkpoints, but none verifies; they all stay where they are.
@@ -162,7 +185,7 @@ class Checkpoints:
         damaged: list[tuple[int, DamagedError]] = []
         for step in reversed(self.steps()):
             try:
-                tree, extra = self.restore(step, like)
+                tree, extra = self.restore(step, like, loose=loose)
             except DamagedError as error:
                 damaged.append((step, error))
                 continue
@@ -173,8 +196,8 @@ class Checkpoints:
             raise RunError(f"no checkpoint could be read: {damaged[0][1]}; start again in another --workdir")
         return None
 
-    def restore(self, step: int, like: Any) -> tuple[Any, dict[str, Any]]:
-        """(tree, extra) of one checkpoint, each array checked against its checksum.
+    def restore(self, step: int, like: Any, *, loose: str | None = None) -> tuple[Any, dict[str, Any]]:
+        """(tree, extra) of one checkpoint, each array checked against its checksum; arguments as for `unflatten`.
 
         Raises:
           DamagedError: it cannot be read, or a checksum differs.
@@ -182,7 +205,7 @@ class Checkpoints:
         """
         flat, extra = self.read(step)
         try:
-            return unflatten(flat, like), extra
+            return unflatten(flat, like, loose=loose), extra
         except ValueError as error:
             raise RunError(f"checkpoint {self._folder / str(step)} is of another model or version: {error}") from None
 

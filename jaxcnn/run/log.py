@@ -22,13 +22,14 @@ from jaxcnn.plain_data import Number, conforms
 from jaxcnn.run.tensorboard import TensorBoard
 from jaxcnn.terminal import PatientConsole, one_line
 
+EXAMPLES_PER_SECOND = "images_per_second"  # in timing.jsonl and summary.json, of whatever the examples are
 LARGEST_FILE = 1 << 30  # bytes of rows that are read
 _STEP, _VALUE = Number(0, 2**53, integer=True), (Number(), None)  # null is a number that is not finite
 # What a row of each file has; the last only where there is telemetry.
 _FILES: dict[str, Any] = {
-    "metrics.jsonl": {"step": _STEP, "epoch": Number(0), "split": str, "loss": _VALUE, "accuracy": _VALUE, str: _VALUE},
+    "metrics.jsonl": {"step": _STEP, "epoch": Number(0), "split": str, "loss": _VALUE, str: _VALUE},
     "timing.jsonl": {
-        "step": _STEP, **dict.fromkeys(("seconds", "images_per_second", "data_wait", "device_wait"), _VALUE),
+        "step": _STEP, **dict.fromkeys(("seconds", EXAMPLES_PER_SECOND, "data_wait", "device_wait"), _VALUE),
     },
     "telemetry.jsonl": {
         "step": _STEP,
@@ -84,6 +85,7 @@ class RunLog:
         self.tensorboard: TensorBoard | None = None  # from resume on
         self._progress: Progress | None = None
         self._resumed_at = 0
+        self.examples = "images"  # what they are called
         self._work: Progress | None = None
         self._task = self._work_task = TaskID(0)
         self._since_epoch: list[tuple[int, dict[str, float]]] = []  # (examples, means) of each interval
@@ -200,7 +202,8 @@ class RunLog:
         self._timing = timing or self._timing
         self._since_epoch.append((num_examples, values))
         if self._progress:
-            text = f"loss {values['loss']:.4f}  accuracy {values['accuracy']:.4f}  {self._rate()}"
+            shown = (f"{name} {value:.4f}" for name, value in values.items() if name != "learning_rate")
+            text = "  ".join([*list(shown)[:2], self._rate()])
             self._progress.update(self._task, completed=step, values=text)
 
     def _shown(self) -> list[str]:
@@ -209,7 +212,7 @@ class RunLog:
     def _rate(self) -> str:
         if not self._timing:
             return ""
-        rate = f"{self._timing['images_per_second']:,.0f} images/s"
+        rate = f"{self._timing[EXAMPLES_PER_SECOND]:,.0f} {self.examples}/s"
         # The devices idle only when the host never waits for them.
         starved = self._timing["data_wait"] > 0.2 and self._timing["device_wait"] < 0.1
         return rate + (f", {self._timing['data_wait']:.0%} of the time waiting for data" if starved else "")
@@ -278,7 +281,8 @@ def closing_table(console: Console, summary: dict[str, Any]) -> None:
         console.print(f"stopped early: {summary['stopped']}")
     console.print(
         f"{summary['step']:,} steps, {summary['epochs']:g} epochs, {summary['num_params']:,} parameters; "
-        f"training {seconds['train']:.1f} s ({summary['images_per_second']:,.0f} images/s), "
+        f"training {seconds['train']:.1f} s "
+        f"({summary[EXAMPLES_PER_SECOND]:,.0f} {summary.get('examples', 'images')}/s), "
         f"set-up {seconds['setup']:.1f} s, compiling {seconds['compile']:.1f} s, "
         f"evaluating {seconds['evaluate']:.1f} s, saving {seconds['save']:.1f} s",
     )

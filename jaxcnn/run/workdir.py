@@ -35,21 +35,23 @@ _RUN = {
         "fingerprint": str,
         "splits?": (str, None),
         "excluded?": {"digest": (str, None)},
-        "image_shape": [Number(1, LARGEST_IMAGE, integer=True)],
+        "image_shape": ([Number(1, LARGEST_IMAGE, integer=True)], None),
         "class_names": [str],
         "num_examples": {"train": Number(1, 2**53, integer=True), str: _COUNT},
         "class_counts?": ({str: {str: _COUNT}}, None),
-        "mean": [Number()],
-        "std": [Number(1e-37)],
+        "mean?": [Number()],
+        "std?": [Number(1e-37)],
     },
+    "best?": {"best_metric": str, "higher_is_better": bool},
     "pretrained?": {"sha256": str},
     "command?": [str],
     "versions?": {str: str},
 }
 _SUMMARY: dict[Any, Any] = {
-    "experiment": str, "status": str, "weights": str, "stopped?": str, "platform": str, "versions": {str: str},
+    "experiment": str, "status": str, "weights": str, "stopped?": str, "examples?": str, "platform": str,
+    "versions": {str: str},
     "step": _COUNT, "epochs": Number(0), "num_params": _COUNT, "num_devices": _COUNT, "images_per_second": Number(0),
-    "splits": {str: {"num_examples": _COUNT, "accuracy": _METRIC, "loss": _METRIC, str: _METRIC}},
+    "splits": {str: {"num_examples": _COUNT, "loss": _METRIC, str: _METRIC}},
     "seconds": dict.fromkeys((str, "setup", "compile", "train", "evaluate", "save"), Number(0)),
 }  # fmt: skip
 
@@ -127,13 +129,26 @@ def read_config(workdir: epath.Path) -> dict[str, Any]:
 def _check_data_facts(data: dict[str, Any]) -> None:
     """Raises ValueError unless what config.json says of the data fits together."""
     names, shape = data["class_names"], data["image_shape"]
+    if shape is None:  # no images
+        return
     if not names or len(shape) != 3 or math.prod(shape) > LARGEST_IMAGE:
         raise ValueError(f"no network sees images of {shape} in {len(names)} classes")
-    if not len(data["mean"]) == len(data["std"]) == shape[2]:
-        raise ValueError(f"mean and std have {len(data['mean'])} and {len(data['std'])} values for {shape[2]} channels")
+    mean, std = data.get("mean", []), data.get("std", [])
+    if not len(mean) == len(std) == shape[2]:
+        raise ValueError(f"mean and std have {len(mean)} and {len(std)} values for {shape[2]} channels")
     for counts in (data.get("class_counts") or {}).values():
         if not counts:
             raise ValueError("class_counts is of no classes")
+
+
+def rank_by(saved: dict[str, Any]) -> dict[str, Any]:
+    """How a run's checkpoints are ranked, `best_metric` and `higher_is_better`, from what `read_config` gave."""
+    if "best" in saved:
+        return saved["best"]
+    optimizer = saved["config"]["optimizer"]  # runs of before: classification, of which the loss alone is best when low
+    averaged = optimizer["ema_decay"] is not None or optimizer["lookahead_every_steps"] is not None
+    metric = saved["config"]["checkpoint"]["best_metric"] or "accuracy"
+    return {"best_metric": f"ema_{metric}" if averaged else metric, "higher_is_better": metric != "loss"}
 
 
 def saved_data(workdir: epath.Path) -> dict[str, Any] | None:
@@ -210,11 +225,13 @@ def write_config(
     versions: Any,
     *,
     pretrained: dict[str, Any] | None = None,
+    best: dict[str, Any] | None = None,
 ) -> None:
     """Makes the folder this run's.
 
     Args:
       pretrained: facts of the weights that the run begins with now, if it does.
+      best: how its checkpoints are ranked, as `rank_by` gives it.
 
     Raises:
       UserError: it cannot be written, or the data or weights are not those that the run in it was trained on.
@@ -235,6 +252,7 @@ def write_config(
         "config": to_dict(config),
         "data": data,
         **({} if pretrained is None else {"pretrained": pretrained}),
+        **({} if best is None else {"best": best}),
         "command": sys.argv,
         "versions": versions,
     }

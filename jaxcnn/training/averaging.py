@@ -26,6 +26,11 @@ def make_average(optimizer: OptimizerConfig, *, total_steps: int) -> Average | N
     return None
 
 
+def averages(optimizer: OptimizerConfig) -> bool:
+    """Whether the config asks for an average."""
+    return optimizer.lookahead_every_steps is not None or optimizer.ema_decay is not None
+
+
 def exponential(decay: float) -> Average:
     """Moves the average towards what is now; early on faster, by (1 + t) / (10 + t), as it began at the init."""
 

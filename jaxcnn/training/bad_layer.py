@@ -8,15 +8,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxcnn.augment import Augment
 from jaxcnn.layers.dropout import drawn_by_example
 from jaxcnn.layers.norm import without_axis
-from jaxcnn.tasks.classification.losses import Loss
-from jaxcnn.training.step import TrainState, augment_keys, dropout_key, mirrored
+from jaxcnn.tasks.task import Loss, Prepare
+from jaxcnn.training.step import TrainState, batch_size, dropout_key, example_keys
 
 
 def first_bad_layer(
-    state: TrainState, batch: Mapping[str, Any], key: jax.Array, *, model: nn.Module, loss: Loss, augment: Augment
+    state: TrainState, batch: Mapping[str, Any], key: jax.Array, *, model: nn.Module, loss: Loss, prepare: Prepare
 ) -> str:
     """Repeats the step on one device, layer by layer, from the state as it was before it.
 
@@ -31,35 +30,36 @@ def first_bad_layer(
     bad = _first_bad(_in_order(state.params))
     if bad:
         return f"first in the parameters of {bad}, by the update before"
-    step, positions = int(state.step), jnp.arange(len(batch["label"]))
-    keys = augment_keys(key, step, positions)
-    images, labels = augment(keys, batch["image"], batch["label"], mirrored(key, dict(batch)))
-    if not np.isfinite(images).all():
-        return "first in the augmented images"
+    step, positions = int(state.step), jnp.arange(batch_size(batch))
+    inputs, targets = prepare(key, example_keys(key, step, positions), dict(batch))
+    if not _finite(inputs):
+        return "first in the inputs, as augmented"
 
-    outputs: list[tuple[str, bool]] = []  # (layer, all of its output is finite); not the outputs, which are large
+    finite_outputs: list[
+        tuple[str, bool]
+    ] = []  # (layer, all of its output is finite); not the outputs, which are large
 
     def record(next_method: Callable, arguments: Any, keywords: Any, context: Any) -> Any:
         result = next_method(*arguments, **keywords)
         if context.method_name == "__call__" and context.module.path:
-            outputs.append(("/".join(context.module.path), _finite(result)))
+            finite_outputs.append(("/".join(context.module.path), _finite(result)))
         return result
 
     with (
         nn.intercept_methods(record),
         drawn_by_example(positions),
     ):  # in this order: what is recorded is the whole batch
-        logits, _ = without_axis(model).apply(
+        outputs, _ = without_axis(model).apply(
             {"params": state.params, "batch_stats": state.batch_stats},
-            images,
+            inputs,
             train=True,
             mutable=["batch_stats"],
             rngs={"dropout": dropout_key(key, step)},
         )
-    bad = next((name for name, finite in outputs if not finite), None)
+    bad = next((name for name, finite in finite_outputs if not finite), None)
     if bad:
         return f"first in the output of layer {bad}"
-    if not np.isfinite(loss(logits, labels)).all():
+    if not np.isfinite(loss(outputs, targets)).all():
         return "first in the loss itself; all layers' outputs are finite"
     return "no layer on its own repeats it; the devices' sums differ here"
 

@@ -15,7 +15,7 @@ from jaxcnn.config import Config
 from jaxcnn.data import Source
 from jaxcnn.errors import RunError
 from jaxcnn.training.parallel import Parallel, sum_over_hosts
-from jaxcnn.training.step import gather, is_sound
+from jaxcnn.training.step import gather
 
 Progress = Callable[[str, int, int], None]  # what, done, total
 
@@ -28,22 +28,22 @@ def evaluation_inputs(num_examples: int, batch_size: int) -> dict[str, np.ndarra
     return {"index": np.minimum(index, num_examples - 1), "mask": index < num_examples}
 
 
-def drawn_classes(config: Config, source: Source, progress: Progress) -> data_lib.Classes | None:
-    """The classes of train that sampling draws from; none where it draws examples."""
+def balanced_draws(config: Config, source: Source, progress: Progress) -> data_lib.DrawnGroups | None:
+    """What balanced sampling draws from, groups of train's examples; none where each example is drawn alike."""
     if config.data.sampling != "balanced":
         return None
-    return data_lib.Classes.of(data_lib.classes_of(data_lib.labels_of(source.splits["train"], progress)))
+    return data_lib.groups_of(source.splits["train"], progress)
 
 
 def example_numbers(
-    config: Config, source: Source, step: int, classes: data_lib.Classes | None = None
+    config: Config, source: Source, step: int, draws: data_lib.DrawnGroups | None = None
 ) -> dict[str, np.ndarray]:
     """Of a step's global batch, int32 [batch]: `index`, which examples of train these are, and the `epoch` of each.
 
-    With `classes`, sampling is balanced, and an example's epoch says how often it came before.
+    With `draws`, sampling is balanced, and an example's epoch says how often it came before.
     """
     index, epoch = data_lib.batch_examples(
-        config.seed, step, num_examples=len(source.splits["train"]), batch_size=config.batch_size, classes=classes
+        config.seed, step, num_examples=len(source.splits["train"]), batch_size=config.batch_size, groups=draws
     )
     return {"index": index.astype(np.int32), "epoch": epoch.astype(np.int32)}
 
@@ -72,39 +72,42 @@ class ResidentFeed:
 
     def __init__(self, config: Config, source: Source, parallel: Parallel, progress: Progress):
         self._config, self._source, self._parallel, self._progress = config, source, parallel, progress
-        self._host: dict[str, tuple[np.ndarray, np.ndarray]] = {}
+        self._host: dict[str, tuple[dict[str, np.ndarray], np.ndarray]] = {}
         self._device: dict[str, Any] = {}
         self._damaged = _Damaged(progress)
 
     @cached_property
-    def _classes(self) -> data_lib.Classes | None:
-        return drawn_classes(self._config, self._source, self._progress)
+    def _draws(self) -> data_lib.DrawnGroups | None:
+        return balanced_draws(self._config, self._source, self._progress)
 
-    def arrays(self, split: str) -> tuple[np.ndarray, np.ndarray]:
-        """(images uint8 [n, height, width, channels], labels int32 [n] or soft) of a split, in host memory.
+    def arrays(self, split: str) -> tuple[dict[str, np.ndarray], np.ndarray]:
+        """(arrays [n, ...] by name, bool [n] which examples are valid) of a split, in host memory.
 
-        A damaged example that is skipped is, in train, the next one that is not; elsewhere its label is negative.
+        A damaged example that is skipped is, in train, the next one that is not; elsewhere it is not valid.
         """
         if split not in self._host:
             examples = self._source.splits[split]
-            images, labels = data_lib.load_arrays(
+            arrays, valid = data_lib.load_examples(
                 examples,
                 fingerprint=self._source.fingerprint,
-                image_shape=self._source.image_shape,
+                **self._source.fit,
                 cache=self._config.data.cache,
                 progress=lambda done, total: self._progress(f"decoding {self._source.name}", done, total),
                 skip_damaged=self._config.data.damaged == "skip",
             )
-            sound, damaged = np.flatnonzero(is_sound(labels)), np.flatnonzero(~is_sound(labels))
+            damaged = np.flatnonzero(~valid)
             if len(damaged):
-                if not len(sound):
+                if not valid.any():
                     raise RunError(f"{self._source.name}: all {len(damaged):,} records of {split} are damaged")
                 errors = data_lib.read_or_error(examples.records, examples.indices[damaged])
                 self._damaged.add(str(error) for error in errors)
                 if split == "train":
+                    sound = np.flatnonzero(valid)
                     following = sound[np.searchsorted(sound, damaged) % len(sound)]
-                    images[damaged], labels[damaged] = images[following], labels[following]
-            self._host[split] = images, labels
+                    for array in arrays.values():
+                        array[damaged] = array[following]
+                    valid = np.ones_like(valid)
+            self._host[split] = arrays, valid
         return self._host[split]
 
     @property
@@ -114,35 +117,30 @@ class ResidentFeed:
 
     def num_counted(self, split: str) -> int:
         """Examples that an evaluation of the split counts: all that are not damaged."""
-        return int(is_sound(self.arrays(split)[1]).sum())
-
-    def statistics(self) -> tuple[Any, Any]:
-        """(mean, std) a channel of the train split."""
-        return data_lib.channel_statistics(self.arrays("train")[0])
+        return int(self.arrays(split)[1].sum())
 
     def data(self, split: str = "train") -> dict[str, jax.Array]:
         """A split on every device."""
         if split not in self._device:
-            images, labels = self.arrays(split)
-            self._device[split] = self._parallel.replicate({"image": images, "label": labels})
+            arrays, valid = self.arrays(split)
+            self._device[split] = self._parallel.replicate({**arrays, "valid": valid})
         return self._device[split]
 
     def inputs(self, step: int, num_steps: int) -> Any:
         """Inputs of one call: each step's example_numbers [num_steps, batch], spread over the devices."""
         rows = self._parallel.local_rows(self._config.batch_size)
-        steps = [example_numbers(self._config, self._source, s, self._classes) for s in range(step, step + num_steps)]
+        steps = [example_numbers(self._config, self._source, s, self._draws) for s in range(step, step + num_steps)]
         stacked = {name: np.stack([numbers[name][rows] for numbers in steps]) for name in ("index", "epoch")}
         return self._parallel.shard(stacked, axis=1)
 
-    def examples(self, count: int) -> np.ndarray:
-        """The first images of train, in host memory."""
-        return np.asarray(self.arrays("train")[0][:count])
+    def examples(self, count: int) -> dict[str, np.ndarray]:
+        """The first examples of train, arrays [count, ...] by name, in host memory."""
+        return {name: np.asarray(array[:count]) for name, array in self.arrays("train")[0].items()}
 
     def batch(self, step: int) -> dict[str, np.ndarray]:
         """The global batch of a step, in host memory."""
-        images, labels = self.arrays("train")
-        numbers = example_numbers(self._config, self._source, step, self._classes)
-        return {"image": images[numbers["index"]], "label": labels[numbers["index"]], **numbers}
+        numbers = example_numbers(self._config, self._source, step, self._draws)
+        return {name: array[numbers["index"]] for name, array in self.arrays("train")[0].items()} | numbers
 
     def evaluation(self, split: str, batch_size: int) -> Iterator[tuple[Any, Any]]:
         """(data, inputs) for each call over a split, the last one padded."""
@@ -180,19 +178,13 @@ class StreamingFeed:
         return self._num_counted[split]
 
     @cached_property
-    def _classes(self) -> data_lib.Classes | None:
-        return drawn_classes(self._config, self._source, self._progress)
+    def _draws(self) -> data_lib.DrawnGroups | None:
+        return balanced_draws(self._config, self._source, self._progress)
 
     @staticmethod
     def fetch(data: Any, batch: Any) -> Any:
         """The batch itself."""
         return batch
-
-    def statistics(self) -> tuple[Any, Any]:
-        """(mean, std) a channel, over a sample of the train split."""
-        return data_lib.measure_statistics(
-            self._source.splits["train"], image_shape=self._source.image_shape, skip_damaged=self._skip_damaged
-        )
 
     def data(self, split: str = "train") -> dict[str, jax.Array]:
         """Nothing lives on the device."""
@@ -205,49 +197,49 @@ class StreamingFeed:
             num_workers = data_lib.choose_workers(
                 self._config.data.num_workers,
                 batch_size=self._config.batch_size // jax.process_count(),
-                image_shape=self._source.image_shape,
+                **self._source.fit,
             )
             self._iterator = self._batches(
                 step, num_workers, process_index=jax.process_index(), process_count=jax.process_count()
             )
         self._next_step = step + num_steps
         rows = self._parallel.local_rows(self._config.batch_size)
-        numbers = example_numbers(self._config, self._source, step, self._classes)
+        numbers = example_numbers(self._config, self._source, step, self._draws)
         batch = {**next(self._iterator), **{name: array[rows] for name, array in numbers.items()}}
         self._damaged.add(self._iterator.damaged)
         return self._parallel.shard({name: array[None] for name, array in batch.items()}, axis=1)
 
-    def examples(self, count: int) -> np.ndarray:
-        """The first images of train, in host memory."""
+    def examples(self, count: int) -> dict[str, np.ndarray]:
+        """The first examples of train, arrays [count, ...] by name, in host memory."""
         split = self._source.splits["train"]
         first = data_lib.Split(split.records, split.indices[:count])
-        return data_lib.load_arrays(
+        return data_lib.load_examples(
             first,
             fingerprint=self._source.fingerprint,
-            image_shape=self._source.image_shape,
+            **self._source.fit,
             cache=False,
             skip_damaged=self._skip_damaged,
         )[0]
 
-    def _batches(self, step: int, num_workers: int, **process: int) -> data_lib.Batches:
+    def _batches(self, step: int, num_workers: int, **process: Any) -> data_lib.Batches:
         return data_lib.train_batches(
             self._source.splits["train"],
             seed=self._config.seed,
             batch_size=self._config.batch_size,
             start_step=step,
-            image_shape=self._source.image_shape,
+            **self._source.fit,
             augment=self._config.augment,
             num_workers=num_workers,
             prefetch_batches=self._config.data.prefetch_batches,
             skip_damaged=self._skip_damaged,
-            classes=self._classes,
+            groups=self._draws,
             **process,
         )
 
     def batch(self, step: int) -> dict[str, np.ndarray]:
         """The global batch of a step, in host memory."""
         with self._batches(step, 0) as batches:
-            return {**next(batches), **example_numbers(self._config, self._source, step, self._classes)}
+            return {**next(batches), **example_numbers(self._config, self._source, step, self._draws)}
 
     def evaluation(self, split: str, batch_size: int) -> Iterator[tuple[Any, Any]]:
         """(data, inputs) for each call over a split, the last one padded."""
@@ -255,7 +247,7 @@ class StreamingFeed:
         batches = data_lib.evaluation_batches(
             examples,
             batch_size=batch_size,
-            image_shape=self._source.image_shape,
+            **self._source.fit,
             num_workers=0,  # threads: processes would be started anew for each evaluation
             prefetch_batches=self._config.data.prefetch_batches,
             skip_damaged=self._skip_damaged,

@@ -1,10 +1,9 @@
 """The loop: restore, step, log, evaluate, save. All that touches disk, clock or signals is called from here."""
 
 import math
-import time
 from collections import deque
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -14,19 +13,30 @@ import numpy as np
 from jaxcnn.config import parse_steps
 from jaxcnn.errors import Preempted, RunError
 from jaxcnn.run.checkpoint import Checkpoints, DamagedError, flatten
-from jaxcnn.run.log import RunLog
+from jaxcnn.run.log import EXAMPLES_PER_SECOND, RunLog
 from jaxcnn.run.stopping import between_steps
 from jaxcnn.run.tensorboard import profiling
+from jaxcnn.tasks.metric import AVERAGED
 from jaxcnn.training.bad_layer import first_bad_layer
 from jaxcnn.training.build import Run
+from jaxcnn.training.clock import Clock, Pace
 from jaxcnn.training.evaluation import evaluate
 from jaxcnn.training.feed import Feed
 from jaxcnn.training.optim import set_rate_factor
-from jaxcnn.training.patience import Watch, plateau_metric
+from jaxcnn.training.patience import Watch
 from jaxcnn.training.step import TrainState
 from jaxcnn.training.telemetry import Telemetry
 
-SECONDS_AHEAD = 0.2  # of work that the host hands the devices in advance: enough that they never wait for it
+
+@dataclass
+class Standing:
+    """Where a run stands between two calls: all that a checkpoint of it holds, but the clock's."""
+
+    step: int
+    state: Any  # replicated TrainState
+    totals: Any  # replicated sums of the unfinished interval's metrics
+    best: float | None  # the best value so far of the metric that chooses the weights
+    watch: Watch  # what evaluations have come to
 
 
 def train(
@@ -49,124 +59,246 @@ def train(
       end: told the last step, and the variables on the host that are the run's result.
 
     Returns:
-      What summary.json says of it: `step`, `epochs`, `weights`, `splits`, `seconds`, `images_per_second`; and
+      What summary.json says of it: `step`, `epochs`, `weights`, `splits`, `seconds`, the rate of examples; and
       `stopped`, why, where it ended before its last step.
 
     Raises:
       RunError: the loss is not finite, data are damaged or a save failed; the last good checkpoint stays.
       Preempted: a signal came, and everything is saved.
     """
-    config, parallel, cadence = run.config, run.parallel, run.config.checkpoint
-    validates = "validation" in run.source.splits
-    restored = checkpoints.restore_newest({"state": run.abstract_state(), "totals": run.metrics.empty()})
-    if restored:
-        step, tree, extra = restored
-        best, clock = extra["best"], _Clock(step, extra["seconds"], extra["steps_timed"])
-        watch = Watch.of(extra.get("watch"))
-        log.say(f"resuming at step {step:,} of {run.total_steps:,}")
-    else:
-        step, tree = 0, {"state": run.init(), "totals": run.metrics.empty()}
-        best, clock, watch = None, _Clock(step), Watch()
-    log.resume(step)
-    begin(step)
-
-    state, totals = parallel.replicate(tree["state"]), parallel.replicate(tree["totals"])
-    del tree
-    key, data = parallel.replicate(jax.random.key(config.seed)), feed.data("train")
-    interval = _Interval(run, feed, log, watch.rate_factor)
-    warmup_steps = round(config.schedule.warmup_epochs * run.steps_per_epoch)
-    telemetry = Telemetry(
-        run.telemetry_call,
-        run.telemetry_every_steps,
-        params=run.abstract_state().params,
-        parallel=parallel,
-        log=log,
-        compiling=partial(clock.apart, "compile"),
-    )
-    profiled = None if config.profile.steps is None else parse_steps(config.profile.steps)
-    pace = _Pace(feed.max_calls_in_flight)
-    first_call = True
-    log.start_progress(run.total_steps, step)
-    with between_steps() as signals, profiling(profiled, log.tensorboard, step, log.say) as profile:
-        while step < run.total_steps and not watch.is_over(config):
-            num_steps = min(run.steps_per_call - step % run.steps_per_call, run.total_steps - step)
-            with clock.waiting("data_wait"):
-                inputs = feed.inputs(step, num_steps)
-            profile.before(step, num_steps)
-            telemetry.observe(step, num_steps, state, data, inputs, key)
-            state, totals, ticket = run.train_call(state, totals, data, inputs, key)
-            before, step = step, step + num_steps
-            if first_call:
-                first_call = False
-                jax.block_until_ready(ticket)
-                log.first_step(clock.lap("compile", step))
-            with clock.waiting("device_wait"):
-                pace.follow(ticket)
-            profile.after(step, ticket)
-
-            telemetry.fetch()
-            interval.fetch(state, clock)
-            last = step == run.total_steps
-            evaluating = last or _crossed(before, step, config.eval_every_epochs * run.steps_per_epoch)
-            if evaluating or _crossed(before, step, config.log_every_steps):
-                totals = interval.end(step, totals)
-            saving = last or _crossed(before, step, cadence.every_steps or cadence.every_epochs * run.steps_per_epoch)
-            if not (evaluating or saving or signals):
+    standing, clock = _restore_or_begin(run, checkpoints, log)
+    log.resume(standing.step)
+    begin(standing.step)
+    steps = parse_steps(run.config.profile.steps) if run.config.profile.steps is not None else None
+    stepper = _Stepper(run, feed, log, clock, standing)
+    log.start_progress(run.learning.total_steps, standing.step)
+    with between_steps() as signals, profiling(steps, log.tensorboard, standing.step, log.say) as profile:
+        while not _is_over(run, standing):
+            before = standing.step
+            stepper.advance(standing, profile)
+            evaluates, saves = _is_evaluated(run, before, standing.step), _is_saved(run, before, standing.step)
+            if not (evaluates or saves or signals):
                 continue
-
-            telemetry.fetch(wait=True)
-            interval.fetch(state, clock, wait=True)
-            jax.block_until_ready(ticket)
-            pace.caught_up()
-            clock.lap("train", step)
+            stepper.catch_up(standing)
             metrics = None
-            if evaluating and not validates:
-                log.epoch(step / run.steps_per_epoch, run.total_steps / run.steps_per_epoch, {})
-            elif evaluating:
-                metrics = evaluate_raw_and_ema(run, feed, state, "validation")
-                log.metrics(step, step / run.steps_per_epoch, "validation", metrics)
-                log.epoch(step / run.steps_per_epoch, run.total_steps / run.steps_per_epoch, metrics)
-                value = metrics[best_metric(run)]
-                if cadence.keep_best and not math.isfinite(value):
-                    log.say(f"validation {best_metric(run)} is not finite at step {step:,}, and so never the best")
-                lower = cadence.best_metric == "loss"
-                better = best is None or (value <= best if lower else value >= best)
-                if cadence.keep_best and better and math.isfinite(value):
-                    best, saving = value, True
-                previous, averaged = watch, run.average is not None
-                watch = watch.after(metrics, config, averaged=averaged, warming_up=step < warmup_steps)
-                if watch.rate_factor != previous.rate_factor:
-                    factor = parallel.replicate(np.float32(watch.rate_factor))
-                    state = state.replace(opt_state=set_rate_factor(state.opt_state, factor))
-                    interval.rate_factor = watch.rate_factor
-                    log.say(f"no better validation {plateau_metric(config)}: learning rate x {watch.rate_factor:.4g}")
-                saving = saving or watch.is_over(config)
-                clock.lap("evaluate", step)
-            if saving or signals:
-                host = {"state": parallel.unreplicate(state), "totals": parallel.unreplicate(totals)}
-                _check_finite(run, feed, host)
-                log.flush()
-                extra = {
-                    "best": best,
-                    "watch": watch.saved(),
-                    "seconds": dict(clock.seconds),
-                    "steps_timed": clock.steps_timed,
-                }
-                checkpoints.save(step, host, extra, metrics)
-                del host
-                clock.lap("save", step)
+            if evaluates:
+                metrics, is_best = _validate(run, feed, log, standing, stepper)
+                saves = saves or is_best or standing.watch.is_over(run.config)
+                clock.lap("evaluate", standing.step)
+            if saves or signals:
+                _save(run, feed, log, checkpoints, standing, clock, metrics)
             if signals:
                 checkpoints.wait()
-                raise Preempted(f"{signals[0]}: saved at step {step:,}; the same command goes on from there")
+                raise Preempted(f"{signals[0]}: saved at step {standing.step:,}; the same command goes on from there")
     log.stop_progress()
     checkpoints.wait()
+    return _measure(run, feed, log, checkpoints, standing, clock, end)
 
-    stopped = {"stopped": watch.why_over(config, step)} if step < run.total_steps else {}
-    chosen, weights = _choose(run, checkpoints, parallel.unreplicate(state), log)
-    variables = parallel.replicate(chosen)
+
+def _restore_or_begin(run: Run, checkpoints: Checkpoints, log: RunLog) -> tuple[Standing, Clock]:
+    """Where the newest checkpoint stands, or the beginning. Metrics that it has no sums of begin here."""
+    empty = run.learning.metrics.empty()
+    restored = checkpoints.restore_newest({"state": run.abstract_state(), "totals": empty}, loose="totals")
+    if restored:
+        step, tree, extra = restored
+        best, clock = extra["best"], Clock(step, extra["seconds"], extra["steps_timed"])
+        watch = Watch.of(extra.get("watch"))
+        log.say(f"resuming at step {step:,} of {run.learning.total_steps:,}")
+    else:
+        step, tree = 0, {"state": run.init(), "totals": empty}
+        best, clock, watch = None, Clock(step), Watch()
+    replicate = run.parallel.replicate
+    return Standing(step, replicate(tree["state"]), replicate(tree["totals"]), best, watch), clock
+
+
+def _is_over(run: Run, standing: Standing) -> bool:
+    return standing.step >= run.learning.total_steps or standing.watch.is_over(run.config)
+
+
+def _is_evaluated(run: Run, before: int, step: int) -> bool:
+    every = run.config.eval_every_epochs * run.learning.steps_per_epoch
+    return step == run.learning.total_steps or _crossed(before, step, every)
+
+
+def _is_saved(run: Run, before: int, step: int) -> bool:
+    cadence = run.config.checkpoint
+    every = cadence.every_steps or cadence.every_epochs * run.learning.steps_per_epoch
+    return step == run.learning.total_steps or _crossed(before, step, every)
+
+
+def _crossed(before: int, after: int, every: float) -> bool:
+    """Whether a multiple of `every` lies in (before, after]."""
+    return int(after / every + 1e-9) > int(before / every + 1e-9)
+
+
+class _Stepper:
+    """Hands calls to the devices, and writes what they have come to: training's rows, telemetry, the pace."""
+
+    def __init__(self, run: Run, feed: Feed, log: RunLog, clock: Clock, standing: Standing):
+        self._run, self._feed, self._log, self._clock = run, feed, log, clock
+        self._key, self._data = run.parallel.replicate(jax.random.key(run.config.seed)), feed.data("train")
+        self.interval = _Interval(run, feed, log, standing.watch.rate_factor)
+        self._telemetry = Telemetry(
+            run.calls.telemetry_call,
+            run.calls.telemetry_every_steps,
+            params=run.abstract_state().params,
+            parallel=run.parallel,
+            log=log,
+            compiling=partial(clock.apart, "compile"),
+        )
+        self._pace = Pace(feed.max_calls_in_flight)
+        self._ticket: Any = None  # of the newest call, to wait for
+
+    def advance(self, standing: Standing, profile: Any) -> None:
+        """Takes one call's steps; returns before the devices are done with them."""
+        step, calls = standing.step, self._run.calls
+        num_steps = min(calls.steps_per_call - step % calls.steps_per_call, self._run.learning.total_steps - step)
+        with self._clock.waiting("data_wait"):
+            inputs = self._feed.inputs(step, num_steps)
+        profile.before(step, num_steps)
+        self._telemetry.observe(step, num_steps, standing.state, self._data, inputs, self._key)
+        is_first = self._ticket is None
+        standing.state, standing.totals, self._ticket = calls.train_call(
+            standing.state, standing.totals, self._data, inputs, self._key
+        )
+        before, standing.step = step, step + num_steps
+        if is_first:
+            jax.block_until_ready(self._ticket)
+            self._log.first_step(self._clock.lap("compile", standing.step))
+        with self._clock.waiting("device_wait"):
+            self._pace.follow(self._ticket)
+        profile.after(standing.step, self._ticket)
+        self._telemetry.fetch()
+        self.interval.fetch(standing.state, self._clock)
+        every = self._run.config.log_every_steps
+        if _is_evaluated(self._run, before, standing.step) or _crossed(before, standing.step, every):
+            standing.totals = self.interval.end(standing.step, standing.totals)
+
+    def catch_up(self, standing: Standing) -> None:
+        """Waits for the devices, and writes all that they have come to."""
+        self._telemetry.fetch(wait=True)
+        self.interval.fetch(standing.state, self._clock, wait=True)
+        jax.block_until_ready(self._ticket)
+        self._pace.caught_up()
+        self._clock.lap("train", standing.step)
+
+
+# ---- evaluating
+
+
+def _validate(
+    run: Run, feed: Feed, log: RunLog, standing: Standing, stepper: _Stepper
+) -> tuple[dict[str, float] | None, bool]:
+    """(validation's metrics, whether the weights are the best so far), and what follows from them; (None, False)
+    where there is no validation split.
+    """
+    epoch, num_epochs = (step / run.learning.steps_per_epoch for step in (standing.step, run.learning.total_steps))
+    if "validation" not in run.source.splits:
+        log.epoch(epoch, num_epochs, {})
+        return None, False
+    metrics = evaluate_raw_and_ema(run, feed, standing.state, "validation")
+    log.metrics(standing.step, epoch, "validation", metrics)
+    log.epoch(epoch, num_epochs, metrics)
+    is_best = _is_best(run, log, standing, metrics)
+    if is_best:
+        standing.best = metrics[run.learning.selections.best.name]
+    _follow(run, log, standing, stepper, metrics)
+    return metrics, is_best
+
+
+def _is_best(run: Run, log: RunLog, standing: Standing, metrics: dict[str, float]) -> bool:
+    """Whether these weights are as good as the best so far; none are where no best is kept."""
+    selection = run.learning.selections.best
+    value = metrics[selection.name]
+    if not run.config.checkpoint.keep_best:
+        return False
+    if not math.isfinite(value):
+        log.say(f"validation {selection.name} is not finite at step {standing.step:,}, and so never the best")
+        return False
+    return standing.best is None or selection.gain(value, standing.best) >= 0
+
+
+def _follow(run: Run, log: RunLog, standing: Standing, stepper: _Stepper, metrics: dict[str, float]) -> None:
+    """Early stopping's count, and plateau's learning rate."""
+    config, selections, previous = run.config, run.learning.selections, standing.watch
+    warmup_steps = round(config.schedule.warmup_epochs * run.learning.steps_per_epoch)
+    standing.watch = previous.after(metrics, config, selections, warming_up=standing.step < warmup_steps)
+    factor = standing.watch.rate_factor
+    if factor != previous.rate_factor:
+        opt_state = set_rate_factor(standing.state.opt_state, run.parallel.replicate(np.float32(factor)))
+        standing.state = standing.state.replace(opt_state=opt_state)
+        stepper.interval.rate_factor = factor
+        log.say(f"no better validation {selections.plateau.metric.name}: learning rate x {factor:.4g}")
+
+
+def evaluate_split(run: Run, feed: Feed, split: str, *variables: dict[str, Any]) -> list[dict[str, float]]:
+    """Metrics of each of some replicated variables over a whole split."""
+    return evaluate(
+        run.calls.eval_call,
+        variables,
+        feed.evaluation(split, run.calls.eval_batch_size),
+        metrics=run.learning.metrics,
+        parallel=run.parallel,
+        num_examples=lambda: feed.num_counted(split),
+    )
+
+
+def evaluate_raw_and_ema(run: Run, feed: Feed, state: TrainState, split: str) -> dict[str, float]:
+    """Metrics of a replicated state: the weights', and with AVERAGED before the name those of their average."""
+    raw = {"params": state.params, "batch_stats": state.batch_stats}
+    if state.ema is None:
+        return evaluate_split(run, feed, split, raw)[0]
+    metrics, averaged = evaluate_split(run, feed, split, raw, state.ema)
+    return metrics | {f"{AVERAGED}{name}": value for name, value in averaged.items()}
+
+
+# ---- saving
+
+
+def _save(
+    run: Run,
+    feed: Feed,
+    log: RunLog,
+    checkpoints: Checkpoints,
+    standing: Standing,
+    clock: Clock,
+    metrics: dict[str, float] | None,
+) -> None:
+    unreplicate = run.parallel.unreplicate
+    host = {"state": unreplicate(standing.state), "totals": unreplicate(standing.totals)}
+    _check_finite(run, feed, host)
+    log.flush()
+    extra = {
+        "best": standing.best,
+        "watch": standing.watch.saved(),
+        "seconds": dict(clock.seconds),
+        "steps_timed": clock.steps_timed,
+    }
+    checkpoints.save(standing.step, host, extra, metrics)
+    clock.lap("save", standing.step)
+
+
+# ---- the result
+
+
+def _measure(
+    run: Run,
+    feed: Feed,
+    log: RunLog,
+    checkpoints: Checkpoints,
+    standing: Standing,
+    clock: Clock,
+    end: Callable[[int, dict[str, Any]], None],
+) -> dict[str, Any]:
+    """What summary.json says of the weights that are the result."""
+    step, stopped = standing.step, {}
+    if step < run.learning.total_steps:
+        stopped = {"stopped": standing.watch.why_over(run.config, run.learning.selections, step)}
+    chosen, weights = _choose(run, checkpoints, run.parallel.unreplicate(standing.state), log)
+    variables = run.parallel.replicate(chosen)
     splits = {}
     clock.lap("save", step)
-    for split in ("validation", "test") if validates else ("test",):
+    for split in ("validation", "test") if "validation" in run.source.splits else ("test",):
         (values,) = evaluate_split(run, feed, split, variables)
         splits[split] = {**values, "num_examples": feed.num_counted(split)}
     clock.lap("evaluate", step)
@@ -175,59 +307,33 @@ def train(
         log.say(f"{feed.num_damaged:,} damaged records were skipped (data.damaged=skip)")
     return {
         "step": step,
-        "epochs": round(step / run.steps_per_epoch, 4),
+        "epochs": round(step / run.learning.steps_per_epoch, 4),
         **stopped,
         "weights": weights,
         "splits": splits,
         "seconds": clock.seconds,
-        "images_per_second": clock.steps_timed * config.batch_size / max(clock.seconds["train"], 1e-9),
+        EXAMPLES_PER_SECOND: clock.steps_timed * run.config.batch_size / max(clock.seconds["train"], 1e-9),
     }
 
 
-def evaluate_split(run: Run, feed: Feed, split: str, *variables: dict[str, Any]) -> list[dict[str, float]]:
-    """Metrics of each of some replicated variables over a whole split."""
-    return evaluate(
-        run.eval_call,
-        variables,
-        feed.evaluation(split, run.eval_batch_size),
-        metrics=run.metrics,
-        parallel=run.parallel,
-        num_examples=lambda: feed.num_counted(split),
-    )
-
-
-def evaluate_raw_and_ema(run: Run, feed: Feed, state: TrainState, split: str) -> dict[str, float]:
-    """Metrics of a replicated state: the weights', and as `ema_*` those of their average."""
-    raw = {"params": state.params, "batch_stats": state.batch_stats}
-    if state.ema is None:
-        return evaluate_split(run, feed, split, raw)[0]
-    metrics, averaged = evaluate_split(run, feed, split, raw, state.ema)
-    return metrics | {f"ema_{name}": value for name, value in averaged.items()}
-
-
-def best_metric(run: Run) -> str:
-    """The validation metric that chooses the weights: the average's, where one is kept."""
-    name = run.config.checkpoint.best_metric
-    return name if run.average is None else f"ema_{name}"
-
-
-def result_variables(run: Run, state: TrainState) -> dict[str, Any]:
+def result_variables(state: TrainState) -> dict[str, Any]:
     """The variables that a state's result is measured with."""
     return state.ema if state.ema is not None else {"params": state.params, "batch_stats": state.batch_stats}
 
 
 def _choose(run: Run, checkpoints: Checkpoints, last: TrainState, log: RunLog) -> tuple[dict[str, Any], str]:
     """The best checkpoint's variables, or the last ones when no best is kept, and words for which they are."""
-    ema = ", ema" if run.average is not None else ""
+    ema = ", ema" if run.learning.average is not None else ""
     step = checkpoints.best_step()
     if step is None:
-        return result_variables(run, last), f"last{ema}"
+        return result_variables(last), f"last{ema}"
+    like = {"state": last, "totals": run.learning.metrics.empty()}
     try:
-        state = checkpoints.restore(step, {"state": last, "totals": run.metrics.empty()})[0]["state"]
+        state = checkpoints.restore(step, like, loose="totals")[0]["state"]
     except DamagedError as error:
         log.say(f"{error}; the last weights are measured instead")
-        return result_variables(run, last), f"last{ema}"
-    return result_variables(run, state), f"best validation {run.config.checkpoint.best_metric}{ema}"
+        return result_variables(last), f"last{ema}"
+    return result_variables(state), f"best validation {run.learning.selections.best.metric.name}{ema}"
 
 
 class _Interval:
@@ -238,17 +344,19 @@ class _Interval:
         self._run, self._feed, self._log = run, feed, log
         self._pending: deque[tuple[int, Any]] = deque()
         # The whole schedule at once, here: asked for a step at a time it would wait behind the steps on their way.
-        self._rates = np.asarray(jax.jit(jax.vmap(run.schedule))(np.arange(run.total_steps)))
+        self._rates = np.asarray(jax.jit(jax.vmap(run.learning.schedule))(np.arange(run.learning.total_steps)))
         # A sum that is not finite stays so (nan * 0 = nan), and the guard in train_steps stays shut.
         self._zero = run.parallel.compile(lambda totals: jax.tree.map(lambda x: x * 0, totals), sharded={})
-        self._zero(run.parallel.replicate(run.metrics.empty()))  # compiles it now, not at the first interval's end
+        self._zero(
+            run.parallel.replicate(run.learning.metrics.empty())
+        )  # compiles it now, not at the first interval's end
 
     def end(self, step: int, totals: Any) -> Any:
         """Ends the interval at `step`; returns the totals that the next one starts with."""
         self._pending.append((step, totals))
         return self._zero(totals)
 
-    def fetch(self, state: TrainState, clock: "_Clock", *, wait: bool = False) -> None:
+    def fetch(self, state: TrainState, clock: Clock, *, wait: bool = False) -> None:
         """Writes the rows that the devices are done with, or all of them. RunError if a loss is not finite."""
         while self._pending and (wait or self._pending[0][1].loss.total.is_ready()):
             step, totals = self._pending.popleft()
@@ -262,7 +370,7 @@ class _Interval:
         totals = self._run.parallel.unreplicate(totals)
         values = {name: float(value) for name, value in totals.compute().items()}
         values["learning_rate"] = float(self._rates[step - 1] * np.float32(self.rate_factor))
-        self._log.metrics(step, step / self._run.steps_per_epoch, "train", values)
+        self._log.metrics(step, step / self._run.learning.steps_per_epoch, "train", values)
         if not np.isfinite(totals.loss.total):  # the row is there, so that what reads the run can tell how it ended
             raise _not_finite(self._run, self._feed, self._run.parallel.unreplicate(state))
         return values, int(totals.loss.count)
@@ -278,103 +386,13 @@ def _not_finite(run: Run, feed: Feed, state: TrainState) -> RunError:
     step, key = int(state.step), jax.random.key(run.config.seed)
     try:
         batch = feed.batch(step)
-        where = first_bad_layer(state, batch, key, model=run.model, loss=run.loss, augment=run.augment)
+        learning = run.learning
+        where = first_bad_layer(
+            state, batch, key, model=learning.model, loss=learning.losses.train, prepare=learning.prepare
+        )
     except (MemoryError, jax.errors.JaxRuntimeError):
         where = "in a layer that cannot be told: the step is too large to be repeated on one device"
     return RunError(
         f"NaN or Inf at step {step + 1:,}, {where}; what was saved before is kept. Lower optimizer.learning_rate, "
         "or set optimizer.clip_norm=1"
     )
-
-
-def _crossed(before: int, after: int, every: float) -> bool:
-    """Whether a multiple of `every` lies in (before, after]."""
-    return int(after / every + 1e-9) > int(before / every + 1e-9)
-
-
-class _Pace:
-    """Lets the host run ahead of the devices, but not far. Being woken for each call would cost a small step 5 %."""
-
-    def __init__(self, max_calls: int):
-        self._max_calls, self._limit = max_calls, 2
-        self._tickets: deque[jax.Array] = deque()
-        self._since, self._calls = time.perf_counter(), 0
-
-    def follow(self, ticket: jax.Array) -> None:
-        """Notes a call that was just handed over; waits, for the older half of them, when they are too many."""
-        self._tickets.append(ticket)
-        self._calls += 1
-        if len(self._tickets) <= self._limit:
-            return
-        for _ in range(self._limit // 2):
-            oldest = self._tickets.popleft()
-        jax.block_until_ready(oldest)
-        now = time.perf_counter()
-        seconds_a_call = (now - self._since) / self._calls
-        self._limit = min(max(2, int(SECONDS_AHEAD / seconds_a_call)), self._max_calls)
-        self._since, self._calls = now, 0
-
-    def caught_up(self) -> None:
-        """The devices have done all that they were handed."""
-        self._tickets.clear()
-        self._since, self._calls = time.perf_counter(), 0
-
-
-class _Clock:
-    """Where the seconds go."""
-
-    def __init__(self, step: int, seconds: dict[str, float] | None = None, steps_timed: int = 0):
-        """`seconds` and `steps_timed` are of the run so far, before it was resumed."""
-        self.seconds = seconds or {"compile": 0.0, "train": 0.0, "evaluate": 0.0, "save": 0.0}
-        self.steps_timed = steps_timed  # steps whose time counts as training: all but the first call's
-        self._lap = self._interval_start = time.perf_counter()
-        self._lap_step = self._interval_step = step
-        self._waits = {"data_wait": 0.0, "device_wait": 0.0}
-
-    @contextmanager
-    def waiting(self, what: str) -> Iterator[None]:
-        """Counts the block's time as spent on `what` in this interval."""
-        start = time.perf_counter()
-        yield
-        self._waits[what] += time.perf_counter() - start
-
-    @contextmanager
-    def apart(self, what: str) -> Iterator[None]:
-        """Counts the block's time as `what`, and not as that of the lap or the interval that it falls into."""
-        start = time.perf_counter()
-        yield
-        passed = time.perf_counter() - start
-        self.seconds[what] += passed
-        self._lap += passed
-        self._interval_start += passed
-
-    def lap(self, what: str, step: int) -> float:
-        """Seconds since the last lap, counted as `what`."""
-        now = time.perf_counter()
-        passed, self._lap = now - self._lap, now
-        self.seconds[what] += passed
-        if what == "train":
-            self.steps_timed += step - self._lap_step
-        else:  # an interval's rate is that of training alone
-            self._interval_start += passed
-        if what == "compile":
-            self._interval_start, self._interval_step = now, step
-            self._waits = dict.fromkeys(self._waits, 0.0)
-        self._lap_step = step
-        return passed
-
-    def interval(self, step: int, batch_size: int) -> dict[str, float]:
-        """Rates since the last interval: images/s, and the shares of the time spent waiting for data and devices.
-
-        Nothing where too little time has passed to tell, as when two intervals are fetched together: the next one's
-        rates then are of both.
-        """
-        now = time.perf_counter()
-        passed, steps = now - self._interval_start, step - self._interval_step
-        if passed < 0.01:
-            return {}
-        timing = {"seconds": passed, "images_per_second": steps * batch_size / passed}
-        timing |= {name: seconds / passed for name, seconds in self._waits.items()}
-        self._interval_start, self._interval_step = now, step
-        self._waits = dict.fromkeys(self._waits, 0.0)
-        return timing

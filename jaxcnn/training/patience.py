@@ -9,6 +9,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from jaxcnn.config import Config
+from jaxcnn.errors import UserError, nearest
+from jaxcnn.tasks.metric import LOSS, Selection
+from jaxcnn.tasks.task import Task
 
 
 @dataclass(frozen=True)
@@ -18,11 +21,9 @@ class Best:
     value: float | None = None
     evaluations_since: int = 0  # that were no better
 
-    def after(self, value: float, *, metric: str, min_delta: float) -> "Best":
+    def after(self, value: float, *, selection: Selection, min_delta: float) -> "Best":
         """With one more evaluation; one that is not finite is no better."""
-        if math.isfinite(value) and (
-            self.value is None or (self.value - value if metric == "loss" else value - self.value) > min_delta
-        ):
+        if math.isfinite(value) and (self.value is None or selection.gain(value, self.value) > min_delta):
             return Best(value)
         return Best(self.value, self.evaluations_since + 1)
 
@@ -47,29 +48,33 @@ class Watch:
         """As plain JSON data."""
         return dataclasses.asdict(self)
 
-    def after(self, metrics: dict[str, float], config: Config, *, averaged: bool, warming_up: bool) -> "Watch":
+    def after(
+        self, metrics: dict[str, float], config: Config, selections: "Selections", *, warming_up: bool
+    ) -> "Watch":
         """With one more evaluation.
 
         Args:
           metrics: of validation.
-          averaged: the weights have an average, whose metrics count, as for the best checkpoint.
+          config: the run's.
+          selections: the metrics that decide.
           warming_up: the rate still rises, so plateau does not count this one.
         """
-        prefix = "ema_" if averaged else ""
-        watch = self
+        watch, stop = self, selections.stop
         if config.early_stop.patience_evaluations is not None:
-            metric, min_delta = stop_metric(config), config.early_stop.min_delta
+            least = config.early_stop.min_delta
             watch = dataclasses.replace(
-                watch, stop=watch.stop.after(metrics[prefix + metric], metric=metric, min_delta=min_delta)
+                watch, stop=watch.stop.after(metrics[stop.name], selection=stop, min_delta=least)
             )
         if config.schedule.name == "plateau":
-            watch = watch._after_plateau(metrics[prefix + plateau_metric(config)], config, warming_up=warming_up)
+            watch = watch._after_plateau(metrics, config, selections.plateau, warming_up=warming_up)
         return watch
 
-    def _after_plateau(self, value: float, config: Config, *, warming_up: bool) -> "Watch":
+    def _after_plateau(
+        self, metrics: dict[str, float], config: Config, selection: Selection, *, warming_up: bool
+    ) -> "Watch":
         """As optax.contrib.reduce_on_plateau and PyTorch count the cooldown: its evaluations may be the best."""
-        schedule = config.schedule
-        plateau = self.plateau.after(value, metric=plateau_metric(config), min_delta=schedule.plateau_min_delta)
+        schedule, value = config.schedule, metrics[selection.name]
+        plateau = self.plateau.after(value, selection=selection, min_delta=schedule.plateau_min_delta)
         if warming_up or self.cooldown:
             return dataclasses.replace(self, plateau=Best(plateau.value), cooldown=max(0, self.cooldown - 1))
         if plateau.evaluations_since < schedule.plateau_evaluations:
@@ -86,18 +91,51 @@ class Watch:
         patience = config.early_stop.patience_evaluations
         return patience is not None and self.stop.evaluations_since >= patience
 
-    def why_over(self, config: Config, step: int) -> str:
+    def why_over(self, config: Config, selections: "Selections", step: int) -> str:
         """Words for summary.json."""
         by = f" by more than {config.early_stop.min_delta:g}" if config.early_stop.min_delta else ""
         count = f"{self.stop.evaluations_since} evaluation{'' if self.stop.evaluations_since == 1 else 's'}"
-        return f"no better validation {stop_metric(config)}{by} for {count}, at step {step}"
+        return f"no better validation {selections.stop.metric.name}{by} for {count}, at step {step}"
 
 
-def stop_metric(config: Config) -> str:
-    """The validation metric that early stopping watches."""
-    return config.early_stop.metric or config.checkpoint.best_metric
+@dataclass(frozen=True)
+class Selections:
+    """The validation metrics that decide: which weights are the best, when the run ends, when the rate falls."""
+
+    best: Selection
+    stop: Selection
+    plateau: Selection
+
+    def watched(self, config: Config) -> list[Selection]:
+        """Those that decide something in a run of this config."""
+        return [
+            self.best,
+            *([self.stop] if config.early_stop.patience_evaluations is not None else []),
+            *([self.plateau] if config.schedule.name == "plateau" else []),
+        ]
 
 
-def plateau_metric(config: Config) -> str:
-    """The validation metric that schedule.name=plateau watches."""
-    return config.schedule.plateau_metric or config.checkpoint.best_metric
+def make_selections(config: Config, task: Task, *, averaged: bool) -> Selections:
+    """As the config names them; one that it does not name is `best`, which is the task's own.
+
+    Args:
+      config: validated.
+      task: whose metrics there are.
+      averaged: the weights have an average, whose metrics count.
+
+    Raises:
+      UserError: the task has no such metric.
+    """
+    known = {each.name: each for each in (LOSS, *task.metrics)}
+
+    def selection(field: str, name: str) -> Selection:
+        if name not in known:
+            raise UserError(f"{field}={name} is not measured with {task.learns}; {nearest(name, known)}")
+        return Selection(known[name], averaged)
+
+    best = config.checkpoint.best_metric or task.best_metric
+    return Selections(
+        best=selection("checkpoint.best_metric", best),
+        stop=selection("early_stop.metric", config.early_stop.metric or best),
+        plateau=selection("schedule.plateau_metric", config.schedule.plateau_metric or best),
+    )

@@ -3,25 +3,19 @@
 And what a model will see of its training images.
 """
 
-import dataclasses
-import math
 from dataclasses import dataclass
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from clu import parameter_overview
 from etils import epath
 from rich.console import Console
 
+from jaxcnn import data as data_lib
 from jaxcnn.config import flatten
-from jaxcnn.data.decoding import fit_image
-from jaxcnn.data.records import Split
 from jaxcnn.run.workdir import has_checkpoints
-from jaxcnn.training.build import Run, describe
-from jaxcnn.training.feed import Feed
-from jaxcnn.training.step import augment_keys, mirrored
+from jaxcnn.training.build import Run, normalised_over
 
 
 def preview(run: Run, console: Console, *, experiment: str, workdir: epath.Path) -> None:
@@ -39,13 +33,14 @@ def preview(run: Run, console: Console, *, experiment: str, workdir: epath.Path)
     if not has_checkpoints(workdir) and run.pretrained is not None:
         console.print(run.pretrained.table())
 
-    say(f"\n{run.total_steps:,} steps of {run.config.batch_size} images, {run.steps_per_epoch:,.2f} an epoch")
+    steps, each = run.learning.total_steps, f"{run.config.batch_size} {run.task.examples}"
+    say(f"\n{steps:,} steps of {each}, {run.learning.steps_per_epoch:,.2f} an epoch")
     follows = run.config.schedule.name == "plateau"
     say(f"learning rate by step{', while validation becomes better' if follows else ''}:")
-    for step in sorted({round(share * (run.total_steps - 1)) for share in (0, 0.05, 0.1, 0.25, 0.5, 0.75, 1)}):
-        say(f"  {step:>9,}  epoch {step / run.steps_per_epoch:7.2f}  {float(run.schedule(step)):.6g}")
-    if run.finetuning.layers:
-        console.print(run.finetuning.table(run.steps_per_epoch))
+    for step in sorted({round(share * (run.learning.total_steps - 1)) for share in (0, 0.05, 0.1, 0.25, 0.5, 0.75, 1)}):
+        say(f"  {step:>9,}  epoch {step / run.learning.steps_per_epoch:7.2f}  {float(run.learning.schedule(step)):.6g}")
+    if run.learning.finetuning.layers:
+        console.print(run.learning.finetuning.table(run.learning.steps_per_epoch))
     say("\ncompiling the train step …")
     cost, memory = step_cost(run)
     per_image = cost / run.config.batch_size
@@ -62,6 +57,43 @@ def too_much(limit: int) -> str:
         f"that is more than the {_mib(limit)} MiB of a device; lower batch_size, raise optimizer.accumulate, or set "
         "model.dtype=bfloat16, data.resident=false or, for a model with blocks, model.remat=true"
     )
+
+
+def describe(run: Run, experiment: str, num_params: int) -> str:
+    """The first lines a person sees: backend, data, model, and over what batch norm normalises."""
+    parallel, source, config, learning = run.parallel, run.source, run.config, run.learning
+    device = parallel.devices[0]
+    backend = device.platform if device.device_kind == device.platform else f"{device.platform} ({device.device_kind})"
+    sizes = " / ".join(f"{len(split):,} {name}" for name, split in source.splits.items())
+    lines = [
+        f"{experiment}: {backend}, {_count(parallel.num_devices, 'device')} "
+        f"by {parallel.mode}, {_count(jax.process_count(), 'process')}",
+        f"data {source.name}: {sizes}; {source.words()}, "
+        + (f"{source.num_excluded:,} records excluded, " if source.num_excluded else "")
+        + ("on the device" if run.resident else f"streamed by {_decoders(run)}"),
+        f"model {config.model.name}: {num_params:,} parameters, {config.model.dtype}; "
+        f"{learning.total_steps:,} steps of {config.batch_size} {run.task.examples}, {run.calls.steps_per_call} a call",
+    ]
+    validation, test = source.splits.get("validation"), source.splits["test"]
+    if validation is not None and (shared := data_lib.num_shared(validation, test)):
+        lines.append(
+            f"validation and test share {shared:,} examples: test is no measure apart from what chose the weights"
+        )
+    normalised = normalised_over(learning.model, config, parallel)
+    if normalised is not None:
+        lines.append(f"batch norm normalises over {normalised} {run.task.examples} ({config.model.batch_norm})")
+    return "\n".join(lines)
+
+
+def _decoders(run: Run) -> str:
+    num_workers = data_lib.choose_workers(
+        run.config.data.num_workers, batch_size=run.config.batch_size // jax.process_count(), **run.source.fit
+    )
+    return _count(num_workers, "process") if num_workers else "threads"
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}{'' if number == 1 else 'es' if what.endswith('ss') else 's'}"
 
 
 @dataclass(frozen=True)
@@ -89,26 +121,23 @@ class Memory:
 
 def step_cost(run: Run) -> tuple[float, Memory]:
     """(FLOPs of one step over all devices, memory of a device) of the compiled train step."""
-    parallel, source = run.parallel, run.source
-    size, shape = run.config.batch_size, source.image_shape
-    struct = jax.ShapeDtypeStruct
-    label_shape = source.label_shape
-    label_dtype = jnp.float32 if label_shape else jnp.int32
+    parallel, source, size = run.parallel, run.source, run.config.batch_size
+    struct, example = jax.ShapeDtypeStruct, source.example
     other_splits = 0
     if run.resident:
         count = len(source.splits["train"])
-        data: Any = {"image": struct((count, *shape), jnp.uint8), "label": struct((count, *label_shape), label_dtype)}
+        data: Any = {name: struct((count, *spec.shape), spec.dtype) for name, spec in example.items()}
+        data["valid"] = struct((count,), bool)
         inputs: Any = {}
         others = sum(len(split) for name, split in source.splits.items() if name != "train")
-        other_splits = others * (math.prod(shape) + 4 * math.prod(label_shape))
+        other_splits = others * data_lib.example_bytes(source)
     else:
-        label = struct((1, size, *label_shape), label_dtype)
-        data, inputs = {}, {"image": struct((1, size, *shape), jnp.uint8), "label": label}
+        data, inputs = {}, {name: struct((1, size, *spec.shape), spec.dtype) for name, spec in example.items()}
     inputs |= {"index": struct((1, size), jnp.int32), "epoch": struct((1, size), jnp.int32)}
-    totals = jax.eval_shape(run.metrics.empty)
+    totals = jax.eval_shape(run.learning.metrics.empty)
     key = jax.eval_shape(lambda: jax.random.key(0))
     arguments = parallel.abstract((run.abstract_state(), totals, data)), parallel.abstract(inputs, axis=1)
-    train_call: Any = run.train_call
+    train_call: Any = run.calls.train_call
     compiled = train_call.lower(*arguments[0], arguments[1], parallel.abstract(key)).compile()
     cost = compiled.cost_analysis()
     cost = cost[0] if isinstance(cost, list) else cost
@@ -125,43 +154,3 @@ def step_cost(run: Run) -> tuple[float, Memory]:
 
 def _mib(size: int) -> str:
     return f"{size / 2**20:,.1f}"
-
-
-@dataclass(frozen=True)
-class AugmentedImages:
-    """Training images, and what augmentation makes of them, with normalising undone."""
-
-    originals: np.ndarray  # uint8 [N, H, W, C], of the run's size
-    versions: np.ndarray  # uint8 [N, versions, H, W, C]
-    labels: np.ndarray  # int32 [N]
-
-
-def augmented_images(run: Run, feed: Feed, *, num_images: int, num_versions: int) -> AugmentedImages:
-    """The first images of the first batch. Version 0 is what step 0 trains on, the same draws; version k the same
-    images as the k-th epoch of a run on that batch alone would draw them.
-    """
-    train, size = run.source.splits["train"], run.config.batch_size
-    first = feed.batch(0)
-    alone = Split(train.records, train.indices[first["index"]])
-    source = dataclasses.replace(run.source, splits={**run.source.splits, "train": alone})
-    feed_alone = type(feed)(run.config, source, run.parallel, lambda *_: None)
-    key, augment = jax.random.key(run.config.seed), jax.jit(run.augment)
-    mean, std = np.array(run.mean, np.float32), np.array(run.std, np.float32)
-    versions = []
-    batch: Any
-    for version in range(num_versions):
-        if version == 0:
-            batch, order = first, np.arange(size)
-        else:
-            batch = feed_alone.batch(version)
-            order = np.argsort(batch["index"])  # back to the order of the first batch
-            batch = {**batch, "index": first["index"][batch["index"]]}
-        keys = augment_keys(key, version, jnp.arange(size))
-        images, _ = augment(keys, batch["image"], batch["label"], mirrored(key, batch))
-        pixels = (np.asarray(images)[order[:num_images]] * std + mean) * 255
-        versions.append(np.clip(np.round(pixels), 0, 255).astype(np.uint8))
-    originals = [
-        fit_image(example.pop("image"), source.image_shape)
-        for example in alone.records.read(alone.indices[:num_images])
-    ]
-    return AugmentedImages(np.stack(originals), np.stack(versions, axis=1), np.asarray(first["label"][:num_images]))

@@ -55,15 +55,15 @@ def range_test(run: Run, feed: Feed, rates: np.ndarray, *, progress: Progress = 
     """
     config, parallel = run.config, run.parallel
     table = jnp.asarray(rates, jnp.float32)
-    optimizer = make_optimizer(config.optimizer, lambda step: table[step], run.finetuning)
+    optimizer = make_optimizer(config.optimizer, lambda step: table[step], run.learning.finetuning)
     train_call = parallel.compile(
-        partial(train_steps, step=partial(run.step, optimizer=optimizer), fetch=feed.fetch),
+        partial(train_steps, step=partial(run.calls.step, optimizer=optimizer), fetch=feed.fetch),
         sharded={3: 1},
         donate=(0, 1),
         remat=config.model.remat,
     )
     state, data = parallel.replicate(run.init()), feed.data("train")
-    key, empty = parallel.replicate(jax.random.key(config.seed)), jax.device_get(run.metrics.empty())
+    key, empty = parallel.replicate(jax.random.key(config.seed)), jax.device_get(run.learning.metrics.empty())
     losses: list[float] = []
     for step in range(len(rates)):
         state, totals, _ = train_call(state, parallel.replicate(empty), data, feed.inputs(step, 1), key)

@@ -13,22 +13,18 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jaxcnn.augment import Augment, alternating_mirror, average_views
 from jaxcnn.layers.dropout import drawn_by_example
 from jaxcnn.layers.features import AUXILIARY, FEATURES
 from jaxcnn.layers.initializers import draw_kernels
-from jaxcnn.tasks.classification.losses import Loss
-from jaxcnn.tasks.classification.metrics import Metrics, collect, example_values
+from jaxcnn.tasks.metric import Metrics, Totals
+from jaxcnn.tasks.task import Batch, Loss, Prepare
 from jaxcnn.training.averaging import Average
 from jaxcnn.training.finetune import EVERYTHING, Finetuning
 
 # What is random in a run comes from its one key, folded with one of these, so that each can be held still while
-# another varies. The order of the data and its augmentation at decode have theirs in data/order.py.
-INIT_STREAM, AUGMENT_STREAM, DROPOUT_STREAM, FLIP_STREAM = 10, 11, 12, 13
-
-# image uint8 [batch, height, width, channels], label [batch] or [batch, classes]; in evaluation mask; in training index
-# and epoch, where they are known: which example of the train split each is, and the epoch in which it is seen
-Batch = dict[str, jax.Array]
+# another varies. Augmentation's coins for alternating flips have theirs in augment/geometry.py; the order of the data
+# and its augmentation at decode in data/order.py.
+INIT_STREAM, PREPARE_STREAM, DROPOUT_STREAM = 10, 11, 12
 
 
 @flax.struct.dataclass
@@ -44,23 +40,27 @@ class TrainState:
 
 def init_state(
     key: jax.Array,
-    image_shape: tuple[int, int, int],
+    example: Any,
     *,
     model: nn.Module,
     optimizer: optax.GradientTransformation,
     initializer: str | None = None,
     ema: bool = False,
-    examples: jax.Array | None = None,
+    examples: Any = None,
 ) -> TrainState:
-    """Initial state of a model for images [height, width, channels]; a function of the run's key alone.
+    """Initial state of a model; a function of the run's key alone.
 
-    Of `examples`, too, normalised training images, for a model whose parameters begin `from_data`. With `initializer`,
-    a name, all kernels are drawn by it instead of as the model would.
+    Args:
+      key: the run's.
+      example: shapes and dtypes of the inputs of one example, as `Task.example`.
+      initializer: a name; all kernels are drawn by it instead of as the model would.
+      ema: whether the state holds an average of the weights.
+      examples: inputs of training examples, for a model whose parameters begin `from_data`.
     """
-    images = jnp.zeros((1, *image_shape), jnp.float32)
+    inputs = jax.tree.map(lambda x: jnp.zeros((1, *x.shape), x.dtype), example)
     init_key = jax.random.fold_in(key, INIT_STREAM)
     # As in training, where auxiliary heads have parameters too.
-    variables = model.init({"params": init_key, "dropout": init_key}, images, train=True)
+    variables = model.init({"params": init_key, "dropout": init_key}, inputs, train=True)
     params, batch_stats = variables["params"], variables.get("batch_stats", {})
     if initializer is not None:
         params = draw_kernels(params, init_key, initializer=initializer)
@@ -84,13 +84,13 @@ def train_step(
     model: nn.Module,
     optimizer: optax.GradientTransformation,
     loss: Loss,
-    augment: Augment,
-    metrics: type[Metrics],
+    prepare: Prepare,
+    metrics: Metrics,
     accumulate: int = 1,
     average: Average | None = None,
     finetuning: Finetuning = EVERYTHING,
     axis_name: str | None = None,
-) -> tuple[TrainState, Metrics]:
+) -> tuple[TrainState, Totals]:
     """One update from one batch, and the sums of its metrics.
 
     Args:
@@ -108,7 +108,8 @@ def train_step(
         key,
         model=model,
         loss=loss,
-        augment=augment,
+        prepare=prepare,
+        metrics=metrics,
         accumulate=accumulate,
         finetuning=finetuning,
         axis_name=axis_name,
@@ -119,9 +120,9 @@ def train_step(
     if average is not None:
         ema, now = average(ema, now, state.step + 1)
     new_state = TrainState(state.step + 1, **now, opt_state=opt_state, ema=ema)
-    size = batch["label"].shape[0]
-    values = {name: value.swapaxes(0, 1).reshape(size) for name, value in values.items()}
-    return new_state, collect(metrics, values, jnp.ones(size, bool), axis_name=axis_name)
+    size = batch_size(batch)
+    values = {name: value.swapaxes(0, 1).reshape(size, *value.shape[2:]) for name, value in values.items()}
+    return new_state, metrics.sums(values, jnp.ones(size, bool), axis_name=axis_name)
 
 
 def gradients(
@@ -131,7 +132,8 @@ def gradients(
     *,
     model: nn.Module,
     loss: Loss,
-    augment: Augment,
+    prepare: Prepare,
+    metrics: Metrics,
     accumulate: int = 1,
     finetuning: Finetuning = EVERYTHING,
     axis_name: str | None = None,
@@ -143,31 +145,31 @@ def gradients(
       observe: what is kept of the features that the model shows, layers/features.py; none: nothing of them is computed.
 
     Returns:
-      Gradients of all parameters, over all devices; the new batch statistics; per-example values [accumulate, size /
-      accumulate] of this device's part; and what `observe` returned, with a leading axis of micro-batches.
+      Gradients of all parameters, over all devices; the new batch statistics; what the metrics average [accumulate,
+      size / accumulate, ...] of this device's part; and what `observe` returned, with a leading axis of micro-batches.
     """
-    size = batch["label"].shape[0]
+    size = batch_size(batch)
     device = 0 if axis_name is None else jax.lax.axis_index(axis_name)
     positions = device * size + jnp.arange(size)
-    keys = augment_keys(key, state.step, positions)
-    images, labels = augment(keys, batch["image"], batch["label"], mirrored(key, batch))
+    keys = example_keys(key, state.step, positions)
+    inputs, targets = prepare(key, keys, batch)
     shown = [] if observe is None else [FEATURES]
 
-    def mean_loss(trained, batch_stats, images, labels, positions):
+    def mean_loss(trained, batch_stats, inputs, targets, positions):
         with finetuning.norms_held(state.step), drawn_by_example(positions):
-            logits, updated = model.apply(
+            outputs, updated = model.apply(
                 {"params": finetuning.whole(trained, state.params), "batch_stats": batch_stats},
-                images,
+                inputs,
                 train=True,
                 mutable=["batch_stats", AUXILIARY, *shown],
                 rngs={"dropout": dropout_key(key, state.step)},
             )
-        losses = loss(logits, labels)
+        losses = loss(outputs, targets)
         total = losses.mean()
-        for auxiliary_logits in jax.tree.leaves(updated.get(AUXILIARY, {})):
-            total += model.auxiliary_weight * loss(auxiliary_logits, labels).mean()  # type: ignore[attr-defined]
+        for auxiliary_outputs in jax.tree.leaves(updated.get(AUXILIARY, {})):
+            total += model.auxiliary_weight * loss(auxiliary_outputs, targets).mean()  # type: ignore[attr-defined]
         observed = None if observe is None else observe(updated.get(FEATURES, {}))
-        return total, (updated.get("batch_stats", {}), example_values(logits, labels, losses), observed)
+        return total, (updated.get("batch_stats", {}), metrics.of_examples(outputs, targets, losses), observed)
 
     def micro_step(carry, micro_batch):
         batch_stats, total = carry
@@ -175,7 +177,9 @@ def gradients(
         return (batch_stats, jax.tree.map(jnp.add, total, grads)), found
 
     # Every accumulate-th example: micro-batch i holds the same examples of the global batch on any number of devices.
-    micro_batches = tuple(x.reshape(-1, accumulate, *x.shape[1:]).swapaxes(0, 1) for x in (images, labels, positions))
+    micro_batches = jax.tree.map(
+        lambda x: x.reshape(-1, accumulate, *x.shape[1:]).swapaxes(0, 1), (inputs, targets, positions)
+    )
     trained = finetuning.trained(state.params)
     zeros = jax.tree.map(jnp.zeros_like, trained)
     (batch_stats, grads), (values, observed) = scan(micro_step, (state.batch_stats, zeros), micro_batches)
@@ -185,12 +189,17 @@ def gradients(
     return finetuning.gradients(grads, state.params, state.step), batch_stats, values, observed
 
 
-def augment_keys(key: jax.Array, step: Any, positions: jax.Array) -> jax.Array:
-    """One key an example, by its position in the step's global batch: one device and eight augment alike.
+def batch_size(batch: Any) -> int:
+    """Examples in a batch."""
+    return jax.tree.leaves(batch)[0].shape[0]
+
+
+def example_keys(key: jax.Array, step: Any, positions: jax.Array) -> jax.Array:
+    """A key for each example, by its position in the step's global batch: one device and eight draw alike.
 
     `key` is the run's.
     """
-    step_key = jax.random.fold_in(jax.random.fold_in(key, AUGMENT_STREAM), step)
+    step_key = jax.random.fold_in(jax.random.fold_in(key, PREPARE_STREAM), step)
     return jax.vmap(jax.random.fold_in, in_axes=(None, 0))(step_key, positions)
 
 
@@ -207,16 +216,9 @@ def scan(body: Callable, carry: Any, xs: Any) -> tuple[Any, Any]:
     return carry, jax.tree.map(lambda x: x[None], output)
 
 
-def mirrored(key: jax.Array, batch: Batch) -> jax.Array | None:
-    """Which examples alternating flip mirrors; None where the batch does not say which they are. `key` is the run's."""
-    if "epoch" not in batch:
-        return None
-    return alternating_mirror(jax.random.fold_in(key, FLIP_STREAM), batch["index"], batch["epoch"])
-
-
 def guarded_step(
-    state: TrainState, totals: Metrics, batch: Batch, key: jax.Array, *, step: Callable
-) -> tuple[TrainState, Metrics, Metrics]:
+    state: TrainState, totals: Totals, batch: Batch, key: jax.Array, *, step: Callable
+) -> tuple[TrainState, Totals, Totals]:
     """One step: (state, totals with its metrics, its metrics). Not applied once the summed loss is not finite."""
     stepped, metrics = step(state, batch, key)
     totals = totals.merge(metrics)
@@ -226,14 +228,14 @@ def guarded_step(
 
 def train_steps(
     state: TrainState,
-    totals: Metrics,
+    totals: Totals,
     data: Any,
     inputs: Any,
     key: jax.Array,
     *,
-    step: Callable[[TrainState, Batch, jax.Array], tuple[TrainState, Metrics]],
+    step: Callable[[TrainState, Batch, jax.Array], tuple[TrainState, Totals]],
     fetch: Callable[[Any, Any], Batch],
-) -> tuple[TrainState, Metrics, jax.Array]:
+) -> tuple[TrainState, Totals, jax.Array]:
     """Several steps in one program: one for each leading entry of `inputs`, `fetch(data, input)` giving its batch.
 
     Once the summed loss is not finite no further step is applied: the state stays as it was before the step that
@@ -258,37 +260,30 @@ def eval_step(
     *,
     model: nn.Module,
     loss: Loss,
-    normalise: Callable[[jax.Array], jax.Array],
-    metrics: type[Metrics],
-    views: str = "none",
+    prepare: Prepare,
+    metrics: Metrics,
+    apply: Callable[[Callable[[Any], Any], Any], Any] = lambda model, inputs: model(inputs),
     axis_name: str | None = None,
-) -> Metrics:
-    """Sums and counts of one batch under fixed weights; examples whose mask is False do not count.
+) -> Totals:
+    """Sums of one batch's metrics under fixed weights; examples whose mask is False do not count.
 
-    `views`: of each image over which its logits are averaged, see augment.average_views.
+    `apply`: what is made of the model and the inputs, as `Task.apply`.
     """
-
-    def predict(images: jax.Array) -> Any:
-        return model.apply(variables, images, train=False)
-
-    logits = average_views(predict, normalise(batch["image"]), views=views)
-    values = example_values(logits, batch["label"], loss(logits, batch["label"]))
-    return collect(metrics, values, batch["mask"], axis_name=axis_name)
-
-
-def is_sound(labels: Any) -> Any:
-    """Bool [n]: which of labels [n], or [n, classes], are not negative, as those of damaged examples are."""
-    return (labels >= 0).reshape(len(labels), -1).all(axis=1)
+    inputs, targets = prepare(None, None, batch)
+    outputs = apply(lambda inputs: model.apply(variables, inputs, train=False), inputs)
+    values = metrics.of_examples(outputs, targets, loss(outputs, targets))
+    return metrics.sums(values, batch["mask"], axis_name=axis_name)
 
 
 def gather(data: dict[str, jax.Array], inputs: jax.Array | dict[str, jax.Array]) -> Batch:
     """The batch at `index` [batch] of a data set that lives on the device: of `inputs`, or inputs itself.
 
-    A `mask` loses the damaged examples, whose label is negative.
+    A `mask` loses the examples that are not `valid`, bool [n] of the set.
     """
     if not isinstance(inputs, dict):
         inputs = {"index": inputs}
-    image, label = (data[name][inputs["index"]] for name in ("image", "label"))
-    if "mask" in inputs:
-        inputs = {**inputs, "mask": inputs["mask"] & is_sound(label)}
-    return {"image": image, "label": label, **inputs}
+    batch = {name: array[inputs["index"]] for name, array in data.items()}
+    valid = batch.pop("valid", None)
+    if "mask" in inputs and valid is not None:
+        inputs = {**inputs, "mask": inputs["mask"] & valid}
+    return {**batch, **inputs}

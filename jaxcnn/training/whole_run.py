@@ -16,14 +16,13 @@ import numpy as np
 
 from jaxcnn.data.order import permutation
 from jaxcnn.errors import UserError
-from jaxcnn.tasks.classification.losses import make_loss
-from jaxcnn.tasks.classification.metrics import Metrics
+from jaxcnn.tasks.metric import AVERAGED, Metrics
 from jaxcnn.training.build import Run
 from jaxcnn.training.feed import ResidentFeed, evaluation_inputs
 from jaxcnn.training.optim import make_optimizer
-from jaxcnn.training.step import TrainState, gather, guarded_step, scan
+from jaxcnn.training.step import TrainState, batch_size, gather, guarded_step, scan
 
-Data = dict[str, dict[str, jax.Array]]  # split -> image uint8 [n, height, width, channels], label [n] or [n, classes]
+Data = dict[str, dict[str, jax.Array]]  # split -> what ResidentFeed.data has of it, arrays [n, ...]
 Curves = dict[str, dict[str, jax.Array]]  # train [steps], other splits [evaluations]: named as in metrics.jsonl
 
 
@@ -40,10 +39,10 @@ class Hyperparameters:
 class Pieces:
     """What is static of a whole run."""
 
-    init: Callable[[jax.Array, jax.Array | None], TrainState]  # (key, images of train or None) -> state
-    from_data: bool  # whether the init needs images
+    init: Callable[[jax.Array, Any], TrainState]  # (key, examples of train or None) -> state
+    from_data: bool  # whether the init needs examples
     steps: Callable[[Hyperparameters], tuple[Callable, Callable]]  # the train step and the evaluation step with these
-    metrics: type[Metrics]
+    metrics: Metrics
     total_steps: int
     batch_size: int  # global
     eval_batch_size: int  # global
@@ -68,17 +67,20 @@ def pieces_of(run: Run, *, eval_every_steps: int | None = None) -> Pieces:
     ):
         if watches:
             raise UserError(f"{name} lets evaluations decide, which one program of a whole run does not; turn it off")
-    if run.total_steps * config.batch_size >= 2**31:
-        raise UserError(f"{run.total_steps} steps of {config.batch_size} images are too many for one program: 2**31")
+    if run.learning.total_steps * config.batch_size >= 2**31:
+        raise UserError(
+            f"{run.learning.total_steps} steps of {config.batch_size} {run.task.examples} are too many for one "
+            "program: 2**31"
+        )
     return Pieces(
         init=run.init_from,
-        from_data=hasattr(run.model, "from_data"),
+        from_data=hasattr(run.learning.model, "from_data"),
         steps=partial(_steps_with, run=run),
-        metrics=run.metrics,
-        total_steps=run.total_steps,
+        metrics=run.learning.metrics,
+        total_steps=run.learning.total_steps,
         batch_size=config.batch_size,
-        eval_batch_size=run.eval_batch_size,
-        eval_every_steps=eval_every_steps or max(1, round(config.eval_every_epochs * run.steps_per_epoch)),
+        eval_batch_size=run.calls.eval_batch_size,
+        eval_every_steps=eval_every_steps or max(1, round(config.eval_every_epochs * run.learning.steps_per_epoch)),
         axis_name=run.parallel.axis_name,
     )
 
@@ -87,7 +89,7 @@ def train_run(
     seed: jax.Array, data: Data, hyperparameters: Hyperparameters, *, pieces: Pieces
 ) -> tuple[TrainState, Curves]:
     """Trains from the init to the last step. `seed` is the config's: the run's key and the order come from it."""
-    state = pieces.init(jax.random.key(seed), data["train"]["image"] if pieces.from_data else None)
+    state = pieces.init(jax.random.key(seed), data["train"] if pieces.from_data else None)
     return train_chunk(state, data, seed, hyperparameters, num_steps=pieces.total_steps, pieces=pieces)
 
 
@@ -106,7 +108,7 @@ def train_chunk(
     """
     key = jax.random.key(seed)
     train_step, eval_step = pieces.steps(hyperparameters)
-    count = len(data["train"]["label"])
+    count = batch_size(data["train"])
     inputs = batches_from(seed, state.step, num_steps, num_examples=count, batch_size=pieces.batch_size)
     inputs = _own_columns(inputs, pieces.axis_name)
 
@@ -179,35 +181,40 @@ def train_in_chunks(
 
 def _steps_with(hyperparameters: Hyperparameters, *, run: Run) -> tuple[Callable, Callable]:
     """The run's steps, with an optimizer and a loss made anew where they depend on a traced scalar."""
-    config, optimizer, step, eval_step = run.config.optimizer, run.optimizer, run.step, run.eval_step
+    config, optimizer, step, eval_step = (
+        run.config.optimizer,
+        run.learning.optimizer,
+        run.calls.step,
+        run.calls.eval_step,
+    )
     factor, weight_decay = hyperparameters.learning_rate, hyperparameters.weight_decay
     if weight_decay is not None:
         if not config.weight_decay:  # the state of the optimizer would lack the link
             raise UserError("weight_decay can vary only where the config has some: set optimizer.weight_decay above 0")
         config = dataclasses.replace(config, weight_decay=weight_decay)
     if factor is not None or weight_decay is not None:
-        schedule = run.schedule if factor is None else lambda step: factor * run.schedule(step)
-        optimizer = make_optimizer(config, schedule, run.finetuning)
+        schedule = run.learning.schedule if factor is None else lambda step: factor * run.learning.schedule(step)
+        optimizer = make_optimizer(config, schedule, run.learning.finetuning)
     if hyperparameters.label_smoothing is not None:
         smoothed = dataclasses.replace(run.config.loss, label_smoothing=hyperparameters.label_smoothing)
-        step = partial(step, loss=make_loss(smoothed, run.class_weights))
-        eval_step = partial(eval_step, loss=make_loss(smoothed))
+        losses = run.task.losses(smoothed)
+        step, eval_step = partial(step, loss=losses.train), partial(eval_step, loss=losses.evaluate)
     return partial(step, optimizer=optimizer), eval_step
 
 
 def _evaluate(
     state: TrainState, data: dict[str, jax.Array], *, eval_step: Callable, pieces: Pieces
 ) -> dict[str, jax.Array]:
-    """Means over a split under the weights, and as `ema_*` under their average."""
+    """Means over a split under the weights, and with AVERAGED before the name under their average."""
     variables = {"": {"params": state.params, "batch_stats": state.batch_stats}}
     if state.ema is not None:
-        variables["ema_"] = state.ema
+        variables[AVERAGED] = state.ema
 
     def add(totals, inputs):
         batch = gather(data, inputs)
         return {kind: totals[kind].merge(eval_step(variables[kind], batch)) for kind in variables}, None
 
-    inputs = evaluation_inputs(len(data["label"]), pieces.eval_batch_size)
+    inputs = evaluation_inputs(batch_size(data), pieces.eval_batch_size)
     inputs = _own_columns(jax.tree.map(jnp.asarray, inputs), pieces.axis_name)
     totals, _ = scan(add, {kind: pieces.metrics.empty() for kind in variables}, inputs)
     return {kind + name: value for kind, sums in totals.items() for name, value in sums.compute().items()}

@@ -95,17 +95,17 @@ def run_arrays(workdir: epath.Path, step: str = "best") -> tuple[Tensors, dict[s
       UserError: there is no run, or no such checkpoint of it.
       DamagedError: the checkpoint is damaged.
     """
-    config: dict[str, Any] = workdir_lib.read_config(workdir)["config"]
+    saved = workdir_lib.read_config(workdir)
+    config: dict[str, Any] = saved["config"]
     folder = workdir / "checkpoints"
     optimizer = config["optimizer"]
     averaged = optimizer.get("ema_decay") is not None or optimizer.get("lookahead_every_steps") is not None
-    metric = config["checkpoint"]["best_metric"]
     if not folder.exists():
         raise UserError(f"{workdir} has no checkpoint yet")
     checkpoints = Checkpoints(
         folder,
         keep_best=config["checkpoint"]["keep_best"],
-        best_metric=f"ema_{metric}" if averaged else metric,
+        **workdir_lib.rank_by(saved),
         read_only=True,
     )
     try:

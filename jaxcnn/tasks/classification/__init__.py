@@ -1,1 +1,90 @@
-"""Classification: an image, and the one class that it is of."""
+"""Classification: an image, and the one class, or the distribution over the classes, that it is of."""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxcnn import data as data_lib
+from jaxcnn.augment import average_views, check_augment, make_augment, make_normalise, mirrored
+from jaxcnn.config import Config
+from jaxcnn.data import Source
+from jaxcnn.errors import UserError
+from jaxcnn.tasks.classification.losses import class_weights, make_loss
+from jaxcnn.tasks.classification.metrics import TOP5_ACCURACY, metrics_for
+from jaxcnn.tasks.task import Batch, Losses, Prepare, Task
+
+open_source, stand_in_source = data_lib.open_source, data_lib.stand_in_source
+
+
+def make_task(
+    config: Config, source: Source, *, resident: bool, device_batch: int, progress: Callable[..., None] | None = None
+) -> Task:
+    """The task of telling a source's classes apart. Raises UserError where images or classes do not suit the config.
+
+    Args:
+      config: validated.
+      source: of images and labels.
+      resident: whether the images live on the device; what is done at decode otherwise is then done there.
+      device_batch: examples of a batch on each device.
+      progress: told while labels are read.
+    """
+    num_classes, image_shape = len(source.class_names), source.image_shape
+    check_augment(config.augment, image_shape, device_batch=device_batch)
+    weights = class_weights(config.loss, lambda: data_lib.labels_of(source.splits["train"], progress), num_classes)
+    metrics = metrics_for(num_classes)
+    return Task(
+        learns=f"{num_classes} classes",
+        example=jax.ShapeDtypeStruct(image_shape, jnp.float32),
+        model={"num_classes": num_classes, "image_size": min(image_shape[:2])},
+        facts=partial(_statistics, config=config, source=source),
+        prepare=partial(_make_prepare, config=config, source=source, resident=resident),
+        losses=lambda loss: Losses(train=make_loss(loss, weights), evaluate=make_loss(loss)),
+        metrics=metrics,
+        recorded=("accuracy", *(["top5_accuracy"] if TOP5_ACCURACY in metrics else [])),
+        best_metric="accuracy",
+        apply=partial(average_views, views=config.eval_tta),
+        examples="images",
+    )
+
+
+def _statistics(
+    train_arrays: Callable[[], dict[str, np.ndarray]] | None, *, config: Config, source: Source
+) -> dict[str, Any]:
+    """`mean` and `std` a channel, in 0..1: as the config has them, else measured on train."""
+    given = config.data.mean, config.data.std
+    if None not in given:
+        measured: Any = ((), ())
+    elif train_arrays is not None:
+        measured = data_lib.channel_statistics(train_arrays()["image"])
+    else:
+        measured = data_lib.measure_statistics(
+            source.splits["train"], image_shape=source.image_shape, skip_damaged=config.data.damaged == "skip"
+        )
+    mean, std = (tuple(map(float, own or of_train)) for own, of_train in zip(given, measured, strict=True))
+    channels = source.image_shape[-1]
+    if not len(mean) == len(std) == channels:
+        raise UserError(f"data.mean and data.std need {channels} values each, one a channel; got {mean} and {std}")
+    return {"mean": mean, "std": std}
+
+
+def _make_prepare(facts: dict[str, Any], *, config: Config, source: Source, resident: bool) -> Prepare:
+    normalise = make_normalise(facts["mean"], facts["std"])
+    augment = make_augment(
+        config.augment,
+        mean=facts["mean"],
+        std=facts["std"],
+        image_shape=source.image_shape,
+        num_classes=len(source.class_names),
+        cropped_at_decode=not resident,
+    )
+
+    def prepare(key: Any, keys: Any, batch: Batch) -> tuple[jax.Array, jax.Array]:
+        if keys is None:
+            return normalise(batch["image"]), batch["label"]
+        return augment(keys, batch["image"], batch["label"], mirrored(key, batch))
+
+    return prepare

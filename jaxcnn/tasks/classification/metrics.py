@@ -1,52 +1,59 @@
-"""What is counted: clu collections of sums and counts over per-example values and a mask.
+"""Metrics of classification, by name: of logits [B, K] and labels, classes [B] or distributions [B, K]."""
 
-Sums are merged on the device and divided once, at the end: never a mean of means.
-"""
+from functools import partial
+from typing import Any
 
-import flax.struct
 import jax
 import jax.numpy as jnp
-from clu import metrics as clu_metrics
+
+from jaxcnn.tasks.metric import Metric
 
 TOP5_FROM_CLASSES = 20  # with fewer classes a top-5 accuracy says little
 
 
-@flax.struct.dataclass
-class Metrics(clu_metrics.Collection):
-    """Loss and top-1 accuracy of a split, each example counted once."""
-
-    loss: clu_metrics.Average.from_output("loss")  # type: ignore[valid-type]
-    accuracy: clu_metrics.Average.from_output("accuracy")  # type: ignore[valid-type]
+def classes_of(labels: jax.Array) -> jax.Array:
+    """Classes int [B]; of a distribution the likeliest."""
+    return labels.argmax(axis=-1) if labels.ndim == 2 else labels
 
 
-@flax.struct.dataclass
-class Top5Metrics(clu_metrics.Collection):  # clu does not see inherited fields
-    """The same with top-5 accuracy, for sets of many classes."""
-
-    loss: clu_metrics.Average.from_output("loss")  # type: ignore[valid-type]
-    accuracy: clu_metrics.Average.from_output("accuracy")  # type: ignore[valid-type]
-    top5_accuracy: clu_metrics.Average.from_output("top5_accuracy")  # type: ignore[valid-type]
+def _is_right(logits: jax.Array, labels: jax.Array, losses: jax.Array) -> jax.Array:
+    return (logits.argmax(axis=-1) == classes_of(labels)).astype(jnp.float32)
 
 
-def metrics_for(num_classes: int) -> type[Metrics] | type[Top5Metrics]:
-    """The collection that makes sense for so many classes."""
-    return Top5Metrics if num_classes >= TOP5_FROM_CLASSES else Metrics
+def _is_in_top5(logits: jax.Array, labels: jax.Array, losses: jax.Array) -> jax.Array:
+    _, top5 = jax.lax.top_k(logits, 5)  # of equals the first, as argmax has it
+    return (top5 == classes_of(labels)[:, None]).any(axis=-1).astype(jnp.float32)
 
 
-def example_values(logits: jax.Array, labels: jax.Array, losses: jax.Array) -> dict[str, jax.Array]:
-    """Per-example values [batch] for a collection; labels are classes [batch] or soft targets [batch, classes]."""
-    classes = labels.argmax(axis=-1) if labels.ndim == 2 else labels
-    values = {"loss": losses, "accuracy": (logits.argmax(axis=-1) == classes).astype(jnp.float32)}
-    if logits.shape[-1] >= TOP5_FROM_CLASSES:
-        _, top5 = jax.lax.top_k(logits, 5)  # of equals the first, as argmax has it
-        values["top5_accuracy"] = (top5 == classes[:, None]).any(axis=-1).astype(jnp.float32)
-    return values
+def _counts(logits: jax.Array, labels: jax.Array, losses: jax.Array) -> jax.Array:
+    """One-hot, [B, 3 K]: the class that was right, the label's, the predicted one."""
+    label, predicted = (jax.nn.one_hot(x, logits.shape[-1]) for x in (classes_of(labels), logits.argmax(axis=-1)))
+    return jnp.concatenate([label * predicted, label, predicted], axis=-1)
 
 
-def collect(
-    metrics: type[Metrics], values: dict[str, jax.Array], mask: jax.Array, *, axis_name: str | None = None
-) -> Metrics:
-    """One batch's sums and counts, over all devices when there is an axis. `mask` is [batch], True where real."""
-    if axis_name is None:
-        return metrics.single_from_model_output(mask=mask, **values)
-    return metrics.gather_from_model_output(axis_name=axis_name, mask=mask, **values)
+def _macro_f1(shares: Any) -> Any:
+    """Of the means of `_counts` [..., 3 K], as scores.py has it: over classes that occur, as a label or predicted."""
+    right, label, predicted = jnp.split(shares, 3, axis=-1)
+    occurs = label + predicted > 0
+    return (2 * right / jnp.where(occurs, label + predicted, 1)).sum(axis=-1) / occurs.sum(axis=-1)
+
+
+def _balanced_accuracy(shares: Any) -> Any:
+    """The mean recall of classes that occur as a label."""
+    right, label, _ = jnp.split(shares, 3, axis=-1)
+    return (right / jnp.where(label > 0, label, 1)).sum(axis=-1) / (label > 0).sum(axis=-1)
+
+
+ACCURACY = Metric("accuracy", _is_right, higher_is_better=True)
+TOP5_ACCURACY = Metric("top5_accuracy", _is_in_top5, higher_is_better=True)
+
+
+def metrics_for(num_classes: int) -> tuple[Metric, ...]:
+    """All that can be measured with so many classes, but the loss."""
+    of_counts = partial(Metric, of_examples=_counts, higher_is_better=True, size=3 * num_classes)
+    return (
+        ACCURACY,
+        *([TOP5_ACCURACY] if num_classes >= TOP5_FROM_CLASSES else []),
+        of_counts("macro_f1", finish=_macro_f1),
+        of_counts("balanced_accuracy", finish=_balanced_accuracy),
+    )

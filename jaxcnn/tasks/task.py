@@ -1,0 +1,47 @@
+"""The seam between the training core and what is learned: a task is plain data and pure functions.
+
+The core knows of a batch only `index`, `epoch`, `mask` and `valid`; all else of it is the task's.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import numpy as np
+
+from jaxcnn.tasks.metric import Metric
+
+Batch = dict[str, jax.Array]  # arrays [B, ...], as the source has them
+Loss = Callable[[Any, Any], jax.Array]  # (outputs, targets) [B, ...] -> float32 [B]
+# (the run's key, a key for each example, batch) -> (inputs, targets); without keys, (None, None, batch), as evaluated
+Prepare = Callable[[Any, Any, Batch], tuple[Any, Any]]
+
+
+@dataclass(frozen=True)
+class Losses:
+    """What is minimised, and what is reported."""
+
+    train: Loss  # with the weights of examples, where there are some
+    evaluate: Loss
+
+
+@dataclass(frozen=True)
+class Task:
+    """What is learned from a source, made once from it and the config; tasks/__init__.py names all.
+
+    `facts` measures, once, what `prepare` needs to know of the train split, such as statistics: plain data, which
+    config.json keeps. It is given what returns train's arrays, or None where they are streamed.
+    """
+
+    learns: str  # what there is to learn, for messages: "10 classes"
+    example: Any  # shapes and dtypes of one example's inputs, as the model gets them, without the batch's axis
+    model: dict[str, Any]  # keywords that the model needs: {"num_classes": 10}
+    facts: Callable[[Callable[[], dict[str, np.ndarray]] | None], dict[str, Any]]
+    prepare: Callable[[dict[str, Any]], Prepare]
+    losses: Callable[[Any], Losses]  # config.loss, whose numbers may be traced -> the losses
+    metrics: tuple[Metric, ...]  # all that can be asked for, beside the loss
+    recorded: tuple[str, ...]  # those that are always measured
+    best_metric: str  # chooses the weights, unless the config says
+    apply: Callable[[Callable[[Any], Any], Any], Any] = lambda model, inputs: model(inputs)  # in evaluation
+    examples: str = "examples"  # what they are called, in lines for people
