@@ -1,6 +1,8 @@
 """The lists of what a config may choose from: whole, and the only ones. Toys are added by an entry each."""
 
 import importlib
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -31,6 +33,7 @@ from jaxcnn.errors import UserError
 from jaxcnn.training.optim import Rate, Span, make_chain
 from tests.runs import arrays, rows, small_config, train
 
+ROOT = Path(__file__).resolve().parents[1]
 ENTRIES = [
     pytest.param(choice, id=f"{field}={name}")
     for field, choices in {**CHOICES, "data.name": SOURCES}.items()
@@ -189,3 +192,17 @@ def test_colour_is_not_promised_of_records_that_cannot_be_converted(monkeypatch:
     assert open_stored(DataConfig(name="toy", channels=1)).image_shape == (8, 8, 1)
     with pytest.raises(UserError, match=r"data.channels=3: toy has images of 1 channels, and its source converts none"):
         open_stored(DataConfig(name="toy", channels=3))
+
+
+def test_what_a_choice_asks_is_said_before_jax_is_imported() -> None:
+    """Of every name, so that a mistake is answered at once."""
+    code = (
+        "import sys; from jaxcnn.config import Config, choices, validate\n"
+        "for field, names in choices.CHOICES.items():\n"
+        "    for name, choice in names.items():\n"
+        "        if choice.check is not None:\n"
+        "            list(choice.check(Config()))\n"
+        "validate(Config())\n"
+        "sys.exit('jax' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
