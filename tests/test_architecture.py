@@ -84,7 +84,7 @@ READERS = {
     "model": (("config", "config.model"), ("build", "make")),
     "loss": (("config", "config.loss"), ("losses",)),
     "optimizer": (("optimizer", "config.optimizer"), ("optim", "averaging", "build")),
-    "groups": (("groups",), ("optim",)),
+    "groups": (("groups", "optimizer.groups"), ("airbench_optim",)),
     "schedule": (("schedule",), ("optim", "patience")),
     "early_stop": (("config.early_stop", "early_stop"), ("patience", "config")),
     "finetune": (("finetune",), ("finetune",)),

@@ -9,11 +9,13 @@ import optax
 import pytest
 
 from jaxcnn.config import OptimizerConfig, ScheduleConfig
+from jaxcnn.config.choices import OPTIMIZERS
 from jaxcnn.errors import UserError
 from jaxcnn.models import MODELS
+from jaxcnn.run.checkpoint import flatten
 from jaxcnn.training.optim import kernel_mask, make_optimizer, make_schedule
 
-NAMES = ("sgd", "momentum", "nesterov", "adagrad", "rmsprop", "adam", "adamw", "lamb", "lion", "muon")
+NAMES = [name for name in OPTIMIZERS if not name.startswith("airbench_")]  # those have a test of their own
 W, B = np.array([[1.0, -2.0], [3.0, 0.5]]), np.array([4.0, -5.0])  # a kernel and a bias
 GW, GB = np.array([[0.5, 0.1], [-0.2, 0.4]]), np.array([0.3, -0.6])  # their gradients
 
@@ -281,6 +283,45 @@ def test_muon_orthogonalises_kernels_and_leaves_the_rest_to_adam() -> None:
     assert float(jnp.vdot(updates["conv1"]["kernel"], gradients["conv1"]["kernel"])) < 0  # downhill
     for layer, name in (("conv1", "bias"), ("head", "kernel")):
         np.testing.assert_allclose(updates[layer][name], -np.sign(gradients[layer][name]), rtol=1e-4)
+
+
+ARRAYS = {  # of an optimizer's state, in the order and by the names that checkpoints have had so far
+    "sgd": "7/count",
+    "momentum": "4/trace/conv1/kernel 4/trace/whiten/bias 7/count",
+    "nesterov": "4/trace/conv1/kernel 4/trace/whiten/bias 7/count",
+    "adagrad": "4/sum_of_squares/conv1/kernel 4/sum_of_squares/whiten/bias 7/count",
+    "rmsprop": "4/0/nu/conv1/kernel 4/0/nu/whiten/bias 4/1/trace/conv1/kernel 4/1/trace/whiten/bias 7/count",
+    **dict.fromkeys(
+        ("adam", "adamw", "lamb"),
+        "4/count 4/mu/conv1/kernel 4/mu/whiten/bias 4/nu/conv1/kernel 4/nu/whiten/bias 7/count",
+    ),
+    "lion": "4/count 4/mu/conv1/kernel 4/mu/whiten/bias 7/count",
+    "muon": (
+        "4/inner_states/adam/inner_state/count 4/inner_states/adam/inner_state/mu/whiten/bias "
+        "4/inner_states/adam/inner_state/nu/whiten/bias 4/inner_states/muon/inner_state/0/count "
+        "4/inner_states/muon/inner_state/0/mu/conv1/kernel 4/inner_states/muon/inner_state/0/ns_coeffs 7/count"
+    ),
+    **{
+        name: (
+            f"2/inner_states/head/inner_state/2/count 2/inner_states/kernels/inner_state/{link}/trace/conv1/kernel "
+            "2/inner_states/kernels/inner_state/2/count 2/inner_states/norm_biases/inner_state/2/count "
+            "2/inner_states/whiten_bias/inner_state/1/trace/whiten/bias 2/inner_states/whiten_bias/inner_state/2/count"
+        )
+        for name, link in (("airbench_sgd", 1), ("airbench_muon", 0))
+    },
+}
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+@pytest.mark.parametrize("fields", [{}, {"weight_decay": 0.1, "clip_norm": 1.0, "clip_value": 1.0}])
+def test_checkpoints_of_before_have_the_same_arrays(name: str, fields: dict[str, float]) -> None:
+    """A link's place in the chain is in the names, so a link that is off keeps its place."""
+    params = {"conv1": {"kernel": jnp.ones((3, 3, 2, 4))}, "whiten": {"bias": jnp.ones(4)}}
+    optimizer, rate = OptimizerConfig(name=name, **fields), optax.constant_schedule(0.1)  # type: ignore[arg-type]
+    assert " ".join(flatten(make_optimizer(optimizer, rate).init(params))) == ARRAYS[name]
+    if not name.startswith("airbench_"):
+        state = make_optimizer(optimizer, rate, plateau=True).init(params)
+        assert " ".join(flatten(state)) == f"{ARRAYS[name]} 8/rate_factor"
 
 
 def test_unknown_optimizer_names_the_nearest() -> None:

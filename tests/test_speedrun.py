@@ -21,9 +21,10 @@ from jaxcnn.errors import UserError
 from jaxcnn.layers.norm import BatchNorm
 from jaxcnn.models import MODELS
 from jaxcnn.models.airbench import Airbench, dirac, uniform, unit_std, whiten_bias, whitening_kernel
+from jaxcnn.training.airbench_optim import orthogonalise, parameter_groups
 from jaxcnn.training.averaging import lookahead, make_average
 from jaxcnn.training.build import build, peak_rate
-from jaxcnn.training.optim import make_optimizer, make_schedule, orthogonalise, parameter_groups
+from jaxcnn.training.optim import make_optimizer, make_schedule
 from tests import fake_tfds
 from tests.runs import arrays, rows, small_config, train
 

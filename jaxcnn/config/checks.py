@@ -1,6 +1,7 @@
 """Checks of a config: every field's type, choice and range, then what must hold between fields.
 
-Names of models and data sets are checked where they are known, in training/build.py.
+What a name may be, and what reads an option, is asked of choices.py. Names of models and data sets are checked where
+they are known, in training/build.py.
 """
 
 import dataclasses
@@ -8,47 +9,32 @@ import math
 import re
 import types
 import typing
+from collections.abc import Iterator, Sequence
 from itertools import pairwise
 from typing import Any
 
+from jaxcnn.config.choices import CHOICES, SOURCES
 from jaxcnn.config.plain import flatten
-from jaxcnn.config.schema import LARGEST_INTEGER, AugmentConfig, Config, EarlyStopConfig, FinetuneConfig
+from jaxcnn.config.schema import LARGEST_INTEGER, AugmentConfig, Config, EarlyStopConfig
 from jaxcnn.errors import UserError, nearest
-
-# Options that the run reads with some choices alone: option, or the beginning of several; the choice, and which.
-_READ_BY = (
-    ("schedule.final_fraction", "schedule.name", ("cosine", "linear", "triangle", "plateau")),
-    ("schedule.initial_fraction", "schedule.name", ("triangle",)),
-    ("schedule.peak_fraction", "schedule.name", ("one_cycle", "triangle")),
-    ("schedule.step_", "schedule.name", ("step",)),
-    ("schedule.plateau_", "schedule.name", ("plateau",)),
-    ("loss.label_smoothing", "loss.name", ("cross_entropy",)),
-    ("loss.focal_gamma", "loss.name", ("focal",)),
-    (
-        "optimizer.momentum",
-        "optimizer.name",
-        ("momentum", "nesterov", "rmsprop", "muon", "airbench_sgd", "airbench_muon"),
-    ),
-    ("optimizer.beta1", "optimizer.name", ("adam", "adamw", "lamb", "lion", "muon")),
-    ("optimizer.beta2", "optimizer.name", ("rmsprop", "adam", "adamw", "lamb", "lion", "muon")),
-    ("optimizer.epsilon", "optimizer.name", ("adagrad", "rmsprop", "adam", "adamw", "lamb", "muon")),
-    ("optimizer.groups.", "optimizer.name", ("airbench_sgd", "airbench_muon")),
-)
 
 
 def check_unread(config: Config) -> None:
     """Raises UserError where an option was changed that a run would not read. Of runs that have begun, none is."""
     values, defaults = flatten(config), flatten(Config())
-    decay = "optimizer.lookahead_decay"
-    if values["optimizer.lookahead_every_steps"] is None and values[decay] != defaults[decay]:
+    changed = [name for name, value in values.items() if value != defaults[name]]
+    if values["optimizer.lookahead_every_steps"] is None and "optimizer.lookahead_decay" in changed:
         raise UserError(
-            f"{decay}={values[decay]} is read with optimizer.lookahead_every_steps only; set that, e.g. to 5"
+            f"optimizer.lookahead_decay={values['optimizer.lookahead_decay']} is read with "
+            "optimizer.lookahead_every_steps only; set that, e.g. to 5"
         )
-    for beginning, choice, readers in _READ_BY:
-        for name, value in values.items():
-            if name.startswith(beginning) and value != defaults[name] and values[choice] not in readers:
+    for chooser, choices in {**CHOICES, "data.name": SOURCES}.items():
+        chosen, _, _ = values[chooser].partition(":")  # of a source its kind
+        for name in changed:
+            readers = [each for each, choice in choices.items() if choice.is_reader_of(name)]
+            if readers and chosen not in readers:
                 raise UserError(
-                    f"{name}={value} is read by {choice}={', '.join(readers)} only, and {choice} is {values[choice]}; "
+                    f"{name}={values[name]} is read by {chooser}={', '.join(readers)} only, and {chooser} is {chosen}; "
                     f"leave it at {defaults[name]!r}"
                 )
 
@@ -63,127 +49,117 @@ def validate(config: Config, *, unread: bool = True) -> None:
     _validate_fields(config, "")
     if unread:
         check_unread(config)
-    optimizer, schedule, loss, augment = config.optimizer, config.schedule, config.loss, config.augment
-    early_stop = config.early_stop
+    for group in (
+        _optimizer, _schedule, _data, _logging, _initial_weights, _loss, _choices, _early_stop, _augment, _finetune
+    ):  # fmt: skip
+        for complaint in group(config):
+            raise UserError(complaint)
+
+
+# ---- what must hold between fields: a group at a time, the message of each thing that is wrong
+
+
+def _optimizer(config: Config) -> Iterator[str]:
+    optimizer = config.optimizer
     if config.batch_size % optimizer.accumulate:
-        raise UserError(
-            f"batch_size={config.batch_size} does not divide into optimizer.accumulate={optimizer.accumulate} parts"
-        )
-    if schedule.name == "step" and not schedule.step_epochs:
-        raise UserError("schedule.name=step needs schedule.step_epochs, e.g. --config.schedule.step_epochs='(30,60)'")
-    if any(later <= earlier for earlier, later in pairwise([schedule.warmup_epochs, *schedule.step_epochs])):
-        raise UserError(
+        yield f"batch_size={config.batch_size} does not divide into optimizer.accumulate={optimizer.accumulate} parts"
+    if optimizer.ema_decay is not None and optimizer.lookahead_every_steps is not None:
+        yield "optimizer.ema_decay and optimizer.lookahead_every_steps both average; set one of them to none"
+
+
+def _schedule(config: Config) -> Iterator[str]:
+    schedule = config.schedule
+    if not _increases([schedule.warmup_epochs, *schedule.step_epochs]):
+        yield (
             f"schedule.step_epochs={schedule.step_epochs} must increase, from after the warm-up "
             f"(schedule.warmup_epochs={schedule.warmup_epochs:g}) on, e.g. '(30, 60)'"
         )
-    if config.data.fold is not None:
-        parse_fold(config.data.fold)
+
+
+def _data(config: Config) -> Iterator[str]:
+    data = config.data
+    if data.fold is None:
+        return
+    parse_fold(data.fold)
+    if data.validation_split is not None:
+        yield f"data.fold={data.fold} makes validation of train_split; set data.validation_split=none"
+
+
+def _logging(config: Config) -> Iterator[str]:
     if config.profile.steps is not None:
         parse_steps(config.profile.steps)
+    if config.tensorboard_media and not config.tensorboard:
+        yield "tensorboard_media=true is written with tensorboard=true only"
+    if config.profile.steps is not None and not config.tensorboard:
+        yield f"profile.steps={config.profile.steps} is written with tensorboard=true only"
+
+
+def _initial_weights(config: Config) -> Iterator[str]:
+    if config.init_from is not None:
+        if config.model.initializer is not None:
+            yield f"model.initializer={config.model.initializer} draws what init_from loads; set one of them"
+        return
     for name, default in (("init_head", "keep"), ("init_adapt", False), ("init_allow", ())):
-        if config.init_from is None and getattr(config, name) != default:
-            raise UserError(f"{name}={getattr(config, name)} is for init_from, which is not given")
-    if config.init_from is not None and config.model.initializer is not None:
-        raise UserError(f"model.initializer={config.model.initializer} draws what init_from loads; set one of them")
-    for ignored, reason in (
-        (
-            config.data.fold is not None and config.data.validation_split is not None,
-            f"data.fold={config.data.fold} makes validation of train_split; set data.validation_split=none",
-        ),
-        (
-            loss.class_weights != "none" and loss.class_weight_values,
-            f"loss.class_weights={loss.class_weights} and loss.class_weight_values both weigh classes; set one of them",
-        ),
-        (
-            schedule.name == "plateau" and optimizer.name.startswith("airbench_"),
-            f"optimizer.name={optimizer.name} has rates of its own; for schedule.name=plateau choose another, "
-            "e.g. nesterov",
-        ),
-        (
-            early_stop.patience_evaluations is None and early_stop != EarlyStopConfig(),
+        if getattr(config, name) != default:
+            yield f"{name}={getattr(config, name)} is for init_from, which is not given"
+
+
+def _loss(config: Config) -> Iterator[str]:
+    loss = config.loss
+    if loss.class_weights != "none" and loss.class_weight_values:
+        yield (
+            f"loss.class_weights={loss.class_weights} and loss.class_weight_values both weigh classes; set one of them"
+        )
+
+
+def _choices(config: Config) -> Iterator[str]:
+    """What the entries of choices.py ask for themselves."""
+    values = flatten(config)
+    for field, choices in CHOICES.items():
+        check = choices[values[field]].check
+        if check is not None:
+            yield from check(config)
+
+
+def _early_stop(config: Config) -> Iterator[str]:
+    if config.early_stop.patience_evaluations is None and config.early_stop != EarlyStopConfig():
+        yield (
             "early_stop.metric and early_stop.min_delta are read with early_stop.patience_evaluations only; set that, "
-            "e.g. to 10",
-        ),
-        (
-            schedule.name == "plateau"
-            and early_stop.patience_evaluations is not None
-            and early_stop.patience_evaluations <= schedule.plateau_evaluations
-            and early_stop.metric == schedule.plateau_metric,
-            f"early_stop.patience_evaluations={early_stop.patience_evaluations} ends the run before "
-            f"schedule.plateau_evaluations={schedule.plateau_evaluations} lowers the rate; make it larger, "
-            f"e.g. {2 * schedule.plateau_evaluations + 1}",
-        ),
-        (
-            schedule.name in ("one_cycle", "triangle") and schedule.warmup_epochs,
-            f"schedule.name={schedule.name} warms up by itself; set schedule.warmup_epochs=0",
-        ),
-        (
-            augment.flip and augment.alternating_flip,
-            "augment.flip and augment.alternating_flip both mirror; set one of them to false",
-        ),
-        (
-            augment.randaugment_ops and augment.trivial_augment,
-            "augment.randaugment_ops and augment.trivial_augment are two policies; set one of them to 0 or false",
-        ),
-        (
-            not augment.randaugment_ops and augment.randaugment_magnitude != AugmentConfig().randaugment_magnitude,
+            "e.g. to 10"
+        )
+
+
+def _augment(config: Config) -> Iterator[str]:
+    augment, default = config.augment, AugmentConfig()
+    if augment.flip and augment.alternating_flip:
+        yield "augment.flip and augment.alternating_flip both mirror; set one of them to false"
+    if augment.randaugment_ops and augment.trivial_augment:
+        yield "augment.randaugment_ops and augment.trivial_augment are two policies; set one of them to 0 or false"
+    if not augment.randaugment_ops and augment.randaugment_magnitude != default.randaugment_magnitude:
+        yield (
             f"augment.randaugment_magnitude={augment.randaugment_magnitude} is read with augment.randaugment_ops only; "
-            "set that, 2 in the paper",
-        ),
-        (
-            augment.fill != "constant" and not (augment.rotation or augment.shift or augment.shear or augment.zoom),
-            f"augment.fill={augment.fill} is read with augment.rotation, shift, shear or zoom only; set one of them",
-        ),
-        *(
-            (
-                not augment.random_resized_crop and given != default,
-                f"augment.{name}={given} is read with augment.random_resized_crop only; set that to true",
-            )
-            for name, given, default in (
-                ("crop_area", augment.crop_area, AugmentConfig().crop_area),
-                ("crop_aspect", augment.crop_aspect, AugmentConfig().crop_aspect),
-            )
-        ),
-        *(
-            (
-                len(given) != 2 or given[0] > given[-1],
-                f"augment.{name}={given} must be two numbers, the smaller first, e.g. '(0.5, 1.0)'",
-            )
-            for name, given in (("crop_area", augment.crop_area), ("crop_aspect", augment.crop_aspect))
-        ),
-        (
-            optimizer.ema_decay is not None and optimizer.lookahead_every_steps is not None,
-            "optimizer.ema_decay and optimizer.lookahead_every_steps both average; set one of them to none",
-        ),
-        (
-            optimizer.name.startswith("airbench_") and (optimizer.l1 or optimizer.weight_decay_mode != "auto"),
-            f"optimizer.name={optimizer.name} has a decay of its own; set optimizer.l1=0 and "
-            "optimizer.weight_decay_mode=auto",
-        ),
-        (
-            optimizer.name == "airbench_muon" and optimizer.reference_batch_size is not None,
-            "optimizer.name=airbench_muon has a rate that does not go with the batch; set "
-            "optimizer.reference_batch_size=none",
-        ),
-        (
-            optimizer.name.startswith("airbench_") and config.finetune != FinetuneConfig(),
-            f"optimizer.name={optimizer.name} has groups of its own; for finetune.* choose another, e.g. nesterov",
-        ),
-        (
-            any(later <= earlier for earlier, later in pairwise(config.finetune.unfreeze_epochs)),
-            f"finetune.unfreeze_epochs={config.finetune.unfreeze_epochs} must increase, e.g. '(1, 2, 3)'",
-        ),
-        (
-            config.tensorboard_media and not config.tensorboard,
-            "tensorboard_media=true is written with tensorboard=true only",
-        ),
-        (
-            config.profile.steps is not None and not config.tensorboard,
-            f"profile.steps={config.profile.steps} is written with tensorboard=true only",
-        ),
-    ):
-        if ignored:
-            raise UserError(reason)
+            "set that, 2 in the paper"
+        )
+    if augment.fill != "constant" and not (augment.rotation or augment.shift or augment.shear or augment.zoom):
+        yield f"augment.fill={augment.fill} is read with augment.rotation, shift, shear or zoom only; set one of them"
+    crops = (
+        ("crop_area", augment.crop_area, default.crop_area),
+        ("crop_aspect", augment.crop_aspect, default.crop_aspect),
+    )
+    for name, pair, unchanged in crops:
+        if not augment.random_resized_crop and pair != unchanged:
+            yield f"augment.{name}={pair} is read with augment.random_resized_crop only; set that to true"
+        if len(pair) != 2 or pair[0] > pair[1]:
+            yield f"augment.{name}={pair} must be two numbers, the smaller first, e.g. '(0.5, 1.0)'"
+
+
+def _finetune(config: Config) -> Iterator[str]:
+    if not _increases(config.finetune.unfreeze_epochs):
+        yield f"finetune.unfreeze_epochs={config.finetune.unfreeze_epochs} must increase, e.g. '(1, 2, 3)'"
+
+
+def _increases(numbers: Sequence[float]) -> bool:
+    return all(earlier < later for earlier, later in pairwise(numbers))
 
 
 def parse_fold(fold: str) -> tuple[int, int]:
@@ -218,8 +194,9 @@ def _validate_fields(node: Any, prefix: str) -> None:
         if value is None:
             continue
         limits = each.metadata
-        if "choices" in limits and value not in limits["choices"]:
-            raise UserError(f"{name}={value!r} is not known; {nearest(str(value), limits['choices'])}")
+        choices = CHOICES.get(name, limits.get("choices"))
+        if choices is not None and value not in choices:
+            raise UserError(f"{name}={value!r} is not known; {nearest(str(value), choices)}")
         numbers = value if isinstance(value, tuple) else (value,)
         for number in numbers:
             if isinstance(number, float) and not math.isfinite(number):

@@ -25,7 +25,7 @@ MOST_STEPS = 10**8  # of a run: its schedule is worked out as a whole
 class DataConfig:
     """Which data, how they are split, and where they live."""
 
-    name: str = "digits"  # digits | tfds:NAME[/CONFIG][:VERSION] | folder:PATH | csv:PATH | npz:PATH
+    name: str = "digits"  # a key of choices.SOURCES and what it takes, folder:PATH, tfds:NAME[/CONFIG][:VERSION]
     dir: str | None = None  # where prepared sets lie; none: $TFDS_DATA_DIR, else ~/tensorflow_datasets; for a PATH: .
     train_split: str = "train"  # what to learn from, in TFDS's syntax: train[:80%], train+extra
     validation_split: str | None = None  # the same; none: the source's own, else a part held out of train
@@ -107,7 +107,7 @@ class ModelConfig:
 class LossConfig:
     """What is minimised."""
 
-    name: str = field(default="cross_entropy", metadata=_among("cross_entropy", "focal", "kl", "mse", "mae"))
+    name: str = "cross_entropy"  # a key of choices.LOSSES
     label_smoothing: float = field(default=0.0, metadata=_range(0, 0.99))
     focal_gamma: float = field(default=2.0, metadata=_range(0))  # Lin et al. 2017, eq. 4
     # Weights multiply an example's loss in training; the loss of validation and test is without them.
@@ -117,9 +117,9 @@ class LossConfig:
 
 @dataclass(slots=True)
 class GroupsConfig:
-    """airbench_sgd, airbench_muon: the groups of parameters. Rates are multiples of learning_rate.
+    """Options of airbench_sgd and airbench_muon alone, of their groups of parameters: training/airbench_optim.py.
 
-    Each has its weight_decay divided by its rate, so that all of them shrink alike.
+    Rates are multiples of learning_rate. Each group has its weight_decay divided by its rate: all of them shrink alike.
     """
 
     norm_bias_rate: float = field(default=1.0, metadata=_range(above=0))  # biases of batch norms
@@ -133,13 +133,7 @@ class GroupsConfig:
 class OptimizerConfig:
     """How the weights move; its links, in order, are in optim.py."""
 
-    name: str = field(
-        default="nesterov",
-        metadata=_among(
-            "sgd", "momentum", "nesterov", "adagrad", "rmsprop", "adam", "adamw", "lamb", "lion", "muon",
-            "airbench_sgd", "airbench_muon",
-        ),
-    )  # fmt: skip
+    name: str = "nesterov"  # a key of choices.OPTIMIZERS
     learning_rate: float = field(default=0.1, metadata=_range(above=0))  # at the schedule's peak
     reference_batch_size: int | None = field(default=None, metadata=_range(1))  # the rate is scaled by batch_size/this
     momentum: float = field(default=0.9, metadata=_range(0, 0.9999))  # momentum, nesterov, rmsprop (0: none), muons
@@ -166,9 +160,7 @@ class OptimizerConfig:
 class ScheduleConfig:
     """The learning rate over the run."""
 
-    name: str = field(
-        default="cosine", metadata=_among("cosine", "step", "one_cycle", "triangle", "linear", "constant", "plateau")
-    )
+    name: str = "cosine"  # a key of choices.SCHEDULES
     warmup_epochs: float = field(
         default=0.0, metadata=_range(0)
     )  # linear, from 0; not for one_cycle, which has its own
@@ -240,7 +232,7 @@ class ProfileConfig:
 class Config:
     """A run is a pure function of this, the data, and nothing else."""
 
-    task: str = "classification"  # a key of config.choices.TASKS
+    task: str = "classification"  # what is learned: a key of choices.TASKS
     seed: int = field(default=0, metadata=_range(0, 2**31 - 1))
     batch_size: int = field(default=128, metadata=_range(1, 2**20))  # global, over all devices
     eval_batch_size: int | None = field(

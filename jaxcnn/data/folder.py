@@ -20,6 +20,7 @@ from typing import ClassVar
 
 import numpy as np
 
+from jaxcnn.config.choices import SOURCES
 from jaxcnn.data.decoding import FILE_LIMIT, decode_any, read_header
 from jaxcnn.data.records import DamagedRecordError, Example, Split, StoredSet, one_line
 from jaxcnn.data.resident import Progress
@@ -266,16 +267,16 @@ def find_path(full_name: str, kind: str, rest: str, data_dir: str | None) -> Pat
         hint = nearest(missing, there) if there else "nothing like it is there"
         raise UserError(f"{full_name}: there is no {missing!r} in {parent}: {hint}")
     suffix = path.suffix.lower()
-    if kind == "folder" and not path.is_dir():
+    is_file = SOURCES[kind].takes == "FILE"
+    if not is_file and not path.is_dir():
         advice = {
-            ".csv": f"did you mean csv:{rest}?",
-            ".npz": f"did you mean npz:{rest}?",
+            **{f".{other}": f"did you mean {other}:{rest}?" for other in SOURCES if SOURCES[other].takes == "FILE"},
             **dict.fromkeys((".zip", ".tar", ".gz", ".tgz", ".7z", ".rar", ".bz2", ".xz"), "unpack it first"),
         }
         raise UserError(f"{full_name} is a file, not a folder; {advice.get(suffix, _LAYOUT)}")
-    if kind != "folder" and path.is_dir():
+    if is_file and path.is_dir():
         raise UserError(f"{full_name} is a folder, not a file; did you mean folder:{rest}?")
-    if kind == "folder" and path.stat().st_dev in _kernels_devices():
+    if not is_file and path.stat().st_dev in _kernels_devices():
         raise UserError(f"{full_name} is the system's own, where no images lie; name another folder")
     return path
 

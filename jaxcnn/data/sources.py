@@ -1,16 +1,21 @@
 """What a data set's name means: the source behind it, in the shape and the splits of the run.
 
-Opening never downloads, prepares or needs TensorFlow.
+Each kind of source is a function here, named by an entry of config/choices.py. Opening never downloads, prepares or
+needs TensorFlow.
 """
 
 import contextlib
 import logging
 import os
+from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
 from jaxcnn.config import DataConfig
+from jaxcnn.config.choices import SOURCES
 from jaxcnn.data.arrays import open_npz
 from jaxcnn.data.decoding import with_channels
 from jaxcnn.data.digits import open_digits
@@ -32,8 +37,6 @@ from jaxcnn.errors import UserError, nearest
 from jaxcnn.files import user_path
 
 _log = logging.getLogger(__name__)
-
-OWN_KINDS = ("folder", "csv", "npz")  # a user's own: KIND:PATH
 
 
 def open_source(
@@ -98,35 +101,29 @@ def open_stored(
     """Finds the set as it is stored, with its own splits and sizes. Arguments as for open_source and open_files."""
     if data.channels == 2:
         raise UserError("data.channels=2: images have 1 channel (grey) or 3 (RGB)")
-    kind, _, rest = data.name.partition(":")
-    if data.name == "digits":
-        return _force_channels(open_digits(), data.channels)
-    if kind == "tfds" and rest:
-        return _force_channels(open_tfds(data.name, rest, data.dir), data.channels)
-    if kind not in OWN_KINDS:
+    kind, colon, rest = data.name.partition(":")
+    choice = SOURCES.get(kind)
+    if choice is None or (colon and not choice.takes) or (choice.takes == "NAME" and not rest):
         raise _unknown_name(data)
-    path = find_path(data.name, kind, rest, data.dir)
-    if kind == "npz":
-        return open_npz(data.name, path, channels=data.channels, partial=partial)
-    open_files = open_folder if kind == "folder" else open_csv
-
-    def headers_read(done: int, total: int) -> None:
-        if progress is not None:
-            progress(f"reading the headers of {data.name}", done, total)
-
-    return open_files(data.name, path, channels=data.channels, progress=headers_read, damaged=damaged, partial=partial)
+    of_files = choice.takes in ("FOLDER", "FILE")
+    where = find_path(data.name, kind, rest, data.dir) if of_files else rest
+    stored = choice.load()(data, where, Opening(progress, damaged, partial))
+    return _force_channels(stored, data)
 
 
 def _unknown_name(data: DataConfig) -> UserError:
+    of_files = [kind for kind, choice in SOURCES.items() if choice.takes in ("FOLDER", "FILE")]
     there = False
     with contextlib.suppress(ValueError):
         there = os.path.exists(user_path(data.name))
     if there:
         suffix = os.path.splitext(data.name)[1].lower().removeprefix(".")
-        kind = suffix if suffix in OWN_KINDS else "folder"
+        kind = suffix if suffix in of_files else "folder"
         return UserError(f"data.name={data.name!r} says not of what kind it is: did you mean {kind}:{data.name}?")
-    own = [f"{kind}:PATH" for kind in OWN_KINDS]
-    valid = ["digits", *own, *(f"tfds:{name}" for name in prepared_sets(tfds_directory(data.dir)))]
+    valid = [kind for kind, choice in SOURCES.items() if not choice.takes]
+    valid += [f"{kind}:PATH" for kind in of_files]
+    valid += [f"{kind}:NAME" for kind, choice in SOURCES.items() if choice.takes == "NAME" and kind != "tfds"]
+    valid += [f"tfds:{name}" for name in prepared_sets(tfds_directory(data.dir))]
     kind, colon, _ = data.name.partition(":")
     name = f"{kind}:PATH" if colon and kind != "tfds" else data.name  # of a path, only the kind can be misspelled
     return UserError(
@@ -135,9 +132,61 @@ def _unknown_name(data: DataConfig) -> UserError:
     )
 
 
-def _force_channels(stored: StoredSet, channels: int | None) -> StoredSet:
-    """The set with its images decoded to so many channels; none: as they are stored."""
+# ---- the kinds: (config, what stands after the colon, opening) -> the set as it is stored
+
+
+class Opening(NamedTuple):
+    """How a set is opened; each kind reads what it knows of. The arguments of open_stored."""
+
+    progress: Progress | None
+    damaged: bool
+    partial: bool
+
+
+def digits(data: DataConfig, where: str, opening: Opening) -> StoredSet:
+    """Scikit-learn's digits."""
+    return open_digits()
+
+
+def tfds(data: DataConfig, where: str, opening: Opening) -> StoredSet:
+    """A set that TFDS has prepared."""
+    return open_tfds(data.name, where, data.dir)
+
+
+def folder(data: DataConfig, where: Path, opening: Opening) -> StoredSet:
+    """Image files, a folder a class."""
+    return _open_files(open_folder, data, where, opening)
+
+
+def csv(data: DataConfig, where: Path, opening: Opening) -> StoredSet:
+    """Image files that a list names."""
+    return _open_files(open_csv, data, where, opening)
+
+
+def npz(data: DataConfig, where: Path, opening: Opening) -> StoredSet:
+    """Arrays of images."""
+    return open_npz(data.name, where, channels=data.channels, partial=opening.partial)
+
+
+def _open_files(open_set: Callable[..., StoredSet], data: DataConfig, where: Path, opening: Opening) -> StoredSet:
+    def headers_read(done: int, total: int) -> None:
+        if opening.progress is not None:
+            opening.progress(f"reading the headers of {data.name}", done, total)
+
+    return open_set(
+        data.name,
+        where,
+        channels=data.channels,
+        progress=headers_read,
+        damaged=opening.damaged,
+        partial=opening.partial,
+    )
+
+
+def _force_channels(stored: StoredSet, data: DataConfig) -> StoredSet:
+    """The set with its images decoded to data.channels, unless its source has done that; none: as they are stored."""
     height, width, own = stored.image_shape
+    channels = data.channels
     if channels in (None, own):
         return stored
     if own not in (1, 3):
@@ -149,6 +198,11 @@ def _force_channels(stored: StoredSet, channels: int | None) -> StoredSet:
             records = replace(records, image_shape=(height, width, channels))
         elif isinstance(records, ImagesInMemory):
             records = replace(records, images=with_channels(records.images, channels))
+        else:
+            raise UserError(
+                f"data.channels={channels}: {data.name} has images of {own} channels, and its source converts none; "
+                "set it to none"
+            )
         splits[name] = Split(records, split.indices)
     return replace(stored, image_shape=(height, width, channels), splits=splits)
 

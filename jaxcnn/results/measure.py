@@ -17,6 +17,7 @@ from etils import epath
 
 from jaxcnn.augment import VIEWS
 from jaxcnn.config import Config, DataConfig
+from jaxcnn.config.choices import LOSSES
 from jaxcnn.data import Source, Split, num_shared, open_source
 from jaxcnn.data.records import ChosenClasses, classes_of, label_shape
 from jaxcnn.data.sources import open_stored
@@ -33,7 +34,6 @@ from jaxcnn.training.feed import Feed, Progress, ResidentFeed, StreamingFeed
 from jaxcnn.training.parallel import Parallel, make_parallel
 
 WHOLE_SET = "all"  # the split of other data that has every example
-_OF_LOGITS = ("mse", "mae")  # losses that compare logits, of which a mean of probabilities has none
 _all_scores = jax.jit(scores.all_scores)
 _example_values = jax.jit(scores.example_values)
 _probability_scores = jax.jit(scores.probability_scores)
@@ -410,7 +410,7 @@ def _mean_of_probabilities(logits: Sequence[np.ndarray]) -> np.ndarray:
 
 def _losses(logits: np.ndarray, targets: np.ndarray, config: Config, *, ensemble: bool = False) -> np.ndarray | None:
     """The run's own loss of each example, without weights of classes; none where an ensemble has none."""
-    if ensemble and config.loss.name in _OF_LOGITS:
+    if ensemble and LOSSES[config.loss.name].of_logits:
         return None
     return np.asarray(jax.jit(make_loss(config.loss))(logits, targets))
 

@@ -10,12 +10,22 @@ from typing import Any
 import jax
 import numpy as np
 
+from jaxcnn.data import Source, open_source
 from jaxcnn.tasks.metric import Metric
 
 Batch = dict[str, jax.Array]  # arrays [B, ...], as the source has them
 Loss = Callable[[Any, Any], jax.Array]  # (outputs, targets) [B, ...] -> float32 [B]
 # (the run's key, a key for each example, batch) -> (inputs, targets); without keys, (None, None, batch), as evaluated
 Prepare = Callable[[Any, Any, Batch], tuple[Any, Any]]
+
+
+@dataclass(frozen=True)
+class TaskKind:
+    """An entry of config.choices.TASKS: how its data are opened, and how a task is made of config and source."""
+
+    make_task: Callable[..., "Task"]  # (config, source, *, resident, device_batch, progress) -> Task
+    open_source: Callable[..., Source] = open_source  # (DataConfig, *, progress, kept) -> Source
+    stand_in_source: Callable[..., Source | None] = lambda data: None  # of data that are not here, for a dry run
 
 
 @dataclass(frozen=True)
@@ -28,7 +38,7 @@ class Losses:
 
 @dataclass(frozen=True)
 class Task:
-    """What is learned from a source, made once from it and the config; tasks/__init__.py names all.
+    """What is learned from a source, made once from it and the config; config/choices.py names all.
 
     `facts` measures, once, what `prepare` needs to know of the train split, such as statistics: plain data, which
     config.json keeps. It is given what returns train's arrays, or None where they are streamed.

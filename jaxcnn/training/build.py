@@ -8,7 +8,6 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property, partial
-from types import ModuleType
 from typing import Any
 
 import flax.linen as nn
@@ -19,12 +18,12 @@ import optax
 
 from jaxcnn import data as data_lib
 from jaxcnn.config import MOST_STEPS, Config, FinetuneConfig, parse_steps
+from jaxcnn.config.choices import choose
 from jaxcnn.data import Source
 from jaxcnn.errors import UserError, nearest
 from jaxcnn.models.make import check_name, check_traces, has_batch_norm, make_model, params_in_order
-from jaxcnn.tasks import task_module
 from jaxcnn.tasks.metric import LOSS, Metrics
-from jaxcnn.tasks.task import Losses, Prepare, Task
+from jaxcnn.tasks.task import Losses, Prepare, Task, TaskKind
 from jaxcnn.training.averaging import Average, averages, make_average
 from jaxcnn.training.feed import Feed, Progress, ResidentFeed, StreamingFeed
 from jaxcnn.training.finetune import EVERYTHING, Finetuning, make_finetuning
@@ -168,11 +167,11 @@ def build(
     """
     parallel = _devices(config)
     check_name(config.model)
-    module = task_module(config.task)
-    source = _open_source(module, config, progress, kept_splits, stand_in=stand_in)
+    kind: Any = choose("task", config.task).load()
+    source = _open_source(kind, config, progress, kept_splits, stand_in=stand_in)
     resident = is_resident(config, source)
     device_batch = config.batch_size // parallel.num_devices
-    task = module.make_task(config, source, resident=resident, device_batch=device_batch, progress=progress)
+    task = kind.make_task(config, source, resident=resident, device_batch=device_batch, progress=progress)
     model = make_model(config.model, **task.model, axis_name=parallel.axis_name)
     check_traces(model, task.example, one_alone=normalised_over(model, config, parallel) == 1)
     selections = make_selections(config, task, averaged=averages(config.optimizer))
@@ -211,7 +210,7 @@ def _devices(config: Config) -> Parallel:
 
 
 def _open_source(
-    module: ModuleType,
+    kind: TaskKind,
     config: Config,
     progress: Progress | None,
     kept_splits: dict[str, np.ndarray] | None,
@@ -219,9 +218,9 @@ def _open_source(
     stand_in: bool,
 ) -> Source:
     try:
-        return module.open_source(config.data, progress=progress, kept=kept_splits)
+        return kind.open_source(config.data, progress=progress, kept=kept_splits)
     except data_lib.NotPreparedError as error:
-        source = module.stand_in_source(config.data) if stand_in else None
+        source = kind.stand_in_source(config.data) if stand_in else None
         if source is None:
             raise
         if progress:

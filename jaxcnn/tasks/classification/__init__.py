@@ -15,9 +15,7 @@ from jaxcnn.data import Source
 from jaxcnn.errors import UserError
 from jaxcnn.tasks.classification.losses import class_weights, make_loss
 from jaxcnn.tasks.classification.metrics import TOP5_ACCURACY, metrics_for
-from jaxcnn.tasks.task import Batch, Losses, Prepare, Task
-
-open_source, stand_in_source = data_lib.open_source, data_lib.stand_in_source
+from jaxcnn.tasks.task import Batch, Losses, Prepare, Task, TaskKind
 
 
 def make_task(
@@ -88,3 +86,6 @@ def _make_prepare(facts: dict[str, Any], *, config: Config, source: Source, resi
         return augment(keys, batch["image"], batch["label"], mirrored(key, batch))
 
     return prepare
+
+
+CLASSIFICATION = TaskKind(make_task, stand_in_source=data_lib.stand_in_source)

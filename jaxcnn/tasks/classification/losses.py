@@ -1,7 +1,8 @@
-"""Losses an example: from logits and labels to one number for each, which the step then masks and averages.
+"""Per-example losses: from logits and labels to one number for each, which the step then masks and averages.
 
-Labels are classes, or a distribution over the classes in each row. Smoothing acts on that distribution, whatever the
-loss. All arithmetic is float32.
+Labels are classes, or a distribution over the classes in each row. Smoothing acts on that distribution; the config has
+it for cross-entropy alone. Each loss is a function here, named by an entry of config/choices.py. All arithmetic is
+float32.
 """
 
 from collections.abc import Callable
@@ -12,7 +13,8 @@ import numpy as np
 import optax
 
 from jaxcnn.config import LossConfig
-from jaxcnn.errors import UserError, nearest
+from jaxcnn.config.choices import choose
+from jaxcnn.errors import UserError
 
 Loss = Callable[[jax.Array, jax.Array], jax.Array]  # logits [B, K], labels [B] or [B, K] -> float32 [B]
 
@@ -22,17 +24,7 @@ def make_loss(config: LossConfig, weights: np.ndarray | None = None) -> Loss:
 
     `weights`, one a class, multiply each example's loss; a soft label has the mean of its classes' weights.
     """
-    losses: dict[str, Loss] = {
-        "cross_entropy": optax.losses.softmax_cross_entropy,
-        "focal": lambda logits, targets: _softmax_focal_loss(logits, targets, gamma=config.focal_gamma),
-        "kl": lambda logits, targets: optax.losses.kl_divergence(jax.nn.log_softmax(logits), targets),
-        # These two compare the logits themselves, not probabilities, with the targets; the mean is over classes.
-        "mse": lambda logits, targets: jnp.mean(optax.losses.squared_error(logits, targets), axis=-1),
-        "mae": lambda logits, targets: jnp.mean(jnp.abs(logits - targets), axis=-1),
-    }
-    if config.name not in losses:
-        raise UserError(f"loss.name is {config.name!r}: {nearest(config.name, losses)}")
-    loss = losses[config.name]
+    loss = choose("loss.name", config.name).load()
 
     def per_example(logits: jax.Array, labels: jax.Array) -> jax.Array:
         logits = logits.astype(jnp.float32)
@@ -40,7 +32,7 @@ def make_loss(config: LossConfig, weights: np.ndarray | None = None) -> Loss:
             targets = jax.nn.one_hot(labels, logits.shape[-1], dtype=jnp.float32)
         else:
             targets = labels.astype(jnp.float32)
-        losses = loss(logits, optax.losses.smooth_labels(targets, config.label_smoothing))
+        losses = loss(logits, optax.losses.smooth_labels(targets, config.label_smoothing), config)
         return losses if weights is None else losses * jnp.sum(targets * weights, axis=-1)
 
     return per_example
@@ -79,9 +71,32 @@ def class_weights(config: LossConfig, labels: Callable[[], np.ndarray], num_clas
     return weights.astype(np.float32)
 
 
-def _softmax_focal_loss(logits: jax.Array, targets: jax.Array, *, gamma: float) -> jax.Array:
+# ---- the losses: (logits float32 [B, K], targets float32 [B, K], config) -> [B]
+
+
+def cross_entropy(logits: jax.Array, targets: jax.Array, config: LossConfig) -> jax.Array:
+    """Sum over classes of -target log p."""
+    return optax.losses.softmax_cross_entropy(logits, targets)
+
+
+def focal(logits: jax.Array, targets: jax.Array, config: LossConfig) -> jax.Array:
     """Lin et al. 2017, eq. 4, with softmax for sigmoid: sum over classes of -target (1 - p)^gamma log p."""
     log_p = jax.nn.log_softmax(logits)
     # 1 - p is kept off zero, where a power below one has no finite slope.
     others = jnp.maximum(-jnp.expm1(log_p), jnp.finfo(jnp.float32).tiny)
-    return -jnp.sum(targets * others**gamma * log_p, axis=-1)
+    return -jnp.sum(targets * others**config.focal_gamma * log_p, axis=-1)
+
+
+def kl(logits: jax.Array, targets: jax.Array, config: LossConfig) -> jax.Array:
+    """Kullback and Leibler's divergence of the model's distribution from the targets."""
+    return optax.losses.kl_divergence(jax.nn.log_softmax(logits), targets)
+
+
+def mse(logits: jax.Array, targets: jax.Array, config: LossConfig) -> jax.Array:
+    """Mean over classes of (logit - target)^2: of the logits themselves, not of probabilities."""
+    return jnp.mean(optax.losses.squared_error(logits, targets), axis=-1)
+
+
+def mae(logits: jax.Array, targets: jax.Array, config: LossConfig) -> jax.Array:
+    """Mean over classes of |logit - target|: of the logits themselves, not of probabilities."""
+    return jnp.mean(jnp.abs(logits - targets), axis=-1)
