@@ -284,7 +284,7 @@ def machine() -> dict[str, Any]:
 
 
 def versions() -> dict[str, str]:
-    from jaxcnn.training.build import versions as own_versions
+    from jaxcnn.machine import versions as own_versions
 
     if not has_torch():
         return own_versions() | {"torch": NOT_INSTALLED}
