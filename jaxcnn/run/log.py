@@ -20,7 +20,7 @@ from jaxcnn.errors import RunError, UserError
 from jaxcnn.files import append, finite, from_json, is_remote, read_bytes, to_json, write_atomically
 from jaxcnn.plain_data import Number, conforms
 from jaxcnn.run.tensorboard import TensorBoard
-from jaxcnn.terminal import PatientConsole, one_line
+from jaxcnn.terminal import PatientConsole, complain_once, one_line
 
 LARGEST_FILE = 1 << 30  # bytes of rows that are read
 _STEP, _VALUE = Number(0, 2**53, integer=True), (Number(), None)  # null is a number that is not finite
@@ -41,9 +41,11 @@ _FILES: dict[str, Any] = {
 
 
 def read_rows(path: epath.Path) -> list[dict[str, Any]]:
-    """The rows of one of a run's JSON-lines files up to the first that is not whole; none when there is no file.
+    """The rows of one of a run's JSON-lines files up to the first that is damaged; none when there is no file.
 
-    What is not finite is None, however it was written. Raises UserError for what cannot be read.
+    What is not finite is None, however it was written. A damaged row is reported on stderr, once a file, and so are the
+    rows after it; a last line without an end is a row that is being written, or that a kill cut off. Raises UserError
+    for a file that cannot be read.
     """
     try:
         lines = read_bytes(path, limit=LARGEST_FILE).split(b"\n")
@@ -52,15 +54,23 @@ def read_rows(path: epath.Path) -> list[dict[str, Any]]:
     except (OSError, ValueError) as error:
         raise UserError(f"{path} cannot be read ({one_line(error)}); delete it to go on without it") from None
     rows: list[dict[str, Any]] = []
-    for line in lines:
-        try:
-            row = finite(from_json(line.decode()))
-        except ValueError:
-            break
-        if not conforms(row, _FILES[path.name]):
+    for number, line in enumerate(lines, 1):
+        row = _parsed_row(line, _FILES[path.name])
+        if row is None:
+            if number < len(lines):
+                left_out = f"rows {number} to {len(lines) - 1} are" if number < len(lines) - 1 else "it is"
+                complain_once(f"{path}: row {number} is damaged; {left_out} left out")
             break
         rows.append(row)
     return rows
+
+
+def _parsed_row(line: bytes, expected: Any) -> dict[str, Any] | None:
+    try:
+        row: dict[str, Any] = finite(from_json(line.decode()))
+    except ValueError:
+        return None
+    return row if conforms(row, expected) else None
 
 
 class RunLog:
