@@ -42,6 +42,11 @@ def one_line(text: object) -> str:
     return shown(" ".join(str(text).split()))
 
 
+def short_line(error: object) -> str:
+    """One line of at most 200 characters: what a library said, as a part of a message of ours."""
+    return one_line(error)[:200]
+
+
 def _is_path(name: object) -> bool:
     return bool(name) and isinstance(name, str | bytes | os.PathLike)
 

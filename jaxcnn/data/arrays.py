@@ -12,10 +12,11 @@ from pathlib import Path
 import numpy as np
 
 from jaxcnn.data.decoding import with_channels
-from jaxcnn.data.records import Example, Progress, Split, StoredSet, one_line
+from jaxcnn.data.records import Example, Progress, Split, StoredSet
 from jaxcnn.errors import RunError, UserError, nearest
 from jaxcnn.files import open_regular
 from jaxcnn.fingerprints import fingerprint_of
+from jaxcnn.terminal import short_line
 
 # Where the images and the labels of a split may stand; {} is the split's name.
 _KEYS = (("x_{}", "y_{}"), ("{}_images", "{}_labels"))
@@ -112,9 +113,9 @@ def _load(full_name: str, file: Path, *, partial: bool) -> tuple[dict[str, tuple
                 arrays[_CLASS_NAMES] = _as_text(arrays[_CLASS_NAMES])
             return keys, arrays
     except OSError as error:
-        raise UserError(f"{full_name} cannot be read: {error.strerror or one_line(error)}") from None
+        raise UserError(f"{full_name} cannot be read: {error.strerror or short_line(error)}") from None
     except (ValueError, KeyError, EOFError, zlib.error, zipfile.BadZipFile, RuntimeError) as error:
-        raise RunError(f"{full_name} is damaged ({one_line(error)}); save it again") from error
+        raise RunError(f"{full_name} is damaged ({short_line(error)}); save it again") from error
 
 
 def _header(archive: zipfile.ZipFile, member: str) -> np.ndarray:
@@ -124,7 +125,7 @@ def _header(archive: zipfile.ZipFile, member: str) -> np.ndarray:
         try:
             shape, _, dtype = read[np.lib.format.read_magic(file)[0]](file)
         except Exception as error:  # numpy parses it as Python, whose tokenizer has errors of its own
-            raise ValueError(f"{member} begins with no header: {one_line(error)}") from None
+            raise ValueError(f"{member} begins with no header: {short_line(error)}") from None
         length = archive.getinfo(member).file_size - file.tell()
     hollow = np.broadcast_to(np.zeros((), dtype), shape)
     if hollow.nbytes != length and not dtype.hasobject:

@@ -15,8 +15,9 @@ from typing import IO, Any, NamedTuple
 
 import numpy as np
 
-from jaxcnn.data.records import ImageShape, one_line
+from jaxcnn.data.records import ImageShape
 from jaxcnn.data.tiff import ORIENTATION, SIGNATURES, Layout, read_layout, read_tags
+from jaxcnn.terminal import short_line
 
 # Named, because Pillow would also run Ghostscript on what holds PostScript, whatever its suffix.
 FORMATS = ("JPEG", "PNG", "GIF", "BMP", "TIFF", "WEBP", "AVIF", "JPEG2000", "PPM")
@@ -163,7 +164,7 @@ def with_channels(images: np.ndarray, num_channels: int) -> np.ndarray:
 
 
 def _said(error: Exception) -> ValueError:
-    return ValueError(one_line(error) or type(error).__name__)
+    return ValueError(short_line(error) or type(error).__name__)
 
 
 # ---- opening

@@ -8,7 +8,7 @@ import zlib
 from typing import NamedTuple
 
 from jaxcnn.data.decoding import open_image
-from jaxcnn.data.records import one_line
+from jaxcnn.terminal import short_line
 
 _PNG = b"\x89PNG\r\n\x1a\n"
 _PNG_COLOURS = {0: "grey", 2: "RGB", 3: "palette", 4: "grey with alpha", 6: "RGB with alpha"}
@@ -48,7 +48,7 @@ def inspect(encoded: bytes) -> Header:
         colours = _PILLOW_COLOURS.get(image.mode, image.mode)
         image.load()
     except Exception as error:
-        return Header(colours, one_line(error) or type(error).__name__)
+        return Header(colours, short_line(error) or type(error).__name__)
     return Header(colours, None)
 
 

@@ -12,9 +12,10 @@ from pathlib import Path
 
 import numpy as np
 
-from jaxcnn.data.records import Records, Split, one_line
+from jaxcnn.data.records import Records, Split
 from jaxcnn.errors import UserError
 from jaxcnn.files import read_text, user_path, write_atomically
+from jaxcnn.terminal import short_line
 
 _CONTROL = re.compile("[\x00-\x1f\x7f-\x9f]")
 
@@ -38,7 +39,7 @@ def read_exclusion(file: str) -> Exclusion:
         lines = read_text(user_path(file)).split("\n")
     except (OSError, ValueError) as error:
         raise UserError(
-            f"data.exclude={file!r} cannot be read ({one_line(error)}); give a text file of record "
+            f"data.exclude={file!r} cannot be read ({short_line(error)}); give a text file of record "
             "identifiers, one a line"
         ) from None
     named: dict[str, None] = {}
@@ -74,7 +75,7 @@ def write_exclusion(file: Path, entries: Iterable[tuple[str, str]], *, comments:
         if unusable or _CONTROL.search(identifier):
             raise UserError(f"the record {identifier!r} cannot stand in an exclusion list; rename its file")
         if reason != reason_before:
-            lines.append(f"# {one_line(Exception(reason))}")
+            lines.append(f"# {short_line(reason)}")
             reason_before = reason
         lines.append(identifier)
     write_atomically(file, "".join(f"{line}\n" for line in lines))

@@ -21,11 +21,12 @@ from typing import ClassVar
 import numpy as np
 
 from jaxcnn.data.decoding import FILE_LIMIT, decode_any, read_header
-from jaxcnn.data.records import DamagedRecordError, Example, Split, StoredSet, one_line
+from jaxcnn.data.records import DamagedRecordError, Example, Split, StoredSet
 from jaxcnn.data.resident import Progress
 from jaxcnn.errors import RunError, UserError, nearest
 from jaxcnn.files import open_regular, read_bytes, read_text, user_path
 from jaxcnn.fingerprints import content_digest, fingerprint_of_files
+from jaxcnn.terminal import short_line
 
 SUFFIXES = (
     ".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".gif", ".bmp", ".dib", ".tif", ".tiff", ".webp", ".avif", ".heic",
@@ -450,7 +451,7 @@ def _rows(full_name: str, text: str) -> Iterator[tuple[int, dict[str, str]]]:
             row = {name: _field(full_name, line, name, fields[name]) for name in ("path", "label", "split")}
             yield line, row
     except csv.Error as error:
-        raise UserError(f"{full_name}: line {reader.line_num + 1} is no CSV: {one_line(error)}") from None
+        raise UserError(f"{full_name}: line {reader.line_num + 1} is no CSV: {short_line(error)}") from None
 
 
 def _heading(full_name: str, heading: str) -> tuple[str, list[str]]:
@@ -520,4 +521,4 @@ def _read_headers(
 
 
 def _reason(error: Exception) -> str:
-    return (error.strerror if isinstance(error, OSError) else None) or one_line(error)
+    return (error.strerror if isinstance(error, OSError) else None) or short_line(error)

@@ -14,10 +14,11 @@ import numpy as np
 
 from jaxcnn.data.decoding import FILE_LIMIT, decode_any, fit_image, from_array, from_pillow
 from jaxcnn.data.folder import image_files
-from jaxcnn.data.records import ImageShape, one_line
+from jaxcnn.data.records import ImageShape
 from jaxcnn.data.streaming import num_cores
 from jaxcnn.errors import UserError
 from jaxcnn.files import read_bytes
+from jaxcnn.terminal import short_line
 
 Given = tuple[str, Any]  # what to call it, and a path, bytes, Pillow's image, an array; or the error that was met there
 
@@ -89,9 +90,9 @@ def _prepare(image: Any, image_shape: ImageShape) -> np.ndarray | ValueError:
             pixels = from_array(np.asarray(image), channels)
         return fit_image(pixels, image_shape)
     except OSError as error:
-        return ValueError(error.strerror or one_line(error))
+        return ValueError(error.strerror or short_line(error))
     except cv2.error as error:  # of sides beyond what OpenCV resizes
-        return ValueError(one_line(error))
+        return ValueError(short_line(error))
     except ValueError as error:
         return error
 

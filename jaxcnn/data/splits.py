@@ -12,9 +12,10 @@ import numpy as np
 
 from jaxcnn.config import DataConfig, parse_fold
 from jaxcnn.data.order import HOLDOUT_STREAM, LIMIT_STREAM
-from jaxcnn.data.records import ChosenClasses, JoinedRecords, Records, Split, classes_of, label_shape, one_line
+from jaxcnn.data.records import ChosenClasses, JoinedRecords, Records, Split, classes_of, label_shape
 from jaxcnn.errors import UserError, nearest
 from jaxcnn.fingerprints import check_same_data
+from jaxcnn.terminal import short_line
 
 Progress = Callable[[str, int, int], None]  # what, done, total
 Part = tuple[Records, np.ndarray]  # records, and which of them
@@ -108,7 +109,7 @@ def named_split(data: DataConfig, field: str, stored: dict[str, Split]) -> Split
         slices = tfds.core.ReadInstruction.from_spec(spec).to_absolute(sizes)
     except Exception as error:
         raise UserError(
-            f"data.{field}={spec!r} is no slice of {data.name} ({one_line(error)}); slices are written as "
+            f"data.{field}={spec!r} is no slice of {data.name} ({short_line(error)}); slices are written as "
             "'train[:80%]', 'train[100:-100]' or 'train+extra[50%:]'"
         ) from None
     parts = []
@@ -260,7 +261,7 @@ def _fold(positions: np.ndarray, classes: np.ndarray, data: DataConfig) -> tuple
         with warnings.catch_warnings(action="ignore"):  # a class with fewer examples than folds is not in all of them
             outside, inside = list(folds.split(positions, classes[positions]))[fold - 1]
     except ValueError as error:
-        raise UserError(f"data.fold={data.fold}: {data.name} has too few examples ({one_line(error)})") from None
+        raise UserError(f"data.fold={data.fold}: {data.name} has too few examples ({short_line(error)})") from None
     return positions[outside], positions[inside]
 
 

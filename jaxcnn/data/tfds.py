@@ -23,12 +23,12 @@ from jaxcnn.data.records import (
     Progress,
     Split,
     StoredSet,
-    one_line,
 )
 from jaxcnn.data.tfds_description import check_image_and_label, open_builder
 from jaxcnn.errors import RunError, UserError, nearest
 from jaxcnn.files import open_regular, user_path
 from jaxcnn.fingerprints import content_digest, fingerprint_of_files
+from jaxcnn.terminal import short_line
 
 RECORD_LIMIT = 256 << 20  # bytes of a record
 _LABELS_AT_ONCE = 4096  # records whose bytes are in memory together
@@ -104,7 +104,7 @@ class TfdsRecords:
         try:
             return bytes(self.serialized[record])
         except Exception as error:
-            raise self._damaged(record, one_line(error)) from error
+            raise self._damaged(record, short_line(error)) from error
 
     def _label(self, serialized: bytes) -> int:
         """-1 for what is no class, as where a record cannot be read."""
@@ -129,14 +129,14 @@ class TfdsRecords:
         try:
             return self._parse(serialized)
         except Exception as error:
-            raise self._damaged(record, one_line(error)) from error
+            raise self._damaged(record, short_line(error)) from error
 
     def _decode(self, record: int, serialized: bytes) -> Example:
         encoded, label = self._parsed(record, serialized)
         try:
             image = decode_image(encoded, self.image_shape[2])
         except Exception as error:
-            raise self._damaged(record, one_line(error)) from error
+            raise self._damaged(record, short_line(error)) from error
         if not 0 <= label < self.num_classes:
             raise self._damaged(record, f"label {label} of {self.num_classes} classes")
         if any(declared not in (None, size) for declared, size in zip(self.image_shape, image.shape, strict=True)):
@@ -178,7 +178,7 @@ def open_tfds(full_name: str, rest: str, data_dir: str | None) -> StoredSet:
         info: Any = builder.info
         formats = {str(form.value) for form in info.available_file_formats()}
     except Exception as error:
-        raise RunError(f"{full_name}: what describes the set in {folder} is damaged: {one_line(error)}") from error
+        raise RunError(f"{full_name}: what describes the set in {folder} is damaged: {short_line(error)}") from error
     if "array_record" not in formats:
         raise UserError(
             f"{full_name} in {folder} is stored as {', '.join(sorted(formats)) or 'an unknown format'}, but only "
@@ -349,7 +349,7 @@ def _check_shards(name: str, shards: Sequence[Path], lengths: Sequence[int]) -> 
             num_records = reader.num_records()
             reader.close()
         except Exception as error:
-            raise RunError(f"{name}: {shard} is damaged ({one_line(error)}); prepare the set again") from error
+            raise RunError(f"{name}: {shard} is damaged ({short_line(error)}); prepare the set again") from error
         if num_records != length or length > size:
             raise RunError(f"{name}: {shard} has {num_records} records, not {length}; prepare the set again")
 

@@ -10,7 +10,7 @@ from typing import Any
 from absl import flags
 from rich.table import Table
 
-from jaxcnn.command import flags_help, parse_flags, run_command, show_help
+from jaxcnn.command import HELP_FLAGS, flags_help, parse_flags, run_command, show_help
 from jaxcnn.errors import UserError, nearest
 from jaxcnn.files import to_json
 from jaxcnn.models import MODELS
@@ -24,7 +24,7 @@ def main(argv: list[str], start: float) -> int:
     values = flags.FlagValues()
     flags.DEFINE_string("filter", "*", "of names, as of files: 'resnet*', '*50*'", flag_values=values)
     flags.DEFINE_bool("json", False, "print JSON instead of a table", flag_values=values)
-    if {"--help", "-help", "-h", "--helpfull"} & set(argv):
+    if HELP_FLAGS & set(argv):
         show_help(f"{__doc__}\n{flags_help(values)}")
         return 0
     parse_flags(values, argv, takes_arguments=False)
