@@ -173,7 +173,7 @@ SLOW_COUNTS = (
 )
 
 # one of each kind, shallow, on small images: enough where depth changes nothing, and quick to compile
-KINDS = [
+KINDS: list[tuple[str, dict[str, Any], tuple[int, ...]]] = [
     ("mlp", {}, DIGITS),
     ("lenet5", {}, (12, 12, 1)),
     ("cnn", {}, DIGITS),

@@ -45,7 +45,7 @@ def mix(
     check_pairs(len(images))
     targets = jax.nn.one_hot(labels, num_classes) if labels.ndim == 1 else labels.astype(jnp.float32)
     shape = images.shape[1], images.shape[2]
-    kept, share = jax.vmap(partial(_kept, shape=shape, mixup=mixup, cutmix=cutmix))(keys)
+    kept, share = jax.vmap(partial(_kept_shares, shape=shape, mixup=mixup, cutmix=cutmix))(keys)
     kept, share = kept[..., None], share[:, None]
     return kept * images + (1 - kept) * _partner(images), share * targets + (1 - share) * _partner(targets)
 
@@ -54,7 +54,7 @@ def _partner(x: jax.Array) -> jax.Array:
     return x.reshape(-1, 2, *x.shape[1:])[:, ::-1].reshape(x.shape)
 
 
-def _kept(key: jax.Array, *, shape: tuple[int, int], mixup: float, cutmix: float) -> tuple[jax.Array, jax.Array]:
+def _kept_shares(key: jax.Array, *, shape: tuple[int, int], mixup: float, cutmix: float) -> tuple[jax.Array, jax.Array]:
     """How much of each pixel an example keeps, [H, W], and how much of its label."""
     coin_key, share_key, place_key = jax.random.split(key, 3)
     cuts = jax.random.bernoulli(coin_key) if mixup and cutmix else jnp.array(cutmix > 0)

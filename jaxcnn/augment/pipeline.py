@@ -66,7 +66,7 @@ def make_augment(
     normalise = make_normalise(mean, std)
     crops_here = augment.random_resized_crop and not cropped_at_decode
 
-    def one(key: jax.Array, image: jax.Array, mirrored: jax.Array | None) -> jax.Array:
+    def augment_image(key: jax.Array, image: jax.Array, mirrored: jax.Array | None) -> jax.Array:
         if augment.alternating_flip:
             image = jnp.where(jnp.asarray(mirrored), image[:, ::-1], image)
         if augment.flip:
@@ -76,9 +76,9 @@ def make_augment(
         if crops_here:
             crop_key = jax.random.fold_in(key, _RESIZED_CROP)
             image = boxes.random_resized_crop(crop_key, image, area=augment.crop_area, aspect=augment.crop_aspect)
-        image = _moved(key, image, augment)
-        image = _by_policy(key, image, augment)
-        image = normalise(_recoloured(key, image, augment))
+        image = _apply_affine(key, image, augment)
+        image = _apply_policy(key, image, augment)
+        image = normalise(_change_colours(key, image, augment))
         if augment.cutout:
             image = boxes.cutout(jax.random.fold_in(key, _CUTOUT), image, size=augment.cutout)
         if augment.random_erasing:
@@ -93,7 +93,7 @@ def make_augment(
             raise UserError(
                 "augment.alternating_flip needs batches that say which examples they hold, and in which epoch"
             )
-        images = jax.vmap(one)(keys, images, mirrored)
+        images = jax.vmap(augment_image)(keys, images, mirrored)
         if not mixes:
             return images, labels
         keys = jax.vmap(partial(jax.random.fold_in, data=_MIX))(keys)
@@ -104,7 +104,7 @@ def make_augment(
     return augment_batch
 
 
-def _moved(key: jax.Array, image: jax.Array, augment: AugmentConfig) -> jax.Array:
+def _apply_affine(key: jax.Array, image: jax.Array, augment: AugmentConfig) -> jax.Array:
     """By one affine map of all of these; float32 levels, or the image as it came."""
     if not (augment.rotation or augment.shift or augment.shear or augment.zoom):
         return image
@@ -122,7 +122,7 @@ def _moved(key: jax.Array, image: jax.Array, augment: AugmentConfig) -> jax.Arra
     )
 
 
-def _by_policy(key: jax.Array, image: jax.Array, augment: AugmentConfig) -> jax.Array:
+def _apply_policy(key: jax.Array, image: jax.Array, augment: AugmentConfig) -> jax.Array:
     """On uint8 levels, to which they are rounded before."""
     if not (augment.randaugment_ops or augment.trivial_augment):
         return image
@@ -138,7 +138,7 @@ def _by_policy(key: jax.Array, image: jax.Array, augment: AugmentConfig) -> jax.
     )
 
 
-def _recoloured(key: jax.Array, image: jax.Array, augment: AugmentConfig) -> jax.Array:
+def _change_colours(key: jax.Array, image: jax.Array, augment: AugmentConfig) -> jax.Array:
     """On float32 levels 0..255; the image as it came where all are off."""
     for constant, strength, adjust in (
         (_BRIGHTNESS, augment.brightness, colour.adjust_brightness),

@@ -27,12 +27,12 @@ def randaugment(key: jax.Array, image: jax.Array, *, num_operations: int, magnit
     """
     magnitudes = jnp.asarray(randaugment_magnitudes(image.shape)[magnitude])
 
-    def one(image: jax.Array, key: jax.Array) -> tuple[jax.Array, None]:
+    def apply_drawn(image: jax.Array, key: jax.Array) -> tuple[jax.Array, None]:
         operation_key, sign_key = jax.random.split(key)
         operation = jax.random.randint(operation_key, (), 0, len(OPERATIONS))
         return apply_operation(image, operation, _with_sign(sign_key, operation, magnitudes[operation])), None
 
-    return jax.lax.scan(one, image, jax.random.split(key, num_operations))[0]
+    return jax.lax.scan(apply_drawn, image, jax.random.split(key, num_operations))[0]
 
 
 def trivial_augment(key: jax.Array, image: jax.Array) -> jax.Array:

@@ -183,12 +183,12 @@ def check(name: str, rest: list[str], values: flags.FlagValues, start: float) ->
         console.print(_faults_table(name, report))
     total = sum(report.num_images.values())
     counts = report.counts()
-    found = [
+    severity_counts = [
         f"{sum(count for kind, count in counts.items() if checking.KINDS[kind].severity == severity):,} {severity}s"
         for severity in checking.SEVERITIES
     ]
     console.print(
-        f"{name}: {total:,} images in {time.perf_counter() - start:.1f} s: {', '.join(found)}",
+        f"{name}: {total:,} images in {time.perf_counter() - start:.1f} s: {', '.join(severity_counts)}",
         markup=False,
         soft_wrap=True,
     )
@@ -290,9 +290,9 @@ def _help(name: str) -> str:
 
 def full_name(name: str, data_dir: str | None) -> str:
     """The name as data.name takes it: `tfds:` goes before the name of a set that TFDS has prepared, or could."""
-    own = name == "digits" or name.startswith(tuple(f"{kind}:" for kind in (*OWN_KINDS, "tfds")))
+    has_kind = name == "digits" or name.startswith(tuple(f"{kind}:" for kind in (*OWN_KINDS, "tfds")))
     match = re.fullmatch(r"(\w+)(/[^/:]+)?(:[\w.*]+)?", name)
-    if own or match is None or os.path.exists(name):
+    if has_kind or match is None or os.path.exists(name):
         return name
     if match[1] not in prepared_sets(tfds_directory(data_dir)):
         import tensorflow_datasets as tfds  # takes a second

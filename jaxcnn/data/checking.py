@@ -102,7 +102,7 @@ def check(stored: StoredSet, *, false_alarms: float = 1.0, progress: Progress = 
     splits = {name: split for name, split in stored.splits.items() if len(split)}
     facts = gather(splits, progress=lambda done, total: progress("checking images", done, total))
     names = _Names(stored, splits, facts)
-    found = [
+    faults = [
         *_damaged(names, facts),
         *_alike(names, facts, false_alarms, progress),
         *_plain(names, facts),
@@ -111,8 +111,8 @@ def check(stored: StoredSet, *, false_alarms: float = 1.0, progress: Progress = 
         *_classes(stored, facts),
     ]
     order = list(KINDS)
-    found.sort(key=lambda fault: order.index(fault.kind))
-    return Report({name: len(split) for name, split in splits.items()}, found)
+    faults.sort(key=lambda fault: order.index(fault.kind))
+    return Report({name: len(split) for name, split in splits.items()}, faults)
 
 
 class _Names:

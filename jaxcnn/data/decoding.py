@@ -281,14 +281,14 @@ def _orientation(image: Any) -> int:
     if image.format == "TIFF" or not any(key in image.info for key in _METADATA):
         return 1
     try:
-        found = image.getexif().get(ORIENTATION)
+        orientation = image.getexif().get(ORIENTATION)
         packet = image.info.get("xmp") or image.info.get("XML:com.adobe.xmp") or b""
-        if found is None:  # Pillow looks into XMP, but knows one spelling
+        if orientation is None:  # Pillow looks into XMP, but knows one spelling
             match = _XMP_ORIENTATION.search(packet.encode() if isinstance(packet, str) else packet)
-            found = int(match[1]) if match else 1
+            orientation = int(match[1]) if match else 1
     except Exception:  # damaged tags do not spoil the image
         return 1
-    return found if found in range(1, 9) else 1
+    return orientation if orientation in range(1, 9) else 1
 
 
 # ---- decoding

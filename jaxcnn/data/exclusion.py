@@ -87,9 +87,9 @@ def without(stored: dict[str, Split], exclusion: Exclusion, set_name: str) -> tu
     excluded: dict[int, np.ndarray] = {}  # by id of the records, which several splits may share
     for split in stored.values():
         if id(split.records) not in excluded:
-            numbers, found = _numbers(split.records, exclusion.identifiers)
+            numbers, named = _numbers(split.records, exclusion.identifiers)
             excluded[id(split.records)] = numbers
-            missing -= found
+            missing -= named
     if missing:
         first = next(name for name in exclusion.identifiers if name in missing)
         split = next(iter(stored.values()))
@@ -106,10 +106,10 @@ def without(stored: dict[str, Split], exclusion: Exclusion, set_name: str) -> tu
 
 def _numbers(records: Records, identifiers: Sequence[str]) -> tuple[np.ndarray, set[str]]:
     """Which records are named, int [M], and their names."""
-    wanted, numbers, found = set(identifiers), [], set()
+    wanted, numbers, named = set(identifiers), [], set()
     for number in range(len(records)):
         identifier = records.identifier(number)
         if identifier in wanted:
             numbers.append(number)
-            found.add(identifier)
-    return np.array(numbers, np.int64), found
+            named.add(identifier)
+    return np.array(numbers, np.int64), named

@@ -123,7 +123,7 @@ def _measure(records: Records, numbers: np.ndarray) -> dict[str, Any]:
         if (small[position] == small[position, 0, 0]).all():
             facts["constant"][position] = (image == image[0, 0]).all()
         del image
-    for position, stored in enumerate(_each_file(records, numbers)):
+    for position, stored in enumerate(_stored_files(records, numbers)):
         if stored is not None:
             facts["stored"][position], damage = inspect(stored)
             if damage is not None:
@@ -142,7 +142,7 @@ def _measure(records: Records, numbers: np.ndarray) -> dict[str, Any]:
     }
 
 
-def _each_file(records: Records, numbers: np.ndarray) -> Iterator[bytes | None]:
+def _stored_files(records: Records, numbers: np.ndarray) -> Iterator[bytes | None]:
     """The files as they are stored; None for what is not even that. Nothing where records are no files."""
     encoded = getattr(records, "encoded", None)
     if encoded is None:

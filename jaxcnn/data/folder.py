@@ -300,8 +300,8 @@ def _names(folder: Path) -> list[str]:
 def _contents(folder: Path) -> tuple[list[str], list[str]]:
     """Names of the folders and of the files in a folder, without hidden ones."""
     with os.scandir(folder) as entries:
-        found = sorted((entry.name, entry.is_dir()) for entry in entries if not _is_hidden(entry.name))
-    return [name for name, is_folder in found if is_folder], [name for name, is_folder in found if not is_folder]
+        listed = sorted((entry.name, entry.is_dir()) for entry in entries if not _is_hidden(entry.name))
+    return [name for name, is_folder in listed if is_folder], [name for name, is_folder in listed if not is_folder]
 
 
 def _is_hidden(name: str) -> bool:
@@ -376,9 +376,9 @@ def _list_classes(full_name: str, root: Path, folder: Path, split: str) -> dict[
         class_name = unicodedata.normalize("NFC", name)
         if class_name in classes:
             raise UserError(f"{full_name} has two folders that are both spelled {class_name!r}; merge them")
-        found = list(_walk(folder / name, above))
-        images = [os.path.relpath(path, root) for path in found if _is_image(path)]
-        other += [path for path in found if not _is_image(path)]
+        files_below = list(_walk(folder / name, above))
+        images = [os.path.relpath(path, root) for path in files_below if _is_image(path)]
+        other += [path for path in files_below if not _is_image(path)]
         classes[class_name] = [_File(path.replace(os.sep, "/"), class_name) for path in images]
     if not any(classes.values()):
         if loose and folder != root and SPLITS[split.lower()] == "test":
@@ -386,31 +386,31 @@ def _list_classes(full_name: str, root: Path, folder: Path, split: str) -> dict[
             return {}
         if loose:
             raise UserError(
-                f"{full_name}: the images in {folder} ({_some(loose)}) lie in no class's folder, so that they have no "
+                f"{full_name}: the images in {folder} ({_first_few(loose)}) lie in no class's folder, so they have no "
                 f"label; {_LAYOUT}, or list them in a CSV (csv:PATH)"
             )
-        raise UserError(f"{full_name}: no images in {folder} ({_what_else([*files, *other], folders)}); {_LAYOUT}")
+        raise UserError(f"{full_name}: no images in {folder} ({_other_content([*files, *other], folders)}); {_LAYOUT}")
     empty = [name for name, images in classes.items() if not images]
     if empty and SPLITS.get(split.lower()) == "train":
-        found = list(_walk(folder / empty[0], above))
+        files_below = list(_walk(folder / empty[0], above))
         raise UserError(
-            f"{full_name}: class {empty[0]!r} of train has no images ({_what_else(found, [])}); "
+            f"{full_name}: class {empty[0]!r} of train has no images ({_other_content(files_below, [])}); "
             "fill its folder or remove it"
         )
     if loose:
-        _log.warning("%s: %s of %s lie in no class's folder and are left out", full_name, _some(loose), split)
+        _log.warning("%s: %s of %s lie in no class's folder and are left out", full_name, _first_few(loose), split)
     return classes
 
 
-def _what_else(files: Iterable[str], folders: Iterable[str]) -> str:
+def _other_content(files: Iterable[str], folders: Iterable[str]) -> str:
     """What was found where no image was."""
     suffixes = Counter(os.path.splitext(name)[1].lower() or "without a suffix" for name in files)
-    found = [f"{count:,} {suffix}" for suffix, count in suffixes.most_common(3)]
-    found += [f"folders {_some(list(folders))}"] if folders else []
-    return f"found {', '.join(found)}" if found else "it is empty"
+    counts = [f"{count:,} {suffix}" for suffix, count in suffixes.most_common(3)]
+    counts += [f"folders {_first_few(list(folders))}"] if folders else []
+    return f"found {', '.join(counts)}" if counts else "it is empty"
 
 
-def _some(names: list[str]) -> str:
+def _first_few(names: list[str]) -> str:
     return ", ".join(names[:3]) + (f" and {len(names) - 3:,} more" if len(names) > 3 else "")
 
 
@@ -514,7 +514,7 @@ def _read_headers(
     if faults and (not damaged or len(faults) == len(files)):
         named = [f"{files[number].path} ({_reason(error)})" for number, error in faults]
         raise RunError(
-            f"{full_name}: {len(faults):,} of {len(files):,} files cannot be read: {_some(named)}; "
+            f"{full_name}: {len(faults):,} of {len(files):,} files cannot be read: {_first_few(named)}; "
             "replace or remove them"
         )
     return num_bytes, contents, shapes

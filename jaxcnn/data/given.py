@@ -104,13 +104,13 @@ def _files(path: str) -> Iterator[Given]:
         yield path, path
         return
     unreadable: list[OSError] = []
-    found = False
+    has_image = False
     for file in image_files(Path(path), unreadable.append):
-        found = True
+        has_image = True
         yield file, file
     for error in unreadable:
         yield str(error.filename), error
-    if not found and not unreadable:
+    if not has_image and not unreadable:
         raise UserError(f"there are no images in the folder {path!r}, told by their suffixes")
 
 

@@ -26,21 +26,21 @@ TEST_FRACTION = 0.1  # held out of train where a set has neither test nor valida
 def assign_splits(data: DataConfig, stored: dict[str, Split], progress: Progress | None = None) -> dict[str, Split]:
     """The source's splits under the run's three names; see open_source. Raises UserError."""
     train = named_split(data, "train_split", stored)
-    own = {name: stored[name] for name in ("validation", "test") if name in stored}
+    named_splits = {name: stored[name] for name in ("validation", "test") if name in stored}
     if data.test_split is not None:
         test: Split | None = named_split(data, "test_split", stored)
-    elif "test" in own and num_shared(own["test"], train):
+    elif "test" in named_splits and num_shared(named_splits["test"], train):
         raise UserError(
             f"data.train_split={data.train_split!r} would measure on what was learned: it shares examples with "
             "'test'; name another split, or a data.test_split"
         )
     else:
-        test = own.get("test", own.get("validation"))
+        test = named_splits.get("test", named_splits.get("validation"))
         test = None if test is None or num_shared(test, train) else test
     if data.validation_split is not None:
         validation: Split | None = named_split(data, "validation_split", stored)
     else:
-        validation = None if data.fold is not None else own.get("validation")
+        validation = None if data.fold is not None else named_splits.get("validation")
         if validation is not None and (num_shared(validation, train) or (test and num_shared(validation, test))):
             validation = None
     for field, spec, split in (

@@ -286,12 +286,12 @@ def set_folder(full_name: str, rest: str, data_dir: str | None) -> Path:
 
 def _versions(folder: Path) -> list[str]:
     """Prepared versions in a folder, oldest first."""
-    found = [
+    versions = [
         path.name
         for path in (folder.iterdir() if os.path.isdir(folder) else ())
         if re.fullmatch(r"\d+\.\d+\.\d+", path.name) and (path / "dataset_info.json").exists()
     ]
-    return sorted(found, key=lambda version: [int(number) for number in version.split(".")])
+    return sorted(versions, key=lambda version: [int(number) for number in version.split(".")])
 
 
 def prepared_sets(directory: Path) -> list[str]:

@@ -185,7 +185,7 @@ def _winograd(x: jax.Array, kernel: jax.Array, padding: Any, *, contract: int = 
     weights = jnp.tensordot(KERNEL_TO_TILE, kernel, ((2, 3), (0, 1)))
     tiles_high, tiles_wide = _count_tiles(x.shape, padding)
 
-    def some(x: jax.Array) -> jax.Array:
+    def of_part(x: jax.Array) -> jax.Array:
         tiles = _input_tiles(x, padding)
         products = [
             [lax.dot_general(tiles[i][j], weights[i, j], (((1,), (contract,)), ((), ()))) for j in range(4)]
@@ -197,19 +197,19 @@ def _winograd(x: jax.Array, kernel: jax.Array, padding: Any, *, contract: int = 
         y = y.reshape(x.shape[0], 2 * tiles_high, 2 * tiles_wide, -1)
         return y[:, : x.shape[1] + sum(padding[0]) - 2, : x.shape[2] + sum(padding[1]) - 2]
 
-    return _map(some, 16 * tiles_high * tiles_wide * max(kernel.shape[2:]), x)
+    return _map(of_part, 16 * tiles_high * tiles_wide * max(kernel.shape[2:]), x)
 
 
 def _winograd_kernel_gradient(x: jax.Array, dy: jax.Array, padding: Any) -> jax.Array:
     tiles_high, tiles_wide = _count_tiles(x.shape, padding)
 
-    def some(x: jax.Array, dy: jax.Array) -> _Tile:
+    def of_part(x: jax.Array, dy: jax.Array) -> _Tile:
         tiles, dtiles = _input_tiles(x, padding), _output_tiles(dy, tiles_high, tiles_wide)
         return [
             [lax.dot_general(tiles[i][j], dtiles[i][j], (((0,), (0,)), ((), ()))) for j in range(4)] for i in range(4)
         ]
 
-    products = _sum(some, 16 * tiles_high * tiles_wide * max(x.shape[-1], dy.shape[-1]), x, dy)
+    products = _sum(of_part, 16 * tiles_high * tiles_wide * max(x.shape[-1], dy.shape[-1]), x, dy)
     return jnp.tensordot(KERNEL_TO_TILE, jnp.stack([jnp.stack(row) for row in products]), ((0, 1), (0, 1)))
 
 
@@ -260,22 +260,22 @@ def _taps(x: jax.Array, size: Sequence[int], window: Window, outputs: Sequence[i
 def _kernel_gradient(x: jax.Array, dy: jax.Array, shape: Sequence[int], window: Window) -> jax.Array:
     """As one matrix product of the patches with dy, summed over parts of the batch."""
 
-    def some(x: jax.Array, dy: jax.Array) -> jax.Array:
+    def of_part(x: jax.Array, dy: jax.Array) -> jax.Array:
         patches = jnp.concatenate(_taps(x, shape[:2], window, dy.shape[1:3]), axis=-1)
         # [out, patch]: with the smaller side first the product is up to twice as fast
         return lax.dot_general(_rows(dy), _rows(patches), (((0,), (0,)), ((), ())))
 
     floats_each = dy.shape[1] * dy.shape[2] * shape[0] * shape[1] * shape[2]
-    return jnp.moveaxis(_sum(some, floats_each, x, dy), 0, 1).reshape(shape)
+    return jnp.moveaxis(_sum(of_part, floats_each, x, dy), 0, 1).reshape(shape)
 
 
 def _image_gradient(kernel: jax.Array, dy: jax.Array, shape: Sequence[int], window: Window) -> jax.Array:
     """What each tap sends back, a matrix product of dy, set down where the tap had read."""
 
-    def some(dy: jax.Array) -> jax.Array:
+    def of_part(dy: jax.Array) -> jax.Array:
         return _set_down([[dy @ tap.T for tap in row] for row in kernel], shape, window)
 
-    return _map(some, dy.shape[1] * dy.shape[2] * kernel[..., 0].size, dy)
+    return _map(of_part, dy.shape[1] * dy.shape[2] * kernel[..., 0].size, dy)
 
 
 def _set_down(taps: list[list[jax.Array]], shape: Sequence[int], window: Window) -> jax.Array:
@@ -308,11 +308,11 @@ def _banded(x: jax.Array, kernel: jax.Array, window: Window) -> jax.Array:
     bands = _bands(x, kernel, window)
     matrix = _band_matrix(kernel, bands.together)
 
-    def some(x: jax.Array) -> jax.Array:
+    def of_part(x: jax.Array) -> jax.Array:
         y = _band_inputs(x, kernel, window) @ matrix
         return y.reshape(x.shape[0], bands.high, bands.number * bands.together, -1)[:, :, : bands.wide]
 
-    return _map(some, bands.floats_each, x)
+    return _map(of_part, bands.floats_each, x)
 
 
 def _banded_gradients(x: jax.Array, kernel: jax.Array, dy: jax.Array, window: Window) -> tuple[jax.Array, jax.Array]:
@@ -375,11 +375,11 @@ def _depthwise(x: jax.Array, kernel: jax.Array, window: Window) -> jax.Array:
     """Kernel [height, width, channels]: multiplied and added, a tap at a time."""
     outputs = jax.eval_shape(partial(conv_xla, window=window), x, kernel[:, :, None]).shape[1:3]
 
-    def some(x: jax.Array) -> jax.Array:
+    def of_part(x: jax.Array) -> jax.Array:
         taps = _taps(x, kernel.shape[:2], window, outputs)
         return sum(tap * weight for tap, weight in zip(taps, _rows(kernel), strict=True))  # type: ignore[return-value]
 
-    return _map(some, x[0].size * 2, x)
+    return _map(of_part, x[0].size * 2, x)
 
 
 def _depthwise_forward(x: jax.Array, kernel: jax.Array, window: Window) -> tuple[jax.Array, Any]:

@@ -31,7 +31,7 @@ def main(argv: list[str], start: float) -> int:
     names = [name for name in MODELS if fnmatch.fnmatchcase(name, values.filter)]
     if not names:
         raise UserError(f"--filter={values.filter}: no model is named so; {nearest(values.filter.strip('*'), MODELS)}")
-    figures = {name: PUBLISHED.get(name) or _counted(name) for name in names}
+    figures = {name: PUBLISHED.get(name) or _count_parameters(name) for name in names}
     console = PatientConsole()
     if not console.is_terminal:  # a pipe has no width
         console.width = 140
@@ -48,7 +48,7 @@ def main(argv: list[str], start: float) -> int:
     return 0
 
 
-def _counted(name: str) -> Published:
+def _count_parameters(name: str) -> Published:
     """Of a model that nothing is published of: its parameters, by an abstract trace."""
     import jax
 

@@ -61,8 +61,8 @@ def at_once() -> None:
     """From now on a signal raises Preempted wherever the command is. One that is lost, in a callback or because a
     library's code does not return, as from a compilation, ends the process after a second.
     """
-    told = sys.unraisablehook
-    sys.unraisablehook = lambda raised: None if isinstance(raised.exc_value, Preempted) else told(raised)
+    previous_hook = sys.unraisablehook
+    sys.unraisablehook = lambda raised: None if isinstance(raised.exc_value, Preempted) else previous_hook(raised)
     reading, writing = os.pipe()
     os.set_blocking(writing, False)
     signal.set_wakeup_fd(writing, warn_on_full_buffer=False)

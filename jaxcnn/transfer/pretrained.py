@@ -231,8 +231,8 @@ def fit(
         raise UserError(f"{tensors.source}: nothing of it is used: init_allow={tuple(allow)} allows everything")
     filled: dict[str, Any] = {}
     for collection in ("params", "batch_stats"):
-        found = {path: done.loaded.get((collection, path)) for where, path in leaves if where == collection}
-        filled[collection] = flax.traverse_util.unflatten_dict(found)
+        loaded = {path: done.loaded.get((collection, path)) for where, path in leaves if where == collection}
+        filled[collection] = flax.traverse_util.unflatten_dict(loaded)
     return Pretrained(
         variables=filled,
         source=tensors.source,
@@ -254,7 +254,7 @@ def _naming(model: str, leaves: Mapping[tuple[str, Path], Any], arrays: Mapping[
     if not namings:
         raise UserError(
             f"{source}: PyTorch's names for {model}'s weights are not known; init_from takes a run's folder for it, or "
-            f"a file that `python -m jaxcnn.transfer export --to jaxcnn` wrote{_looks_like(arrays, model)}"
+            f"a file that `python -m jaxcnn.transfer export --to jaxcnn` wrote{_likely_model(arrays, model)}"
         )
     return max(namings, key=lambda naming: sum(their_name(path, naming) in arrays for _, path in leaves))
 
@@ -297,7 +297,7 @@ def _misfit(
 ) -> str:
     """One line: whose they may be instead; or what is wrong first, how much of it there is, and what to set."""
     fits = f"{done.fitting:,} of {count:,} arrays of {model} fit"
-    if instead := _looks_like(arrays, model):
+    if instead := _likely_model(arrays, model):
         return f"{tensors.source} is of another model: {fits}{instead}"
     problems = [*done.wrong, *(f"{name!r} is not {model}'s" for name in left)]
     more = f" (and {len(problems) - 1:,} more like it)" if len(problems) > 1 else ""
@@ -305,7 +305,7 @@ def _misfit(
     return f"{tensors.source}: {problems[0]}{more}; {fits}; set {', '.join(sorted(advice, key=OTHERWISE.__eq__))}"
 
 
-def _looks_like(arrays: Mapping[str, Any], model: str) -> str:
+def _likely_model(arrays: Mapping[str, Any], model: str) -> str:
     """Of which model the arrays may be: the one of as many learnable parameters, as published for 1000 classes."""
     learnable = sum(
         math.prod(array.shape)
