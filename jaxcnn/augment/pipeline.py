@@ -1,4 +1,4 @@
-"""What the images of a batch go through in training, in this order, and with which draws; ends in normalise.
+"""Augmentation of a training batch: the order of its operations, and their random keys; it ends in normalise.
 
 Each piece folds a constant of its own into the example's key, so turning one on leaves the draws of the others as they
 are, and an example looks the same in whatever batch and on whatever device it lies.
@@ -105,7 +105,7 @@ def make_augment(
 
 
 def _apply_affine(key: jax.Array, image: jax.Array, augment: AugmentConfig) -> jax.Array:
-    """By one affine map of all of these; float32 levels, or the image as it came."""
+    """Applies rotation, shift, shear and zoom as one affine map; float32 levels; where all are off, the image."""
     if not (augment.rotation or augment.shift or augment.shear or augment.zoom):
         return image
 
@@ -123,7 +123,7 @@ def _apply_affine(key: jax.Array, image: jax.Array, augment: AugmentConfig) -> j
 
 
 def _apply_policy(key: jax.Array, image: jax.Array, augment: AugmentConfig) -> jax.Array:
-    """On uint8 levels, to which they are rounded before."""
+    """Applies RandAugment or TrivialAugment, on levels rounded to uint8."""
     if not (augment.randaugment_ops or augment.trivial_augment):
         return image
     if image.dtype != jnp.uint8:
@@ -139,7 +139,7 @@ def _apply_policy(key: jax.Array, image: jax.Array, augment: AugmentConfig) -> j
 
 
 def _change_colours(key: jax.Array, image: jax.Array, augment: AugmentConfig) -> jax.Array:
-    """On float32 levels 0..255; the image as it came where all are off."""
+    """Changes light, colour, blur and noise of float32 levels 0..255; the image unchanged where all are off."""
     for constant, strength, adjust in (
         (_BRIGHTNESS, augment.brightness, colour.adjust_brightness),
         (_CONTRAST, augment.contrast, colour.adjust_contrast),
@@ -166,7 +166,7 @@ def _change_colours(key: jax.Array, image: jax.Array, augment: AugmentConfig) ->
 def check_augment(
     augment: AugmentConfig, image_shape: tuple[int, int, int], *, device_batch: int | None = None
 ) -> None:
-    """UserError where the images, or a device's part of the batch, do not suit what is asked."""
+    """Raises UserError where the images, or a device's part of the batch, do not suit the config."""
     side, channels = min(image_shape[:2]), image_shape[2]
     size = f"{image_shape[0]} x {image_shape[1]}"
     if augment.crop_padding >= side:

@@ -105,7 +105,7 @@ def describe(name: str, rest: list[str], values: flags.FlagValues, start: float)
 
 
 def _parse_with_config(name: str, rest: list[str], values: flags.FlagValues) -> Config:
-    """The flags into `values`; the experiment's config where --augment names one, else the default's; SET its data."""
+    """Parses the flags into `values`; returns the config, --augment's or the default, with SET as its data."""
     chosen = next((word.partition("=")[2] for word in rest if word.startswith("--augment=")), None)
     if "--augment" in rest[:-1]:
         chosen = rest[rest.index("--augment") + 1]
@@ -307,7 +307,7 @@ def _parse_own_flags(rest: list[str], values: flags.FlagValues) -> None:
 
 
 def _log() -> RunLog:
-    """Bars and remarks, on stderr: what a command prints may be piped."""
+    """Log of bars and remarks, on stderr: what a command prints may be piped."""
     console = PatientConsole(stderr=True, soft_wrap=True)
     return RunLog(epath.Path("."), tensorboard=False, console=console)
 

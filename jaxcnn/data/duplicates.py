@@ -1,4 +1,4 @@
-"""Which images of a set are the same picture: pixel for pixel, or nearly so, mirrored or not.
+"""Duplicates in a set of images: the same picture pixel for pixel, or nearly so, mirrored or not.
 
 Knows nothing of files, labels or splits: digests, hashes and thumbnails in, pairs of positions out.
 """
@@ -36,7 +36,7 @@ def groups_of_equals(digests: np.ndarray) -> list[np.ndarray]:
 
 
 def near_pairs(hashes: np.ndarray, thumbnails: np.ndarray, *, false_alarms: float) -> Pairs:
-    """Pairs too much alike to be so by chance.
+    """Pairs more alike than chance allows.
 
     Candidates are pairs whose perceptual hashes differ in at most 10 bits. How much alike two images are by chance
     depends on the set: handwritten ones are, photographs are not. So a pair counts when, of all pairs of the set, fewer
@@ -73,7 +73,7 @@ def near_pairs(hashes: np.ndarray, thumbnails: np.ndarray, *, false_alarms: floa
 
 
 def _normalised(thumbnails: np.ndarray) -> np.ndarray:
-    """Of mean 0 and length 1, so that products are correlations. float32 [N, side * side]"""
+    """Vectors of mean 0 and length 1, so that products are correlations. float32 [N, side * side]"""
     vectors = thumbnails.reshape(len(thumbnails), -1).astype(np.float32)
     vectors -= vectors.mean(axis=1, keepdims=True)
     vectors /= np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-6)
@@ -133,7 +133,7 @@ def _candidates(left: np.ndarray, right: np.ndarray) -> Iterator[tuple[np.ndarra
 
 
 def _best_of_each(rows: np.ndarray) -> Pairs:
-    """Each pair once, as it is more alike, of rows (i, j, correlation, mirrored)."""
+    """Best row (i, j, correlation, mirrored) of each pair."""
     rows = rows[np.lexsort((-rows[:, 2], rows[:, 1], rows[:, 0]))]
     first = np.r_[True, (rows[1:, :2] != rows[:-1, :2]).any(axis=1)] if len(rows) else np.zeros(0, bool)
     rows = rows[first]

@@ -1,4 +1,4 @@
-"""What a stored image file says of itself, and whether it is whole, before its pixels are decoded.
+"""Headers of stored image files, and whether a file is whole, before its pixels are decoded.
 
 Decoders may be forgiving: OpenCV 4 answers a JPEG of which half is missing with an image that is half grey.
 """
@@ -25,14 +25,14 @@ _PILLOW_COLOURS = {
 
 
 class Header(NamedTuple):
-    """How a file stores its colours ("grey", "RGB", "CMYK", …; empty where unknown), and why it is not whole, if so."""
+    """Colours of a file ("grey", "RGB", "CMYK", …; empty where unknown), and why it is not whole, if so."""
 
     colours: str
     damage: str | None
 
 
 def inspect(encoded: bytes) -> Header:
-    """JPEG and PNG by their structure, which takes microseconds; others by Pillow's decoding, which is strict.
+    """Header of a file: JPEG and PNG by their structure, in microseconds; others by Pillow's decoding, which is strict.
 
     Of a TIFF that only OpenCV decodes, its decoding alone tells.
     """

@@ -22,19 +22,19 @@ _CONTROL = re.compile("[\x00-\x1f\x7f-\x9f]")
 
 @dataclass(frozen=True)
 class Exclusion:
-    """What a list says."""
+    """Content of an exclusion list."""
 
     file: str
     identifiers: tuple[str, ...]  # in the file's order, each once
 
     @property
     def digest(self) -> str:
-        """Of which records are named; not of order or comments."""
+        """Digest of the records that are named; not of order or comments."""
         return hashlib.sha256("\n".join(sorted(self.identifiers)).encode()).hexdigest()[:16]
 
 
 def read_exclusion(file: str) -> Exclusion:
-    """Raises UserError where the list cannot be read."""
+    """Exclusion list of a file. Raises UserError where it cannot be read."""
     try:
         lines = read_text(user_path(file)).split("\n")
     except (OSError, ValueError) as error:
@@ -105,7 +105,7 @@ def without(stored: dict[str, Split], exclusion: Exclusion, set_name: str) -> tu
 
 
 def _numbers(records: Records, identifiers: Sequence[str]) -> tuple[np.ndarray, set[str]]:
-    """Which records are named, int [M], and their names."""
+    """Numbers of the records that are named, int [M], and their names."""
     wanted, numbers, named = set(identifiers), [], set()
     for number in range(len(records)):
         identifier = records.identifier(number)

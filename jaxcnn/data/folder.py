@@ -121,7 +121,7 @@ def open_folder(
     damaged: bool = False,
     partial: bool = False,
 ) -> StoredSet:
-    """A folder a class, below folders of splits or below `root` itself. For the arguments see open_files."""
+    """Set of a folder per class, below folders of splits or below `root` itself. For the arguments see open_files."""
     try:
         folders = _contents(root)[0]
         splits = [name for name in folders if name.lower() in SPLITS]
@@ -163,7 +163,7 @@ def open_csv(
     damaged: bool = False,
     partial: bool = False,
 ) -> StoredSet:
-    """Columns path (from the CSV's folder on), label (a name or a number) and, if given, split."""
+    """Set of a CSV: columns path (from the CSV's folder on), label (a name or a number) and, if given, split."""
     listed: dict[str, list[_File]] = {}
     seen: dict[str, tuple[int, str, str]] = {}
     try:
@@ -283,7 +283,7 @@ def find_path(full_name: str, kind: str, rest: str, data_dir: str | None) -> Pat
 
 @cache
 def _kernels_devices() -> frozenset[int]:
-    """What lies in /proc and /sys is no data, and links there lead everywhere."""
+    """Devices of /proc and /sys, which hold no data, and whose links lead everywhere."""
     return frozenset(os.stat(folder).st_dev for folder in ("/proc", "/sys") if os.path.ismount(folder))
 
 
@@ -403,7 +403,7 @@ def _list_classes(full_name: str, root: Path, folder: Path, split: str) -> dict[
 
 
 def _other_content(files: Iterable[str], folders: Iterable[str]) -> str:
-    """What was found where no image was."""
+    """Words for what a folder without images holds."""
     suffixes = Counter(os.path.splitext(name)[1].lower() or "without a suffix" for name in files)
     counts = [f"{count:,} {suffix}" for suffix, count in suffixes.most_common(3)]
     counts += [f"folders {_first_few(list(folders))}"] if folders else []
@@ -415,7 +415,7 @@ def _first_few(names: list[str]) -> str:
 
 
 def _natural(names: Iterable[str]) -> tuple[str, ...]:
-    """Sorted as people do: class2 before class10."""
+    """Key of the order that people expect: class2 before class10."""
 
     def key(name: str) -> tuple[list[tuple[int, int, str]], str]:
         parts = re.split(r"([0-9]+)", name.casefold())
@@ -434,7 +434,7 @@ def _below(root: Path, path: str) -> str:
 
 
 def _rows(full_name: str, text: str) -> Iterator[tuple[int, dict[str, str]]]:
-    """Line number, and path, label and split; fields lie between commas, semicolons or tabs, as the heading tells."""
+    """Line number, path, label and split of each row; the heading tells the delimiter: comma, semicolon or tab."""
     lines = io.StringIO(text, newline="")
     delimiter, columns = _heading(full_name, lines.readline())
     reader = csv.reader(lines, delimiter=delimiter)
@@ -485,7 +485,7 @@ def _field(full_name: str, line: int, name: str, value: str) -> str:
 def _read_headers(
     full_name: str, root: Path, files: Sequence[_File], progress: Progress | None, *, damaged: bool
 ) -> tuple[np.ndarray, list[str], np.ndarray]:
-    """Of all files bytes, int64 [N], digests, and shapes, int32 [N, 3]: zeros where the header cannot be read."""
+    """Sizes in bytes, int64 [N], digests, and shapes, int32 [N, 3], of all files: 0 where a header cannot be read."""
     num_bytes, shapes = np.zeros(len(files), np.int64), np.zeros((len(files), 3), np.int32)
     contents = [""] * len(files)
     faults: list[tuple[int, Exception]] = []

@@ -26,7 +26,7 @@ _MAX_THREADS = 16
 
 
 def each_image(images: Any) -> Iterator[Given]:
-    """One by one: a file's path, or a folder's, for the files below it; bytes; Pillow's; arrays; or many of these.
+    """Images one by one, of a file's path, or a folder's, for its files; bytes; Pillow's; arrays; or many of these.
 
     Arrays are [height, width], [height, width, 1, 3 or 4], or many of one size, [n, height, width, channels].
 
@@ -115,7 +115,7 @@ def _files(path: str) -> Iterator[Given]:
 
 
 def _is_one(image: Any) -> bool:
-    """Bytes; Pillow's, which has EXIF; or an array that is not of many."""
+    """Whether it is one image: bytes, Pillow's, or an array of one image."""
     is_file = isinstance(image, bytes | bytearray | memoryview) or hasattr(image, "getexif")
     return is_file or (hasattr(image, "__array__") and getattr(image, "ndim", 0) in (2, 3))
 

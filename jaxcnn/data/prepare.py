@@ -60,7 +60,7 @@ def prepare(
 
 
 def _formats(full_name: str, folder: Path) -> set[str]:
-    """How a set is stored that lies there. UserError when it can be neither read nor converted."""
+    """Formats in which a folder stores a set. UserError when it can be neither read nor converted."""
     try:
         info = read_json(folder / "dataset_info.json", limit=DESCRIPTION_LIMIT)
         formats = {info.get("fileFormat", "tfrecord"), *info.get("alternativeFileFormats", ())}
@@ -149,7 +149,7 @@ def _write(builder: Any, downloads: Downloads, progress: Progress) -> None:
 
 @contextlib.contextmanager
 def _shown_by(progress: Progress) -> Iterator[None]:
-    """Inside, the bars that TFDS draws over examples are told to `progress`."""
+    """Inside, the progress bars of TFDS go to `progress`."""
     from tensorflow_datasets.core import utils
 
     def follow(items: Iterable[Any], *, desc: str, unit: str, total: int | None = None, **_: Any) -> Iterator[Any]:
@@ -185,7 +185,7 @@ def _alone(full_name: str, lock: Path) -> Iterator[None]:
 
 
 def _explained(full_name: str, rest: str, directory: Path, error: Exception) -> Exception:
-    """The line that a failure ends in; TFDS wraps what its builders raise."""
+    """Error of one line for a failure; TFDS wraps what its builders raise."""
     cause: BaseException | None = error
     while cause is not None:
         if isinstance(cause, UserError | RunError):

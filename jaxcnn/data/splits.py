@@ -1,4 +1,4 @@
-"""Which records make train, validation and test: by name and slice, held out, or by folds.
+"""Splits: the records of train, validation and test, by name and slice, held out, or by folds.
 
 A function of the config and the labels alone. A run keeps what came out (record_numbers), so that no later version of
 this, or of a library, changes the splits of a run that exists.
@@ -78,7 +78,7 @@ def assign_splits(data: DataConfig, stored: dict[str, Split], progress: Progress
 
 
 def labels_of(split: Split, progress: Progress | None = None) -> np.ndarray:
-    """Of a split's examples, in its order: int32 [N], -1 where one cannot be read, or soft labels float32 [N, K]."""
+    """Labels of a split's examples, in its order: int32 [N], -1 where one cannot be read, or soft float32 [N, K]."""
     what = f"reading the labels of {split.records.name}, once"
     tell = None if progress is None else lambda done, total: progress(what, done, total)
     return split.records.labels(tell)[split.indices]
@@ -93,7 +93,7 @@ class _Size:
 
 
 def named_split(data: DataConfig, field: str, stored: dict[str, Split]) -> Split:
-    """What data.FIELD names, in TFDS's syntax: `train`, `train[:80%]`, `train+extra[100:]`. Raises UserError."""
+    """Split that data.FIELD names, in TFDS's syntax: `train`, `train[:80%]`, `train+extra[100:]`. Raises UserError."""
     spec = getattr(data, field)
     if spec in stored:
         return _checked(stored[spec], f"data.{field}={spec!r}")
@@ -121,7 +121,7 @@ def named_split(data: DataConfig, field: str, stored: dict[str, Split]) -> Split
 
 
 def _in_slices_order(split: Split, seed: int) -> np.ndarray:
-    """Its records in the order that slices cut: the set's own, or one that has each class in proportion everywhere.
+    """Split in the order that slices cut: the set's own, or one that has each class in proportion everywhere.
 
     Where records lie class by class, as files do, train[:80%] would leave classes out. A class of one example is first.
     """
@@ -165,7 +165,7 @@ def parts_of(split: Split) -> list[Part]:
 
 
 def num_shared(one: Split, other: Split) -> int:
-    """How many records two splits have in common."""
+    """Number of records that two splits have in common."""
     return sum(
         len(np.intersect1d(numbers, others))
         for records, numbers in parts_of(one)
@@ -178,7 +178,7 @@ def num_shared(one: Split, other: Split) -> int:
 
 
 def class_numbers(data: DataConfig, class_names: Sequence[str]) -> tuple[int, ...]:
-    """Which classes data.classes names, in its order; a name counts before a number. Raises UserError."""
+    """Numbers of the classes that data.classes names, in its order; a name counts before a number. Raises UserError."""
     numbers = []
     for each in data.classes:
         text = str(each)
@@ -251,7 +251,7 @@ def holdout_order(classes: np.ndarray, seed: int) -> np.ndarray:
 
 
 def _fold(positions: np.ndarray, classes: np.ndarray, data: DataConfig) -> tuple[np.ndarray, np.ndarray]:
-    """Of the positions, those outside and those in the fold that data.fold names: scikit-learn's StratifiedKFold."""
+    """Positions outside and in the fold that data.fold names, by scikit-learn's StratifiedKFold."""
     from sklearn.model_selection import StratifiedKFold  # takes a second
 
     assert data.fold is not None
@@ -269,7 +269,7 @@ def _fold(positions: np.ndarray, classes: np.ndarray, data: DataConfig) -> tuple
 
 
 def record_numbers(splits: dict[str, Split], stored: dict[str, Split], fingerprint: str) -> dict[str, np.ndarray]:
-    """What a run keeps: `SPLIT/PLACE/STORED SPLIT` -> record numbers, int64, as differences; and the `fingerprint`.
+    """Splits as a run keeps them: `SPLIT/PLACE/STORED SPLIT` -> record numbers, int64 differences; and `fingerprint`.
 
     Differences of ascending numbers are small and compress well. Of stored splits that share their records, the first
     stands for all.

@@ -90,7 +90,7 @@ class TfdsRecords:
             yield self._parsed(record, example)[0]
 
     def first_label(self) -> int:
-        """Negative where a split is published without labels."""
+        """Label of the first record; negative where a split is published without labels."""
         return self._parsed(0, self._read_one(0))[1]
 
     def _serialized(self, numbers: Sequence[int]) -> Iterable[bytes]:
@@ -107,7 +107,7 @@ class TfdsRecords:
             raise self._damaged(record, short_line(error)) from error
 
     def _label(self, serialized: bytes) -> int:
-        """-1 for what is no class, as where a record cannot be read."""
+        """Label of a record; -1 for what is no class, as where a record cannot be read."""
         label = self._parse(serialized)[1]
         return label if 0 <= label < self.num_classes else -1
 
@@ -154,7 +154,7 @@ class TfdsRecords:
 
 
 def allow_open_files(num_files: int) -> None:
-    """ImageNet has 1,024 shards and each stays open, as many as Linux allows a process unless it asks for more."""
+    """Raises the limit of open files: ImageNet has 1,024 shards, which all stay open."""
     if num_files < 256:
         return
     with contextlib.suppress(ImportError, OSError, ValueError):
@@ -240,7 +240,7 @@ def _contents(shards: Sequence[Path]) -> list[str]:
 
 
 def tfds_directory(data_dir: str | None) -> Path:
-    """Where prepared sets lie: `data_dir`, else $TFDS_DATA_DIR, else ~/tensorflow_datasets."""
+    """Folder of prepared sets: `data_dir`, else $TFDS_DATA_DIR, else ~/tensorflow_datasets."""
     directory = data_dir or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets"
     if "://" in directory:
         raise UserError(

@@ -20,7 +20,7 @@ WINOGRAD_CHANNELS = 32 * 32  # inputs x outputs from which its fewer products ou
 
 
 class Window(NamedTuple):
-    """How a kernel moves over an image: everything of a convolution but its arrays."""
+    """Geometry of a convolution: how its kernel moves over an image."""
 
     strides: tuple[int, int]
     padding: tuple[tuple[int, int], tuple[int, int]]  # (top, bottom), (left, right) rows and columns of zeros
@@ -29,7 +29,7 @@ class Window(NamedTuple):
 
 
 def conv_xla(x: jax.Array, kernel: jax.Array, window: Window) -> jax.Array:
-    """XLA's own: images [batch, height, width, in], kernel [height, width, in / groups, out]."""
+    """XLA's own convolution: images [batch, height, width, in], kernel [height, width, in / groups, out]."""
     return lax.conv_general_dilated(
         x,
         kernel,
@@ -42,7 +42,7 @@ def conv_xla(x: jax.Array, kernel: jax.Array, window: Window) -> jax.Array:
 
 
 def conv_cpu(x: jax.Array, kernel: jax.Array, window: Window) -> jax.Array:
-    """The same; which way it goes is decided from the shapes alone."""
+    """The same convolution as matrix products where they are faster, which is decided from the shapes alone."""
     dtype = x.dtype
     x, kernel = x.astype(jnp.float32), kernel.astype(jnp.float32)  # 16-bit convolutions are slower there
     if window.groups == 1:
@@ -246,7 +246,7 @@ def _output_tiles(dy: jax.Array, high: int, wide: int) -> _Tile:
 
 
 def _taps(x: jax.Array, size: Sequence[int], window: Window, outputs: Sequence[int]) -> list[jax.Array]:
-    """What each position of a kernel sees: kernel height * width arrays [batch, *outputs, channels]."""
+    """Inputs at each position of a kernel: kernel height * width arrays [batch, *outputs, channels]."""
     x = jnp.pad(x, ((0, 0), *window.padding, (0, 0)))
     taps = []
     for i in range(size[0]):
@@ -258,7 +258,7 @@ def _taps(x: jax.Array, size: Sequence[int], window: Window, outputs: Sequence[i
 
 
 def _kernel_gradient(x: jax.Array, dy: jax.Array, shape: Sequence[int], window: Window) -> jax.Array:
-    """As one matrix product of the patches with dy, summed over parts of the batch."""
+    """Gradient by the kernel: a matrix product of the patches with dy, summed over parts of the batch."""
 
     def of_part(x: jax.Array, dy: jax.Array) -> jax.Array:
         patches = jnp.concatenate(_taps(x, shape[:2], window, dy.shape[1:3]), axis=-1)
@@ -270,7 +270,7 @@ def _kernel_gradient(x: jax.Array, dy: jax.Array, shape: Sequence[int], window: 
 
 
 def _image_gradient(kernel: jax.Array, dy: jax.Array, shape: Sequence[int], window: Window) -> jax.Array:
-    """What each tap sends back, a matrix product of dy, set down where the tap had read."""
+    """Gradient by the images: a matrix product of dy per tap, added where the tap had read."""
 
     def of_part(dy: jax.Array) -> jax.Array:
         return _set_down([[dy @ tap.T for tap in row] for row in kernel], shape, window)
@@ -352,7 +352,7 @@ def _bands(x: jax.Array, kernel: jax.Array, window: Window) -> _Bands:
 
 
 def _band_inputs(x: jax.Array, kernel: jax.Array, window: Window) -> jax.Array:
-    """[bands, what each sees: kernel rows x pixels of a row x channels]."""
+    """Inputs of each band: [bands, kernel rows x pixels of a row x channels]."""
     bands = _bands(x, kernel, window)
     top_bottom, (left, right) = window.padding
     right += bands.number * bands.together - bands.wide
@@ -365,7 +365,7 @@ def _band_inputs(x: jax.Array, kernel: jax.Array, window: Window) -> jax.Array:
 
 
 def _band_matrix(kernel: jax.Array, together: int) -> jax.Array:
-    """[what they see, together x out]."""
+    """Banded matrix [inputs of a band, outputs together x out]."""
     bands = [jnp.pad(kernel, ((0, 0), (n, together - 1 - n), (0, 0), (0, 0))) for n in range(together)]
     return jnp.stack(bands, axis=3).reshape(-1, together * kernel.shape[3])
 

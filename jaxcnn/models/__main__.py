@@ -49,7 +49,7 @@ def main(argv: list[str], start: float) -> int:
 
 
 def _count_parameters(name: str) -> Published:
-    """Of a model that nothing is published of: its parameters, by an abstract trace."""
+    """Figures of a model that nothing is published of: its parameters, by an abstract trace."""
     import jax
 
     size = 224

@@ -1,4 +1,4 @@
-"""What a run tells: metrics.jsonl, timing.jsonl, telemetry.jsonl, summary.json, and the lines and bar in the terminal.
+"""Log of a run: metrics.jsonl, timing.jsonl, telemetry.jsonl, summary.json, and the lines and bar in the terminal.
 
 metrics.jsonl and telemetry.jsonl hold nothing that depends on the clock: a run that was killed and resumed writes the
 same bytes as one that was not.
@@ -154,7 +154,7 @@ class RunLog:
             ) from error
 
     def flush(self) -> None:
-        """Everything told so far is in the run's folder. Called before each save."""
+        """Writes everything logged so far into the run's folder. Called before each save."""
         if self._remote:
             for name in _FILES:
                 if name != "telemetry.jsonl" or self._rows[name]:
@@ -201,7 +201,7 @@ class RunLog:
             self._progress.start()
 
     def first_step(self, seconds: float) -> None:
-        """The first call has compiled and run, in so many seconds."""
+        """Says that the first call has compiled and run, in so many seconds."""
         since = time.perf_counter() - self._start
         self.say(f"first step {since:.1f} s after the command, {seconds:.1f} s of them to compile and run it")
 

@@ -66,7 +66,7 @@ class _Storage:
 
 @dataclass
 class _Tensor:
-    """What a pickle says of a tensor: a view of a storage, in elements."""
+    """Tensor of a pickle: a view of a storage, in elements."""
 
     storage: _Storage
     offset: int
@@ -196,7 +196,7 @@ class _Machine:
         return _Storage(whole.dtype, view_size, offset, whole)
 
     def _called(self, function: Any, arguments: Any) -> Any:
-        """What a call gives, of the five names that there are."""
+        """Result of a call of one of the five names that there are."""
         if not (isinstance(function, _Name) and type(arguments) is tuple):
             raise ValueError("a pickle calls what is no function")
         if function == "OrderedDict":
@@ -250,7 +250,7 @@ def _allowed(module: Any, name: Any) -> _Name:
 
 
 def _set_items(values: Any, mapping: dict[Any, Any]) -> None:
-    """Keys and values in turn. Keys are text or small numbers: others can be made to take for ever to hash."""
+    """Sets keys and values in turn. Keys are text or small numbers: others can be made to take for ever to hash."""
     if type(values) not in (list, tuple) or len(values) % 2:
         raise ValueError("a pickle's dictionary has a key without a value")
     for key, value in zip(values[::2], values[1::2], strict=True):
@@ -296,7 +296,7 @@ def read_torch_file(content: bytes, name: str) -> dict[str, np.ndarray]:
 
 
 def _read_zip(content: bytes) -> Any:
-    """What torch.save writes since 1.6: `NAME/data.pkl`, and a member `NAME/data/KEY` a storage."""
+    """Reads the zip that torch.save writes since 1.6: `NAME/data.pkl`, and a member `NAME/data/KEY` per storage."""
     if content.count(b"PK\x01\x02") > MOST_MEMBERS:
         raise ValueError(f"it has more than {MOST_MEMBERS:,} members")
     storages: dict[str, _Storage] = {}
@@ -317,7 +317,7 @@ def _read_zip(content: bytes) -> Any:
 
 
 def _check_members(members: Sequence[zipfile.ZipInfo], size: int) -> None:
-    """Each once, as long as it says, and not over another: what is read is no more than the file's bytes."""
+    """Checks that members are whole, distinct and do not overlap: what is read is no more than the file's bytes."""
     if any(member.compress_type != zipfile.ZIP_STORED for member in members):
         raise ValueError("a member is compressed, which torch.save never does")
     if len({member.filename for member in members}) < len(members):
@@ -327,7 +327,7 @@ def _check_members(members: Sequence[zipfile.ZipInfo], size: int) -> None:
 
 
 def _read_legacy(content: bytes) -> Any:
-    """Before 1.6: magic number, version, system, the object, the storages' keys; then each storage's size and bytes."""
+    """Reads files from before 1.6: magic number, version, system, object, storages' keys; each one's size and bytes."""
     file = io.BytesIO(content)
     storages: dict[str, _Storage] = {}
     machine = _Machine(storages)

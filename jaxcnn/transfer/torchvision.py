@@ -19,7 +19,7 @@ StateDict = dict[str, np.ndarray]
 
 @dataclass(frozen=True)
 class Naming:
-    """How torchvision calls a family's modules."""
+    """Naming of a family's modules in torchvision."""
 
     rules: tuple[Rule, ...]  # applied one after another to `module.module.leaf`
     # dense layers behind a flattened map: its channels, height and width, which torchvision flattens in that order
@@ -62,7 +62,7 @@ ALEXNET = Naming(
 
 
 def _vgg(stage_sizes: tuple[int, ...], *, norm: bool) -> Naming:
-    """They number all layers: convolution, with `_bn` a norm, activation; behind each stage a pooling."""
+    """Naming of VGG; all layers count: convolution, with `_bn` a norm, activation; after each stage a pooling."""
     rules: list[Rule] = []
     layer = 0
     for stage, num_convs in enumerate(stage_sizes, start=1):
