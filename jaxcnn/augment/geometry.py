@@ -42,7 +42,7 @@ def affine(
     zoom: jax.Array | float,
     fill: str,
 ) -> jax.Array:
-    """Affine map of an image: zoom, shear, rotation about its centre, then shift, in one bilinear interpolation; float32.
+    """Affine map: zoom, shear, rotation about the centre, then shift, in one bilinear interpolation; float32.
 
     Args:
       image: [H, W, C].
