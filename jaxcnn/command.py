@@ -16,6 +16,8 @@ from jaxcnn.machine import begin_anew, quiet_libraries
 from jaxcnn.run import stopping
 from jaxcnn.terminal import PatientConsole, complain, exit_code, one_line, shown, take_over
 
+HELP_FLAGS = {"--help", "-help", "-h", "--helpfull"}
+
 
 def check_outputs(values: flags.FlagValues, *names: str, folder: bool = False, overwrite: bool = True) -> None:
     """Raises UserError where a file, or `folder`, that a flag names cannot be written, or is another flag's too.

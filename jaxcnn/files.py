@@ -1,4 +1,4 @@
-"""The one door for files: what is read is a regular file of bounded size, what is written is UTF-8, whole and lasting.
+"""File access: what is read is a regular file of bounded size, what is written is UTF-8, whole and lasting.
 
 Nothing else in the package opens a file by itself; `tests/test_architecture.py` holds that.
 """
@@ -73,7 +73,7 @@ def read_text(path: epath.PathLike, *, limit: int = TEXT_LIMIT) -> str:
 
 
 def read_json(path: epath.PathLike, *, limit: int = 256 << 20) -> Any:
-    """What a JSON file holds. Raises OSError, or ValueError for what is no JSON, nested too deep, or too large."""
+    """Content of a JSON file. Raises OSError, or ValueError for what is no JSON, nested too deep, or too large."""
     return from_json(read_text(path, limit=limit))
 
 
@@ -102,7 +102,7 @@ def finite(value: Any) -> Any:
 
 
 def write_atomically(path: epath.PathLike, content: str | bytes) -> None:
-    """The file holds either what it held before or all of `content`, whenever the process or the machine stops.
+    """Writes a file, which holds either its old content or all of `content`, whenever the process or the machine stops.
 
     A link at `path` is replaced, not followed; a device or a pipe (/dev/stdout) is written to. Raises OSError.
     """
@@ -255,7 +255,7 @@ def _open_no_link(path: epath.PathLike, flags: int) -> int:
 
 
 def _open_device(path: str) -> int:
-    """Of a pipe that nobody reads, OSError, where opening it would wait for a reader."""
+    """Descriptor of a device. Raises OSError for a pipe that nobody reads, where opening would wait for a reader."""
     descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0))
     os.set_blocking(descriptor, True)
     return descriptor
@@ -276,7 +276,7 @@ def _is_device(path: str) -> bool:
 
 
 def _sync_folder(folder: str) -> None:
-    """So that the new name outlasts a loss of power, where the system can promise it."""
+    """Syncs a folder, so that a new name outlasts a loss of power, where the system can promise it."""
     with contextlib.suppress(OSError):
         descriptor = os.open(folder, os.O_RDONLY)
         try:

@@ -1,4 +1,4 @@
-"""Checks plain data from a file against what a reader expects of it, so that nothing behind the reader need look again.
+"""Checks of plain data from a file against what its reader expects, so that nothing behind the reader checks again.
 
 What is expected is written as the data would be: a type; a `Number`; `[item]` for a list; `(item, None)` for what may
 be null; `{"name": item, "other?": item}` for fields that must and that may be there, `{str: item}` for all others.

@@ -1,4 +1,4 @@
-"""The one way out to a terminal: names are shown as text, whatever they hold, and a reader may leave early.
+"""Terminal output: names are shown as text, whatever they hold, and a reader may leave early.
 
 A control character in a file's or a class's name could otherwise move the cursor or set the window's title, and square
 brackets would be taken for markup.
@@ -31,7 +31,7 @@ def shown(text: str) -> str:
 
 
 def named(name: str) -> str:
-    r"""The same of a name, which stays on one line: its ends of lines are written out, too, as \n."""
+    r"""A name with its control characters written out, its ends of lines too, as \n."""
     return shown(name).replace("\n", "\\n").replace("\t", "\\t")
 
 
@@ -40,6 +40,11 @@ def one_line(text: object) -> str:
     if isinstance(text, OSError) and text.strerror:
         text = f"{os.fsdecode(text.filename)}: {text.strerror}" if _is_path(text.filename) else text.strerror
     return shown(" ".join(str(text).split()))
+
+
+def short_line(error: object) -> str:
+    """One line of at most 200 characters: what a library said, as a part of a message of ours."""
+    return one_line(error)[:200]
 
 
 def _is_path(name: object) -> bool:
@@ -55,7 +60,7 @@ class PatientConsole(Console):
 
     @property
     def encoding(self) -> str:
-        """Of the terminal; rich takes all but a file of its own for UTF-8, and draws boxes by it."""
+        """Encoding of the terminal; rich takes all but a file of its own for UTF-8, and draws boxes by it."""
         return (getattr(self.file, "encoding", None) or "utf-8").lower()
 
     def render_str(self, text: str, **options: Any) -> Text:
@@ -92,7 +97,7 @@ _complaints: set[str] = set()
 
 
 def complain_once(error: BaseException | str) -> None:
-    """Of a thread, or at the end of the process, where what has failed already fails again."""
+    """Prints an error once: of a thread, or at the end of the process, what has failed already may fail again."""
     if one_line(error) not in _complaints:
         complain(error)
 
@@ -113,7 +118,7 @@ def _is_told(record: logging.LogRecord) -> bool:
 
 
 def take_over() -> None:
-    """From now on what libraries log or warn of is a line as ours, and a letter that the terminal lacks no error."""
+    """Takes over logs and warnings of libraries, as lines like ours; a letter that the terminal lacks is no error."""
     if sys.stdout is None:  # closed by who called us
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - until the end
     for stream in (sys.stdout, sys.stderr):
@@ -130,7 +135,7 @@ def take_over() -> None:
 
 
 def exit_code(code: int) -> int:
-    """The code to leave with, once all that was printed is out: 1 where it could not be written."""
+    """Exit code, once all that was printed is out: 1 where it could not be written."""
     try:
         sys.stdout.flush()
     except BrokenPipeError:  # whoever read has left

@@ -136,7 +136,7 @@ OPTIONS = {
     "data describe": ("data_dir", "image_size", "sheet", "augment", "json"),
     "data check": ("data_dir", "exclude", "write_clean", "csv", "json", "near_threshold"),
     "transfer export": ("workdir", "to", "force"),
-    "transfer probe": ("config", "layer", "classifier", "json"),
+    "transfer probe": ("config", "workdir", "layer", "classifier", "json"),
 }  # fmt: skip
 NEEDED = {
     "main": [DIGITS, "--dry_run"], "lr_find": [DIGITS],

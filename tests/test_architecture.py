@@ -160,24 +160,40 @@ def test_files_and_terminals_have_one_door(path):
     assert bool(doors(path)) == (name in OTHER_DOORS), doors(path)
 
 
-@pytest.mark.parametrize("page", ["README.md", "docs/security.md"])
+PAGES = ["README.md", "CONTRIBUTING.md", *sorted(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md"))]
+SOURCES = [path for room in ("jaxcnn", "experiments", "tests", "benchmarks") for path in (ROOT / room).rglob("*.py")]
+
+
+def defined_in(path: Path) -> set[str]:
+    return {
+        target
+        for node in ast.walk(ast.parse(path.read_text()))
+        for target in (
+            [node.name] if isinstance(node, ast.FunctionDef | ast.ClassDef)
+            else [name.id for each in node.targets for name in ast.walk(each) if isinstance(name, ast.Name)]
+            if isinstance(node, ast.Assign)
+            else [node.target.id] if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name)
+            else []
+        )
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("page", PAGES)
 def test_a_page_names_things_that_exist(page):
-    """Every `file.py:name` in it is a file of the project and a name in it."""
-    named = re.findall(r"`((?:jaxcnn|experiments|tests|benchmarks)/[\w/]+\.py):(\w+)`", (ROOT / page).read_text())
-    assert len(named) >= 5
+    """Every `file.py` and `file.py:name` in it is a file of the project, or the end of its path, and a name in it."""
+    text = re.sub(r"```.*?```", "", (ROOT / page).read_text(), flags=re.DOTALL)
+    named = re.findall(r"`([\w/]+\.py)(?::(\w+))?`", text)
+    assert page not in ("docs/changing.md", "docs/security.md") or sum(bool(name) for _, name in named) >= 5
     for file, name in named:
-        tree = ast.parse((ROOT / file).read_text())
-        defined = {
-            target
-            for node in ast.walk(tree)
-            for target in (
-                [node.name] if isinstance(node, ast.FunctionDef | ast.ClassDef)
-                else [t.id for t in node.targets if isinstance(t, ast.Name)] if isinstance(node, ast.Assign)
-                else [node.target.id] if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name)
-                else []
-            )
-        }  # fmt: skip
-        assert name in defined, f"{page} names {file}:{name}"
+        files = [path for path in SOURCES if f"/{path.relative_to(ROOT)}".endswith(f"/{file}")]
+        assert files, f"{page} names {file}"
+        assert not name or any(name in defined_in(path) for path in files), f"{page} names {file}:{name}"
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_a_page_links_to_files_that_exist(page):
+    for target in re.findall(r"\]\(([^)#:]+)\)", (ROOT / page).read_text()):
+        assert (ROOT / page).parent.joinpath(target).is_file(), f"{page} links to {target}"
 
 
 def test_every_dependency_is_bounded_and_ci_installs_one_that_is_allowed():

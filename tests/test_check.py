@@ -21,9 +21,10 @@ from jaxcnn.data.duplicates import groups_of_equals, near_pairs
 from jaxcnn.data.encoded import Header, inspect
 from jaxcnn.data.exclusion import read_exclusion, without
 from jaxcnn.data.facts import perceptual_hashes
-from jaxcnn.data.records import DamagedRecordError, ImagesInMemory, Split, StoredSet, one_line
+from jaxcnn.data.records import DamagedRecordError, ImagesInMemory, Split, StoredSet
 from jaxcnn.data.sources import open_stored
 from jaxcnn.errors import UserError
+from jaxcnn.terminal import short_line
 from tests.large_images import HELD, CountedRecords
 from tests.nasty_images import tiff
 
@@ -53,7 +54,7 @@ class Files:
         try:
             image = stored if isinstance(stored, np.ndarray) else decode_image(stored, 3)
         except Exception as error:
-            raise DamagedRecordError(f"{self.identifier(record)} is damaged ({one_line(error)})") from error
+            raise DamagedRecordError(f"{self.identifier(record)} is damaged ({short_line(error)})") from error
         return {"image": image, "label": self.classes[record]}
 
     def labels(self, progress=None) -> np.ndarray:

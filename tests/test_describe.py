@@ -3,6 +3,7 @@
 import json
 import sys
 from functools import partial
+from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
@@ -23,6 +24,8 @@ from jaxcnn.training.step import train_step
 from tests import fake_tfds
 from tests.large_images import HELD, CountedRecords
 from tests.runs import small_config
+
+ROOT = Path(__file__).resolve().parents[1]
 
 
 def run(*arguments: str) -> int:
@@ -47,6 +50,26 @@ def small_set() -> StoredSet:
         "test": Split(ImagesInMemory("whole", images, labels), np.arange(25, 30)),
     }
     return StoredSet(("many", "few"), (10, 20, 3), splits, "print")
+
+
+def test_a_set_of_tfds_is_known_without_its_prefix(tmp_path, monkeypatch):
+    """A prepared one, with its config and version; one that could be prepared; not a name of another kind."""
+    (tmp_path / "own_set" / "1.0.0").mkdir(parents=True)
+    (tmp_path / "own_set" / "1.0.0" / "dataset_info.json").write_text("{}")
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    (tmp_path / "here" / "mnist").mkdir()
+    for name, full in (
+        ("own_set", "tfds:own_set"), ("own_set:1.0.0", "tfds:own_set:1.0.0"),
+        ("own_set/a:1.0.0", "tfds:own_set/a:1.0.0"),
+        ("cifar10", "tfds:cifar10"), ("tfds:cifar10", "tfds:cifar10"), ("digits", "digits"), ("digit", "digit"),
+        ("mnist", "mnist"), ("folder:cifar10", "folder:cifar10"), ("csv:own_set", "csv:own_set"),
+    ):  # fmt: skip
+        assert command.full_name(name, str(tmp_path)) == full
+    for arguments in (("describe",), ("check",), ("describe", "--augment=experiments/digits.py", "--sheet=a.png")):
+        monkeypatch.chdir(ROOT)
+        with pytest.raises(UserError, match="tfds:cifar10 is not prepared"):
+            run(arguments[0], "cifar10", f"--data_dir={tmp_path}", *arguments[1:])
 
 
 def test_numbers_are_those_of_numpy(small_set):

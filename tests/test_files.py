@@ -12,7 +12,7 @@ import pytest
 from rich.table import Table
 
 from jaxcnn import files
-from jaxcnn.terminal import PatientConsole, one_line, shown
+from jaxcnn.terminal import PatientConsole, one_line, short_line, shown
 
 
 @contextmanager
@@ -134,4 +134,5 @@ def test_names_reach_a_terminal_as_text():
 
 def test_a_message_is_one_line():
     assert one_line(ValueError("a\nb\t c\x07")) == r"a b c\x07"
+    assert short_line(ValueError("a\n" * 300)) == "a " * 100
     assert shown("plain é 猫\n\t") == "plain é 猫\n\t"

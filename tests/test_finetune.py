@@ -1,5 +1,6 @@
 """Frozen layers, gradual unfreezing, rates by layer: bit for bit, by hand, on one device and eight, resumed; probes."""
 
+import contextlib
 import io
 import itertools
 import json
@@ -11,8 +12,10 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from etils import epath
 from rich.console import Console
 
+import jaxcnn
 from jaxcnn.augment import make_normalise
 from jaxcnn.config import FinetuneConfig, OptimizerConfig, validate
 from jaxcnn.config.choices import OPTIMIZERS
@@ -22,6 +25,7 @@ from jaxcnn.layers.norm import BatchNorm
 from jaxcnn.models import MODELS
 from jaxcnn.models.resnet import CifarResNet
 from jaxcnn.results.probe import features_of, linear_probe
+from jaxcnn.run.workdir import read_config
 from jaxcnn.training.build import build, params_in_order
 from jaxcnn.training.feed import ResidentFeed
 from jaxcnn.training.finetune import Layer, layers_of, make_finetuning
@@ -434,3 +438,25 @@ def test_the_probes_command(tmp_path, capsys):
     result = json.loads(file.read_text())
     assert json.loads(capsys.readouterr().out.splitlines()[-1]) == result
     assert result["splits"]["test"]["accuracy"] > 0.8
+
+
+def test_a_probe_of_a_runs_folder(tmp_path, capsys):
+    """Of its best weights, on its splits, by its statistics."""
+    from jaxcnn.transfer.__main__ import main
+
+    config = small_config(model__name="cnn", num_steps=8, data__examples_per_class=20)
+    train(config, tmp_path / "run")
+    with pytest.raises(UserError, match=r"--config\.seed=1: --workdir takes the run's own config; give one of the two"):
+        main(["transfer", "probe", "--workdir", str(tmp_path / "run"), "--config.seed=1"], 0.0)
+    with pytest.raises(UserError, match="holds no run"):
+        main(["transfer", "probe", f"--workdir={tmp_path}"], 0.0)
+    capsys.readouterr()
+    assert main(["transfer", "probe", "--workdir", str(tmp_path / "run")], 0.0) == 0
+    result = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert result.pop("workdir") == str(tmp_path / "run")
+    assert result.pop("experiment")
+    saved = read_config(epath.Path(tmp_path / "run"))["data"]
+    run, feed = build(config, facts=saved)
+    with contextlib.closing(feed):
+        assert result == linear_probe(run, feed, variables=jaxcnn.load(str(tmp_path / "run")).variables)
+        assert result != linear_probe(run, feed)

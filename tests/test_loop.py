@@ -16,7 +16,7 @@ from jaxcnn.report.from_files import curves, overview
 from jaxcnn.results.diagnosis import diagnose
 from jaxcnn.run import workdir
 from jaxcnn.run.facts import read_facts
-from jaxcnn.run.log import RunLog
+from jaxcnn.run.log import RunLog, read_rows
 from jaxcnn.training.parallel import Parallel
 from tests.runs import arrays, assert_same_arrays, rows, small_config, train
 
@@ -82,6 +82,32 @@ def test_rows_of_a_killed_run_are_written_again(tmp_path, whole):
         file.write('{"step": 9, "ep')
     train(config, tmp_path)
     assert (tmp_path / "metrics.jsonl").read_bytes() == (whole[0] / "metrics.jsonl").read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("damage", "kept", "said"),
+    [
+        (lambda lines: [*lines[:2], b"{}", *lines[3:]], 2, "row 3 is damaged; rows 3 to 6 are left out"),
+        (lambda lines: [*lines[:5], b'{"step": 9, "ep'], 5, "row 6 is damaged; it is left out"),
+        (lambda lines: [b"\xff", *lines[1:]], 0, "row 1 is damaged; rows 1 to 6 are left out"),
+    ],
+)
+def test_a_damaged_row_and_those_after_it_are_left_out_and_said(tmp_path, capsys, damage, kept, said):
+    row = {"step": 1, "epoch": 0.5, "split": "train", "loss": 1.0, "accuracy": None}
+    lines = [json.dumps({**row, "step": step}).encode() for step in range(6)]
+    file = epath.Path(tmp_path / "metrics.jsonl")
+    file.write_bytes(b"\n".join(damage(lines)) + b"\n")
+    for _ in range(2):
+        assert [each["step"] for each in read_rows(file)] == list(range(kept))
+    assert capsys.readouterr().err == f"jaxcnn: {file}: {said}\n"
+
+
+def test_a_row_that_is_being_written_is_left_out_in_silence(tmp_path, capsys):
+    file = epath.Path(tmp_path / "metrics.jsonl")
+    row = {"step": 1, "epoch": 0.5, "split": "train", "loss": 1.0, "accuracy": None}
+    file.write_text(json.dumps(row) + '\n{"step": 9, "ep')
+    assert read_rows(file) == [row]
+    assert capsys.readouterr().err == ""
 
 
 def test_a_damaged_checkpoint_costs_only_time(tmp_path, whole):

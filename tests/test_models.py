@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import linen as nn
+from flax import traverse_util
 
 from jaxcnn.config import ModelConfig
 from jaxcnn.errors import UserError
@@ -28,6 +29,7 @@ from jaxcnn.models.published import PUBLISHED
 from jaxcnn.models.regnet import stages_of
 from jaxcnn.models.resnet import padded_shortcut
 from jaxcnn.models.shufflenet_v2 import channel_shuffle
+from jaxcnn.training.finetune import layers_of
 from jaxcnn.training.parallel import make_parallel
 
 # table 1 of the paper
@@ -171,7 +173,7 @@ SLOW_COUNTS = (
 )
 
 # one of each kind, shallow, on small images: enough where depth changes nothing, and quick to compile
-KINDS = [
+KINDS: list[tuple[str, dict[str, Any], tuple[int, ...]]] = [
     ("mlp", {}, DIGITS),
     ("lenet5", {}, (12, 12, 1)),
     ("cnn", {}, DIGITS),
@@ -437,6 +439,56 @@ def test_stages_show_their_features(
     images = jax.ShapeDtypeStruct((2, *image_shape), jnp.float32)
     shown = jax.eval_shape(partial(feature_pyramid, model), shapes_of(model, image_shape), images)
     assert {stage: x.shape[1:] for stage, x in shown.items()} == expected
+
+
+CONTRACT = [
+    *(
+        (name, {**keywords, "num_layers": 4} if name == "vit_b_16" else keywords, shape)
+        for name, keywords, shape in KINDS
+    ),
+    ("preact_resnet18", {"stage_sizes": (1, 1)}, (8, 8, 3)),
+]
+# Parameters of more than one axis that are no kernels: they never decay, and no initialiser draws them anew.
+NO_KERNELS = {"class_token", "position_embedding"}
+
+
+def test_every_file_of_models_has_a_contract() -> None:
+    def file_of(name: str) -> str:
+        model: Any = MODELS[name]
+        return str(getattr(model, "func", model).__module__)
+
+    assert {file_of(name) for name, *_ in CONTRACT} == {file_of(name) for name in MODELS}
+
+
+@pytest.mark.parametrize(("name", "keywords", "image_shape"), CONTRACT)
+@pytest.mark.usefixtures("quick_to_trace")
+def test_a_model_keeps_what_docs_models_promises(
+    name: str, keywords: dict[str, Any], image_shape: tuple[int, ...]
+) -> None:
+    """Names of layers and taps, which optim, finetune, explain, features and transfer read."""
+    model = build(name, **keywords)
+    variables = shapes_of(model, image_shape)
+    assert set(variables) <= {"params", "batch_stats"}
+    for path, leaf in traverse_util.flatten_dict(variables["params"]).items():
+        assert (path[-1] == "kernel") == (leaf.ndim > 1 and path[-1] not in NO_KERNELS), path
+    params = variables["params"]
+    assert "head" in params
+    *layers, head = layers_of(params)
+    assert "head" in head
+    for layer in layers:  # a norm belongs to a convolution of its name, or to the layer before
+        assert not all("norm" in part for part in layer), layer
+
+    images = jax.ShapeDtypeStruct((2, *image_shape), jnp.float32)
+    taps = jax.eval_shape(partial(feature_pyramid, model), variables, images)
+    pooled = taps.pop("pooled")
+    first = min(int(each.removeprefix("stage")) for each in taps)  # ShuffleNet V2's first stage is the paper's stage 2
+    assert sorted(taps) == [f"stage{number}" for number in range(first, first + len(taps))]
+    assert first <= 2
+    assert all(each.ndim == 4 for each in taps.values())
+    (head_kernel,) = (leaf for path, leaf in traverse_util.flatten_dict(params["head"]).items() if path[-1] == "kernel")
+    before_head = params["hidden"]["kernel"] if "hidden" in params else head_kernel  # MobileNetV3 has a layer between
+    assert pooled.shape == (2, before_head.shape[-2])
+    assert head_kernel.shape[-1] == 10
 
 
 @pytest.mark.parametrize(

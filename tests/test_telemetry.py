@@ -93,7 +93,7 @@ def test_norms_are_those_of_plain_gradients(by_hand):
     assert said["gradient_norm"] == pytest.approx(norm(grads), rel=1e-4)
     assert list(said["layers"]) == LAYERS
     # The first step of Nesterov momentum 0.9, of a gradient that is clipped to 0.01.
-    scale = 1.9 * float(run.schedule(0)) * 0.01 / norm(grads)
+    scale = 1.9 * float(run.learning.schedule(0)) * 0.01 / norm(grads)
     for name, values in said["layers"].items():
         assert values["weight_norm"] == pytest.approx(norm(params[name]), rel=1e-4)
         assert values["gradient_norm"] == pytest.approx(norm(grads[name]), rel=1e-3)

@@ -15,7 +15,7 @@ Range = tuple[float, ...]  # (low, high)
 
 
 class Box(NamedTuple):
-    """In pixels, int32; `fits` is False where none was found that lies in the image: then it is the whole image."""
+    """Box in pixels, int32; `fits` is False where no draw lay in the image: the box is then the whole image."""
 
     top: jax.Array
     left: jax.Array
@@ -57,7 +57,7 @@ def random_resized_crop(key: jax.Array, image: jax.Array, *, area: Range, aspect
 
 
 def _positions(start: jax.Array, length: jax.Array, size: int) -> jax.Array:
-    """Where to read a line so that `length` pixels from `start` on become `size`; never beyond those."""
+    """Positions at which a line is read so that `length` pixels from `start` on become `size`; never beyond those."""
     index = jnp.arange(size)
     return start + jnp.clip(index + (index + 0.5) * (length - size) / size, 0, length - 1)
 
@@ -83,6 +83,6 @@ def random_erasing(key: jax.Array, image: jax.Array, *, probability: float) -> j
 def inside(
     shape: tuple[int, int], top: jax.Array, left: jax.Array, height: jax.Array | int, width: jax.Array | int
 ) -> jax.Array:
-    """Which pixels of an image lie in a box: bool [H, W]."""
+    """Mask of the pixels that lie in a box: bool [H, W]."""
     rows, columns = jnp.arange(shape[0])[:, None], jnp.arange(shape[1])
     return (rows >= top) & (rows < top + height) & (columns >= left) & (columns < left + width)

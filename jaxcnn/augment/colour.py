@@ -1,4 +1,4 @@
-"""What an image's levels become: light, colour, blur, noise. All take and give one image float32 [H, W, C], 0..255.
+"""Changes of an image's levels: light, colour, blur, noise. All take and return one image float32 [H, W, C], 0..255.
 
 `adjust_*` do what they are told; the others draw how much from a key.
 """
@@ -18,7 +18,7 @@ def draw_factor(key: jax.Array, strength: float) -> jax.Array:
 
 
 def luminance(image: jax.Array) -> jax.Array:
-    """[H, W, 1] of [H, W, 3]; an image of one channel itself."""
+    """Luminance [H, W, 1] of an image [H, W, 3]; an image of one channel is returned as it is."""
     if image.shape[-1] == 1:
         return image
     red, green, blue = (image[..., i : i + 1] for i in range(3))  # a sum over so short an axis is slow on CPUs
@@ -26,22 +26,22 @@ def luminance(image: jax.Array) -> jax.Array:
 
 
 def blend(image: jax.Array, other: jax.Array, factor: jax.Array) -> jax.Array:
-    """`factor` parts of the image, the rest of the other; factors above 1 lead away from it. Clipped to 0..255."""
+    """Weighted mean of two images, `factor` of the first; factors above 1 lead away from the other. In 0..255."""
     return jnp.clip(factor * image + (1 - factor) * other, 0, 255)
 
 
 def adjust_brightness(image: jax.Array, factor: jax.Array) -> jax.Array:
-    """0 is black, 1 the image."""
+    """Brightness times a factor: 0 is black, 1 the image."""
     return blend(image, jnp.zeros_like(image), factor)
 
 
 def adjust_contrast(image: jax.Array, factor: jax.Array) -> jax.Array:
-    """0 is the grey of its mean luminance, 1 the image."""
+    """Contrast times a factor: 0 is the grey of the image's mean luminance, 1 the image."""
     return blend(image, luminance(image.mean(axis=(0, 1), keepdims=True)), factor)
 
 
 def adjust_saturation(image: jax.Array, factor: jax.Array) -> jax.Array:
-    """0 is grey, 1 the image."""
+    """Saturation times a factor: 0 is grey, 1 the image."""
     return blend(image, luminance(image), factor)
 
 
@@ -63,7 +63,7 @@ def adjust_hue(image: jax.Array, turn: jax.Array) -> jax.Array:
 
 
 def random_grayscale(key: jax.Array, image: jax.Array, *, probability: float) -> jax.Array:
-    """Grey with this probability, of as many channels as before."""
+    """Turns the image grey with this probability, keeping the number of channels."""
     return jnp.where(jax.random.bernoulli(key, probability), luminance(image), image)
 
 

@@ -1,4 +1,4 @@
-"""Where an image's pixels go: mirrored, shifted, or read along an affine map. One image [H, W, C] and its key each.
+"""Geometry of an image: mirrored, shifted, or read along an affine map. One image [H, W, C] and its key each.
 
 Mirroring and shifting keep the type; what interpolates gives float32 levels.
 """
@@ -18,7 +18,7 @@ def flip(key: jax.Array, image: jax.Array) -> jax.Array:
 
 
 def alternating_mirror(key: jax.Array, index: jax.Array, epoch: jax.Array) -> jax.Array:
-    """Which examples to mirror: each by a coin of its own in the first epoch, then every other time. bool [B]
+    """Mask of the examples to mirror, bool [B]: each by a coin of its own in the first epoch, then every other time.
 
     In any two epochs on end both sides of every image are seen (Jordan 2024, arXiv:2404.00498).
 
@@ -57,7 +57,7 @@ def affine(
     zoom: jax.Array | float,
     fill: str,
 ) -> jax.Array:
-    """Zoomed, sheared, rotated about its centre, then shifted, all in one bilinear interpolation; float32.
+    """Affine map: zoom, shear, rotation about the centre, then shift, in one bilinear interpolation; float32.
 
     Args:
       image: [H, W, C].
@@ -115,7 +115,7 @@ def _pixels(image: jax.Array, rows: jax.Array, columns: jax.Array, fill: str) ->
 
 
 def _within(index: jax.Array, size: int, fill: str) -> jax.Array:
-    """An index into a line that goes on beyond its ends, as one within it."""
+    """Index within a line, for an index into a line that continues beyond its ends."""
     if fill == "wrap":
         return index % size
     if fill == "reflect":

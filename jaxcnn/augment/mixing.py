@@ -18,7 +18,7 @@ _NUM_QUANTILES = 4096
 
 
 def check_pairs(size: int) -> None:
-    """UserError where a device's part of the batch leaves an example without a partner."""
+    """Raises UserError where a device's part of the batch leaves an example without a partner."""
     if size % 2:
         raise UserError(
             "augment.mixup and augment.cutmix mix neighbours in pairs, so each device needs an even part of the batch, "
@@ -45,7 +45,7 @@ def mix(
     check_pairs(len(images))
     targets = jax.nn.one_hot(labels, num_classes) if labels.ndim == 1 else labels.astype(jnp.float32)
     shape = images.shape[1], images.shape[2]
-    kept, share = jax.vmap(partial(_kept, shape=shape, mixup=mixup, cutmix=cutmix))(keys)
+    kept, share = jax.vmap(partial(_kept_shares, shape=shape, mixup=mixup, cutmix=cutmix))(keys)
     kept, share = kept[..., None], share[:, None]
     return kept * images + (1 - kept) * _partner(images), share * targets + (1 - share) * _partner(targets)
 
@@ -54,8 +54,8 @@ def _partner(x: jax.Array) -> jax.Array:
     return x.reshape(-1, 2, *x.shape[1:])[:, ::-1].reshape(x.shape)
 
 
-def _kept(key: jax.Array, *, shape: tuple[int, int], mixup: float, cutmix: float) -> tuple[jax.Array, jax.Array]:
-    """How much of each pixel an example keeps, [H, W], and how much of its label."""
+def _kept_shares(key: jax.Array, *, shape: tuple[int, int], mixup: float, cutmix: float) -> tuple[jax.Array, jax.Array]:
+    """Share of each pixel that an example keeps, [H, W], and of its label."""
     coin_key, share_key, place_key = jax.random.split(key, 3)
     cuts = jax.random.bernoulli(coin_key) if mixup and cutmix else jnp.array(cutmix > 0)
     share = jnp.where(cuts, _beta(share_key, cutmix), _beta(share_key, mixup))
@@ -67,7 +67,7 @@ def _kept(key: jax.Array, *, shape: tuple[int, int], mixup: float, cutmix: float
 
 
 def _cut(key: jax.Array, shape: tuple[int, int], share: jax.Array) -> jax.Array:
-    """1 [H, W], and 0 in a box of what is left of `share`, about any point; what of it lies outside is lost."""
+    """Mask [H, W]: 0 in a box of area 1 - `share` about a random point, 1 elsewhere, what lies outside lost."""
     side = jnp.sqrt(1 - share)
     half = [(size * side).astype(jnp.int32) // 2 for size in shape]
     row, column = (jax.random.uniform(key, (2,)) * jnp.array(shape)).astype(jnp.int32)
@@ -75,7 +75,7 @@ def _cut(key: jax.Array, shape: tuple[int, int], share: jax.Array) -> jax.Array:
 
 
 def _beta(key: jax.Array, alpha: float) -> jax.Array:
-    """From Beta(alpha, alpha), by a table of its quantiles, linear between them; 1 at alpha 0.
+    """Draw from Beta(alpha, alpha), by a table of its quantiles, linear between them; 1 at alpha 0.
 
     jax.random.beta rejects in a loop that lasts, under vmap, until the last example of the batch has its draw, and
     takes seconds to compile.

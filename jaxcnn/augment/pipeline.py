@@ -1,4 +1,4 @@
-"""What the images of a batch go through in training, in this order, and with which draws; ends in normalise.
+"""Augmentation of a training batch: the order of its operations, and their random keys; it ends in normalise.
 
 Each piece folds a constant of its own into the example's key, so turning one on leaves the draws of the others as they
 are, and an example looks the same in whatever batch and on whatever device it lies.
@@ -66,7 +66,7 @@ def make_augment(
     normalise = make_normalise(mean, std)
     crops_here = augment.random_resized_crop and not cropped_at_decode
 
-    def one(key: jax.Array, image: jax.Array, mirrored: jax.Array | None) -> jax.Array:
+    def augment_image(key: jax.Array, image: jax.Array, mirrored: jax.Array | None) -> jax.Array:
         if augment.alternating_flip:
             image = jnp.where(jnp.asarray(mirrored), image[:, ::-1], image)
         if augment.flip:
@@ -76,9 +76,9 @@ def make_augment(
         if crops_here:
             crop_key = jax.random.fold_in(key, _RESIZED_CROP)
             image = boxes.random_resized_crop(crop_key, image, area=augment.crop_area, aspect=augment.crop_aspect)
-        image = _moved(key, image, augment)
-        image = _by_policy(key, image, augment)
-        image = normalise(_recoloured(key, image, augment))
+        image = _apply_affine(key, image, augment)
+        image = _apply_policy(key, image, augment)
+        image = normalise(_change_colours(key, image, augment))
         if augment.cutout:
             image = boxes.cutout(jax.random.fold_in(key, _CUTOUT), image, size=augment.cutout)
         if augment.random_erasing:
@@ -93,7 +93,7 @@ def make_augment(
             raise UserError(
                 "augment.alternating_flip needs batches that say which examples they hold, and in which epoch"
             )
-        images = jax.vmap(one)(keys, images, mirrored)
+        images = jax.vmap(augment_image)(keys, images, mirrored)
         if not mixes:
             return images, labels
         keys = jax.vmap(partial(jax.random.fold_in, data=_MIX))(keys)
@@ -104,8 +104,8 @@ def make_augment(
     return augment_batch
 
 
-def _moved(key: jax.Array, image: jax.Array, augment: AugmentConfig) -> jax.Array:
-    """By one affine map of all of these; float32 levels, or the image as it came."""
+def _apply_affine(key: jax.Array, image: jax.Array, augment: AugmentConfig) -> jax.Array:
+    """Applies rotation, shift, shear and zoom as one affine map; float32 levels; where all are off, the image."""
     if not (augment.rotation or augment.shift or augment.shear or augment.zoom):
         return image
 
@@ -122,8 +122,8 @@ def _moved(key: jax.Array, image: jax.Array, augment: AugmentConfig) -> jax.Arra
     )
 
 
-def _by_policy(key: jax.Array, image: jax.Array, augment: AugmentConfig) -> jax.Array:
-    """On uint8 levels, to which they are rounded before."""
+def _apply_policy(key: jax.Array, image: jax.Array, augment: AugmentConfig) -> jax.Array:
+    """Applies RandAugment or TrivialAugment, on levels rounded to uint8."""
     if not (augment.randaugment_ops or augment.trivial_augment):
         return image
     if image.dtype != jnp.uint8:
@@ -138,8 +138,8 @@ def _by_policy(key: jax.Array, image: jax.Array, augment: AugmentConfig) -> jax.
     )
 
 
-def _recoloured(key: jax.Array, image: jax.Array, augment: AugmentConfig) -> jax.Array:
-    """On float32 levels 0..255; the image as it came where all are off."""
+def _change_colours(key: jax.Array, image: jax.Array, augment: AugmentConfig) -> jax.Array:
+    """Changes light, colour, blur and noise of float32 levels 0..255; the image unchanged where all are off."""
     for constant, strength, adjust in (
         (_BRIGHTNESS, augment.brightness, colour.adjust_brightness),
         (_CONTRAST, augment.contrast, colour.adjust_contrast),
@@ -166,7 +166,7 @@ def _recoloured(key: jax.Array, image: jax.Array, augment: AugmentConfig) -> jax
 def check_augment(
     augment: AugmentConfig, image_shape: tuple[int, int, int], *, device_batch: int | None = None
 ) -> None:
-    """UserError where the images, or a device's part of the batch, do not suit what is asked."""
+    """Raises UserError where the images, or a device's part of the batch, do not suit the config."""
     side, channels = min(image_shape[:2]), image_shape[2]
     size = f"{image_shape[0]} x {image_shape[1]}"
     if augment.crop_padding >= side:

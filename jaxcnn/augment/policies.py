@@ -21,18 +21,18 @@ _CODES = {name: code for code, name in enumerate(OPERATIONS)}
 
 
 def randaugment(key: jax.Array, image: jax.Array, *, num_operations: int, magnitude: int) -> jax.Array:
-    """So many operations one after the other, each any of the fourteen (Cubuk et al. 2020); uint8 [H, W, C], C 1 or 3.
+    """Several operations in sequence, each drawn from the fourteen (Cubuk et al. 2020); uint8 [H, W, C], C 1 or 3.
 
     `magnitude` 0..30 is that of them all. As in torchvision, warps read the nearest pixel, and black outside the image.
     """
     magnitudes = jnp.asarray(randaugment_magnitudes(image.shape)[magnitude])
 
-    def one(image: jax.Array, key: jax.Array) -> tuple[jax.Array, None]:
+    def apply_drawn(image: jax.Array, key: jax.Array) -> tuple[jax.Array, None]:
         operation_key, sign_key = jax.random.split(key)
         operation = jax.random.randint(operation_key, (), 0, len(OPERATIONS))
         return apply_operation(image, operation, _with_sign(sign_key, operation, magnitudes[operation])), None
 
-    return jax.lax.scan(one, image, jax.random.split(key, num_operations))[0]
+    return jax.lax.scan(apply_drawn, image, jax.random.split(key, num_operations))[0]
 
 
 def trivial_augment(key: jax.Array, image: jax.Array) -> jax.Array:
@@ -45,7 +45,7 @@ def trivial_augment(key: jax.Array, image: jax.Array) -> jax.Array:
 
 
 def randaugment_magnitudes(shape: tuple[int, ...]) -> np.ndarray:
-    """float32 [31, 14]: torchvision's, of which translations go with the image's size."""
+    """Magnitudes of torchvision's RandAugment, float32 [31, 14]; translations scale with the image's size."""
     height, width = shape[0], shape[1]
     return _magnitudes(
         shear=0.3, translate_x=150 / 331 * width, translate_y=150 / 331 * height, rotate=30, factor=0.9, posterize=4
@@ -53,7 +53,7 @@ def randaugment_magnitudes(shape: tuple[int, ...]) -> np.ndarray:
 
 
 def trivial_augment_magnitudes() -> np.ndarray:
-    """float32 [31, 14]: the paper's wide ranges, as torchvision's TrivialAugmentWide has them."""
+    """Magnitudes of the paper's wide ranges, as in torchvision's TrivialAugmentWide, float32 [31, 14]."""
     return _magnitudes(shear=0.99, translate_x=32, translate_y=32, rotate=135, factor=0.99, posterize=6)
 
 
@@ -84,7 +84,7 @@ def _with_sign(key: jax.Array, operation: jax.Array, magnitude: jax.Array) -> ja
 
 
 def apply_operation(image: jax.Array, operation: jax.Array, magnitude: jax.Array) -> jax.Array:
-    """The operation of this number in OPERATIONS, as Pillow does it; uint8 [H, W, C] to the same.
+    """Applies the operation of this number in OPERATIONS, as Pillow does; uint8 [H, W, C] to the same.
 
     Magnitudes: shears as slopes, translations in pixels, rotate in degrees counter-clockwise, brightness, color,
     contrast and sharpness as what is added to a factor of 1, posterize in bits kept, solarize the threshold.
@@ -98,7 +98,7 @@ def apply_operation(image: jax.Array, operation: jax.Array, magnitude: jax.Array
 
 
 def _warp(image: jax.Array, set_to: dict[str, jax.Array]) -> jax.Array:
-    """Rotated about the centre, or sheared from the upper left corner, or translated."""
+    """Rotation about the centre, shear from the upper left corner, or translation."""
     height, width, _ = image.shape
     turn = jnp.deg2rad(set_to["rotate"])
     y, x = jnp.arange(height)[:, None] + 0.5, jnp.arange(width) + 0.5
@@ -109,7 +109,7 @@ def _warp(image: jax.Array, set_to: dict[str, jax.Array]) -> jax.Array:
 
 
 def _table(image: jax.Array, operation: jax.Array, magnitude: jax.Array) -> jax.Array:
-    """uint8 [256, C]: what each level becomes; itself, where the operation is none of these."""
+    """Lookup table of levels, uint8 [256, C]; the identity, where the operation changes no levels."""
     levels = jnp.arange(256)[:, None]
     mean = jnp.floor(_grey(image).astype(jnp.int32).sum() / (image.shape[0] * image.shape[1]) + 0.5)
     counts = _counts(image)
@@ -131,7 +131,7 @@ def _table(image: jax.Array, operation: jax.Array, magnitude: jax.Array) -> jax.
 
 
 def _counts(image: jax.Array) -> jax.Array:
-    """int32 [256, C]: how many pixels have each level."""
+    """Histogram of the levels: int32 [256, C]."""
     channels = image.shape[-1]
     places = image.astype(jnp.int32) * channels + jnp.arange(channels)
     return jnp.zeros(256 * channels, jnp.int32).at[places.reshape(-1)].add(1, mode="clip").reshape(256, channels)

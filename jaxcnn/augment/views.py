@@ -1,4 +1,4 @@
-"""What a model sees of an image: normalised, and in prediction perhaps several views of it."""
+"""Input of a model: the normalised image, and in prediction perhaps several views of it."""
 
 from collections.abc import Callable, Sequence
 

@@ -1,9 +1,11 @@
-"""Looks after data sets: python -m jaxcnn.data describe|check|prepare SET [--flags]; SET as in --config.data.name
+"""Looks after data sets: python -m jaxcnn.data describe|check|prepare SET [--flags]
 
+SET is a name as in --config.data.name; one of TFDS's may leave out `tfds:`.
 Exit codes: 0 done, and checked without errors; 1 failed, or checked and errors found; 2 the command is wrong.
 """
 
 import math
+import os
 import re
 import time
 from collections.abc import Callable
@@ -14,11 +16,13 @@ from absl import flags
 from etils import epath
 from rich.table import Table
 
-from jaxcnn.command import check_outputs, flags_help, parse_flags, run_command, show_help
+from jaxcnn.command import HELP_FLAGS, check_outputs, flags_help, parse_flags, run_command, show_help
 from jaxcnn.config import Config, DataConfig
+from jaxcnn.config.choices import SOURCES
 from jaxcnn.config.command_line import load_config
 from jaxcnn.data.records import StoredSet
 from jaxcnn.data.sources import open_stored
+from jaxcnn.data.tfds import prepared_sets, tfds_directory
 from jaxcnn.errors import UserError, nearest
 from jaxcnn.files import to_json, write_atomically
 from jaxcnn.run.log import RunLog
@@ -27,19 +31,18 @@ from jaxcnn.terminal import PatientConsole
 _EXAMPLES = 3  # of each kind of fault, in the terminal's table
 _SHEET_IMAGES = 16  # rows of a sheet of augmented images
 _SHEET_VERSIONS = 8
-_HELP = {"--help", "-help", "-h", "--helpfull"}
 
 
 def main(argv: list[str], start: float) -> int:
     """Runs the subcommand that argv[1] names; returns the exit code. `start` is the clock when the command began."""
     name = argv[1] if len(argv) > 1 else ""
-    if name in _HELP:
+    if name in HELP_FLAGS:
         show_help(f"{__doc__}\n" + "\n\n".join(_help(command) for command in COMMANDS))
         return 0
     if name not in COMMANDS:
         given = f"{name!r} is no command" if name else "no command given"
         raise UserError(f"{given}: {nearest(name, COMMANDS)}, e.g. python -m jaxcnn.data describe digits")
-    if _HELP & set(argv):
+    if HELP_FLAGS & set(argv):
         show_help(_help(name))
         return 0
     if len(argv) < 3 or argv[2].startswith("-"):
@@ -85,7 +88,7 @@ def describe(name: str, rest: list[str], values: flags.FlagValues, start: float)
 
     from jaxcnn.data import describing, sheet
 
-    description = describing.describe(name, stored, image_size=values.image_size, progress=log.work)
+    description = describing.describe(config.data.name, stored, image_size=values.image_size, progress=log.work)
     console = PatientConsole()
     if values.json:
         console.print(to_json(describing.as_json(description), indent=2), soft_wrap=True)
@@ -103,19 +106,19 @@ def describe(name: str, rest: list[str], values: flags.FlagValues, start: float)
 
 
 def _parse_with_config(name: str, rest: list[str], values: flags.FlagValues) -> Config:
-    """The flags into `values`; the experiment's config where --augment names one, else the default's; SET its data."""
+    """Parses the flags into `values`; returns the config, --augment's or the default, with SET as its data."""
     chosen = next((word.partition("=")[2] for word in rest if word.startswith("--augment=")), None)
     if "--augment" in rest[:-1]:
         chosen = rest[rest.index("--augment") + 1]
     if chosen is None:
         if overrides := [word for word in rest if re.match(r"--?(no)?config\b", word)]:
             raise UserError(f"{overrides[0]} is for --augment EXPERIMENT, which is not given")
-        _parse(rest, values)
+        _parse_own_flags(rest, values)
         config = Config()
     else:
         config, _ = load_config(["describe", f"--config={chosen}", *rest], flag_values=values)
-    config.data.name = name
     config.data.dir = values.data_dir or config.data.dir
+    config.data.name = full_name(name, config.data.dir)
     config.data.image_size = values.image_size or config.data.image_size
     return config
 
@@ -163,11 +166,12 @@ def _check_flags(values: flags.FlagValues) -> None:
 
 def check(name: str, rest: list[str], values: flags.FlagValues, start: float) -> int:
     """Prints what is wrong with a set, writes the lists asked for; 1 when there are errors among it."""
-    _parse(rest, values)
+    _parse_own_flags(rest, values)
     if math.isnan(values.near_threshold):
         raise UserError("--near_threshold=nan is no number; give it 0 or more")
     check_outputs(values, "write_clean", "csv", "json", overwrite=values.force)
     log = _log()
+    name = full_name(name, values.data_dir)
     stored = open_stored(DataConfig(name=name, dir=values.data_dir), progress=log.work, damaged=True)
 
     from jaxcnn.data import checking
@@ -180,12 +184,12 @@ def check(name: str, rest: list[str], values: flags.FlagValues, start: float) ->
         console.print(_faults_table(name, report))
     total = sum(report.num_images.values())
     counts = report.counts()
-    found = [
+    severity_counts = [
         f"{sum(count for kind, count in counts.items() if checking.KINDS[kind].severity == severity):,} {severity}s"
         for severity in checking.SEVERITIES
     ]
     console.print(
-        f"{name}: {total:,} images in {time.perf_counter() - start:.1f} s: {', '.join(found)}",
+        f"{name}: {total:,} images in {time.perf_counter() - start:.1f} s: {', '.join(severity_counts)}",
         markup=False,
         soft_wrap=True,
     )
@@ -256,7 +260,7 @@ def _prepare_flags(values: flags.FlagValues) -> None:
 def prepare(name: str, rest: list[str], values: flags.FlagValues, start: float) -> int:
     """Downloads a set of TFDS's and stores it as runs read it; one that is there is left as it is."""
     del start
-    _parse(rest, values)
+    _parse_own_flags(rest, values)
 
     from jaxcnn.data.prepare import prepare as prepare_set
 
@@ -285,12 +289,26 @@ def _help(name: str) -> str:
     return f"python -m jaxcnn.data {name} SET: {command.__doc__}\n{flags_help(values)}"
 
 
-def _parse(rest: list[str], values: flags.FlagValues) -> None:
+def full_name(name: str, data_dir: str | None) -> str:
+    """The name as data.name takes it: `tfds:` goes before the name of a set that TFDS has prepared, or could."""
+    has_kind = name.partition(":")[0] in SOURCES
+    match = re.fullmatch(r"(\w+)(/[^/:]+)?(:[\w.*]+)?", name)
+    if has_kind or match is None or os.path.exists(name):
+        return name
+    if match[1] not in prepared_sets(tfds_directory(data_dir)):
+        import tensorflow_datasets as tfds  # takes a second
+
+        if match[1] not in tfds.list_builders(with_community_datasets=False):
+            return name
+    return f"tfds:{name}"
+
+
+def _parse_own_flags(rest: list[str], values: flags.FlagValues) -> None:
     parse_flags(values, ["jaxcnn.data", *rest], takes_arguments=False)
 
 
 def _log() -> RunLog:
-    """Bars and remarks, on stderr: what a command prints may be piped."""
+    """Log of bars and remarks, on stderr: what a command prints may be piped."""
     console = PatientConsole(stderr=True, soft_wrap=True)
     return RunLog(epath.Path("."), tensorboard=False, console=console)
 

@@ -12,10 +12,11 @@ from pathlib import Path
 import numpy as np
 
 from jaxcnn.data.decoding import with_channels
-from jaxcnn.data.records import Example, Progress, Split, StoredSet, one_line
+from jaxcnn.data.records import Example, Progress, Split, StoredSet
 from jaxcnn.errors import RunError, UserError, nearest
 from jaxcnn.files import open_regular
 from jaxcnn.fingerprints import fingerprint_of
+from jaxcnn.terminal import short_line
 
 # Where the images and the labels of a split may stand; {} is the split's name.
 _KEYS = (("x_{}", "y_{}"), ("{}_images", "{}_labels"))
@@ -42,7 +43,7 @@ class ArrayRecords:
 
     @property
     def label_shape(self) -> tuple[int, ...]:
-        """Of a label: () or (K,)."""
+        """Shape of a label: () or (K,)."""
         return self.targets.shape[1:]
 
     def __len__(self) -> int:
@@ -53,7 +54,7 @@ class ArrayRecords:
         return {"image": self.images[record], "label": target if target.ndim else int(target)}
 
     def labels(self, progress: Progress | None = None) -> np.ndarray:
-        """int32 [N], or soft: float32 [N, K]."""
+        """Labels int32 [N], or soft float32 [N, K]."""
         return self.targets
 
     def identifier(self, record: int) -> str:
@@ -96,7 +97,7 @@ def open_npz(full_name: str, file: Path, *, channels: int | None = None, partial
 
 
 def _load(full_name: str, file: Path, *, partial: bool) -> tuple[dict[str, tuple[str, str]], dict[str, np.ndarray]]:
-    """The names of each split's images and labels, and the arrays under these names; class names are str."""
+    """Names of each split's images and labels, and the arrays under these names; class names are str."""
     try:
         with open_regular(file) as opened:
             if not zipfile.is_zipfile(opened):
@@ -112,19 +113,19 @@ def _load(full_name: str, file: Path, *, partial: bool) -> tuple[dict[str, tuple
                 arrays[_CLASS_NAMES] = _as_text(arrays[_CLASS_NAMES])
             return keys, arrays
     except OSError as error:
-        raise UserError(f"{full_name} cannot be read: {error.strerror or one_line(error)}") from None
+        raise UserError(f"{full_name} cannot be read: {error.strerror or short_line(error)}") from None
     except (ValueError, KeyError, EOFError, zlib.error, zipfile.BadZipFile, RuntimeError) as error:
-        raise RunError(f"{full_name} is damaged ({one_line(error)}); save it again") from error
+        raise RunError(f"{full_name} is damaged ({short_line(error)}); save it again") from error
 
 
 def _header(archive: zipfile.ZipFile, member: str) -> np.ndarray:
-    """The shape and dtype of a stored array, as one that takes no memory. ValueError where it is not so long."""
+    """Shape and dtype of a stored array, as an array that takes no memory. ValueError where its size does not fit."""
     with archive.open(member) as file:
         read = {1: np.lib.format.read_array_header_1_0, 2: np.lib.format.read_array_header_2_0}
         try:
             shape, _, dtype = read[np.lib.format.read_magic(file)[0]](file)
         except Exception as error:  # numpy parses it as Python, whose tokenizer has errors of its own
-            raise ValueError(f"{member} begins with no header: {one_line(error)}") from None
+            raise ValueError(f"{member} begins with no header: {short_line(error)}") from None
         length = archive.getinfo(member).file_size - file.tell()
     hollow = np.broadcast_to(np.zeros((), dtype), shape)
     if hollow.nbytes != length and not dtype.hasobject:
@@ -149,7 +150,7 @@ def _as_text(array: np.ndarray) -> np.ndarray:
 def _check_headers(
     full_name: str, keys: dict[str, tuple[str, str]], headers: dict[str, np.ndarray], file_size: int
 ) -> None:
-    """What can be seen before anything is unpacked. Arrays that were made to fill the memory shrink a thousandfold."""
+    """Checks the headers before anything is unpacked: an array made to fill the memory shrinks a thousandfold."""
     if any(header.dtype.hasobject for header in headers.values()):
         raise UserError(f"{full_name} holds Python objects; save plain arrays: images uint8, labels int")
     for images, labels in keys.values():
@@ -205,7 +206,7 @@ def _check_images(full_name: str, key: str, array: np.ndarray) -> None:
 
 
 def _levels(full_name: str, key: str, array: np.ndarray, scale: int) -> np.ndarray:
-    """uint8 [N, H, W, C] of what is exactly that after `scale`."""
+    """Images uint8 [N, H, W, C], from values that are exact levels after `scale`."""
     array = array if array.ndim == 4 else array[..., None]
     if array.dtype == np.uint8:
         return array
@@ -225,7 +226,7 @@ def _levels(full_name: str, key: str, array: np.ndarray, scale: int) -> np.ndarr
 
 
 def _targets(full_name: str, key: str, array: np.ndarray) -> np.ndarray:
-    """int32 [N] of [N], [N, 1] or one-hot [N, K]; float32 [N, K] where they are soft."""
+    """Labels int32 [N], from [N], [N, 1] or one-hot [N, K]; float32 [N, K] where they are soft."""
     if array.dtype.kind not in "buif" or array.ndim not in (1, 2) or 0 in array.shape:
         raise UserError(
             f"{full_name}: {key} is {array.dtype} of shape {array.shape}; expected int [N] or [N, 1], or [N, K] whose "
@@ -245,7 +246,7 @@ def _targets(full_name: str, key: str, array: np.ndarray) -> np.ndarray:
 def _class_names(
     full_name: str, given: list[str] | None, targets: dict[str, np.ndarray], *, partial: bool
 ) -> tuple[str, ...]:
-    """Those that the file gives, else the numbers of train's labels; `partial`: of all. `targets` has train first."""
+    """Class names of the file, else the numbers of train's labels; `partial`: of all. `targets` has train first."""
     counts = {key: array.shape[1] if array.ndim == 2 else int(array.max()) + 1 for key, array in targets.items()}
     train, count = next(iter(counts.items()))
     count = max(counts.values()) if partial else count

@@ -1,4 +1,4 @@
-"""Finds what is wrong with a set of images, says how grave it is and what to do, and which records to leave out.
+"""Faults of a set of images: how severe they are, what to do about them, and which records to leave out.
 
 Reads only; what it finds is the person's to decide upon.
 """
@@ -30,7 +30,7 @@ _IMBALANCE = 10.0  # largest class / smallest class
 
 @dataclass(frozen=True)
 class Kind:
-    """A way in which data can be wrong."""
+    """Kind of fault: severity, title and remedy."""
 
     severity: str  # error: fix it before training; warning: look at it; note: good to know
     title: str
@@ -75,13 +75,13 @@ class Fault:
 
 @dataclass(frozen=True)
 class Report:
-    """What was found in a set."""
+    """Result of a check: the faults of a set."""
 
     num_images: Mapping[str, int]  # by split
     faults: list[Fault] = field(default_factory=list)  # by kind in the order of KINDS
 
     def counts(self) -> dict[str, int]:
-        """Faults of each kind that was found."""
+        """Number of faults of each kind that was found."""
         counts = Counter(fault.kind for fault in self.faults)
         return {kind: counts[kind] for kind in KINDS if counts[kind]}
 
@@ -102,7 +102,7 @@ def check(stored: StoredSet, *, false_alarms: float = 1.0, progress: Progress = 
     splits = {name: split for name, split in stored.splits.items() if len(split)}
     facts = gather(splits, progress=lambda done, total: progress("checking images", done, total))
     names = _Names(stored, splits, facts)
-    found = [
+    faults = [
         *_damaged(names, facts),
         *_alike(names, facts, false_alarms, progress),
         *_plain(names, facts),
@@ -111,12 +111,12 @@ def check(stored: StoredSet, *, false_alarms: float = 1.0, progress: Progress = 
         *_classes(stored, facts),
     ]
     order = list(KINDS)
-    found.sort(key=lambda fault: order.index(fault.kind))
-    return Report({name: len(split) for name, split in splits.items()}, found)
+    faults.sort(key=lambda fault: order.index(fault.kind))
+    return Report({name: len(split) for name, split in splits.items()}, faults)
 
 
 class _Names:
-    """Positions in the facts as what a person calls them."""
+    """Names of records by their position in the facts."""
 
     def __init__(self, stored: StoredSet, splits: Mapping[str, Split], facts: Facts):
         self._class_names, self._splits, self._facts = stored.class_names, splits, facts
@@ -150,13 +150,13 @@ class _Names:
         return None if encoded is None else next(iter(encoded([int(self._facts.record[position])])))
 
     def trust(self, position: int) -> tuple[int, int]:
-        """Of two copies the more trusted stays: test, then validation, then train; in one split the first."""
+        """Rank of a record among copies: test stays before validation, then train; within a split the first."""
         split = self.split(position)
         return (HELD_OUT.index(split) if split in HELD_OUT else -1, -position)
 
 
 def _sound(facts: Facts) -> np.ndarray:
-    """Which images are worth comparing with others. bool [N]"""
+    """Mask of the images that are worth comparing with others, bool [N]."""
     sound = facts.shape[:, 0] > 0
     sound[list(facts.damaged)] = False
     return sound
@@ -275,7 +275,7 @@ CLEAN_LIST_WORDS = (
 
 
 def to_exclude(report: Report) -> list[tuple[str, str]]:
-    """(identifier, reason) of the records to leave out, each once; CLEAN_LIST_WORDS says which these are."""
+    """Records to leave out, as (identifier, reason), each once; CLEAN_LIST_WORDS has the rules."""
     always = ("unreadable", "truncated", "label_range", "channels")
     from_train = ("label_conflict", "leak", "near_leak", "duplicate", "blank")
     chosen: dict[str, str] = {}

@@ -1,4 +1,4 @@
-"""Encoded images to uint8 [H, W, C], and to the size of the run.
+"""Decoding of images to uint8 [H, W, C], and resizing to the size of the run.
 
 Sets that were prepared hold JPEG or PNG; a user's own files may be of any usual type, told by content, not by name.
 Memory is bounded by MAX_BYTES and the size asked for, whatever a file says of itself.
@@ -15,8 +15,9 @@ from typing import IO, Any, NamedTuple
 
 import numpy as np
 
-from jaxcnn.data.records import ImageShape, one_line
+from jaxcnn.data.records import ImageShape
 from jaxcnn.data.tiff import ORIENTATION, SIGNATURES, Layout, read_layout, read_tags
+from jaxcnn.terminal import short_line
 
 # Named, because Pillow would also run Ghostscript on what holds PostScript, whatever its suffix.
 FORMATS = ("JPEG", "PNG", "GIF", "BMP", "TIFF", "WEBP", "AVIF", "JPEG2000", "PPM")
@@ -65,7 +66,7 @@ def fit_image(image: np.ndarray, image_shape: ImageShape) -> np.ndarray:
 
 
 def _middle(size: int, longest: float) -> slice:
-    """All of a side, or about its middle `longest` pixels, with as many left out before as after."""
+    """Slice of a side: all of it, or the middle `longest` pixels."""
     left_out = max(0, math.floor((size - longest) / 2))
     return slice(left_out, size - left_out)
 
@@ -163,7 +164,7 @@ def with_channels(images: np.ndarray, num_channels: int) -> np.ndarray:
 
 
 def _said(error: Exception) -> ValueError:
-    return ValueError(one_line(error) or type(error).__name__)
+    return ValueError(short_line(error) or type(error).__name__)
 
 
 # ---- opening
@@ -212,7 +213,7 @@ def _opened(image: Any) -> OpenedImage:
 
 
 def _opened_tiff(image: Any, layout: Layout) -> OpenedImage:
-    """Both decoders turn it upright by its own tag."""
+    """A TIFF's header; both decoders turn it upright by its own tag."""
     if layout.by_opencv:
         channels = min(layout.samples, 3)
     elif image is not None:
@@ -223,7 +224,7 @@ def _opened_tiff(image: Any, layout: Layout) -> OpenedImage:
 
 
 def _check_size(opened: OpenedImage) -> None:
-    """ValueError for what would fill the memory."""
+    """Raises ValueError for an image that would fill the memory."""
     height, width, _ = opened.shape
     if height * width > MAX_PIXELS:
         raise ValueError(_TOO_MANY)
@@ -242,7 +243,7 @@ def _check_size(opened: OpenedImage) -> None:
 
 @cache
 def _pillow() -> Any:
-    """Pillow, which takes a while to import, and which warns of damaged tags that nobody asked for."""
+    """Pillow, imported late because it takes a while; inside, its warnings of damaged tags are off."""
     import warnings
 
     from PIL import Image
@@ -253,7 +254,7 @@ def _pillow() -> Any:
 
 @cache
 def _opencv() -> Any:
-    """OpenCV, which would print what it raises."""
+    """OpenCV; inside, it does not print the errors that it raises."""
     import cv2
 
     cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
@@ -276,18 +277,18 @@ def _is_grey(mode: str) -> bool:
 
 
 def _orientation(image: Any) -> int:
-    """EXIF's, else XMP's, 1 to 8; 1 is upright. TIFFs are turned by their decoders; a PNG is not read to its end."""
+    """Orientation by EXIF, else XMP, 1 to 8; 1 is upright. Decoders turn TIFFs; a PNG is not read to its end."""
     if image.format == "TIFF" or not any(key in image.info for key in _METADATA):
         return 1
     try:
-        found = image.getexif().get(ORIENTATION)
+        orientation = image.getexif().get(ORIENTATION)
         packet = image.info.get("xmp") or image.info.get("XML:com.adobe.xmp") or b""
-        if found is None:  # Pillow looks into XMP, but knows one spelling
+        if orientation is None:  # Pillow looks into XMP, but knows one spelling
             match = _XMP_ORIENTATION.search(packet.encode() if isinstance(packet, str) else packet)
-            found = int(match[1]) if match else 1
+            orientation = int(match[1]) if match else 1
     except Exception:  # damaged tags do not spoil the image
         return 1
-    return found if found in range(1, 9) else 1
+    return orientation if orientation in range(1, 9) else 1
 
 
 # ---- decoding
@@ -388,7 +389,7 @@ def _pixels_of_levels(levels: np.ndarray, layout: Layout, hole: int | tuple[int,
 
 
 def _strips(height: int, width: int) -> Iterator[slice]:
-    """Rows of about a megapixel."""
+    """Strips of rows of about a megapixel."""
     count = max(1, _STRIP // max(1, width))
     return (slice(top, min(top + count, height)) for top in range(0, height, count))
 
@@ -406,7 +407,7 @@ def _turned(pixels: np.ndarray, orientation: int) -> np.ndarray:
 
 
 def _over_white(image: Any) -> Any:
-    """L or RGB."""
+    """Pillow's image over white: L or RGB."""
     mode = "L" if _is_grey(image.mode) else "RGB"
     if not image.has_transparency_data:
         return image if image.mode == mode else image.convert(mode)
@@ -418,7 +419,7 @@ def _over_white(image: Any) -> Any:
 
 
 def _eight_bits(levels: np.ndarray, highest: int = 65535) -> np.ndarray:
-    """uint8: of 16 bits, 0..highest to 0..255; of floats, 0..1 to 0..255; both rounded."""
+    """Levels as uint8: 16 bits from 0..highest, floats from 0..1; both rounded."""
     if levels.dtype == np.uint8:
         return levels
     if levels.dtype.kind == "u" and levels.dtype.itemsize == 2:

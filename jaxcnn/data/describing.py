@@ -1,4 +1,4 @@
-"""What is in a set: counts, sizes, statistics of its pixels, as data and as tables. Reads every record once."""
+"""Description of a set: counts, sizes, statistics of its pixels, as data and as tables. Reads every record once."""
 
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -21,7 +21,7 @@ _SMALL = 1 << 16  # values of an image that is counted together with others
 
 @dataclass(frozen=True)
 class Range:
-    """Of one number an image."""
+    """Minimum, median and maximum of a number over the images."""
 
     min: float
     median: float
@@ -30,7 +30,7 @@ class Range:
 
 @dataclass(frozen=True)
 class SplitDescription:
-    """A split as it is stored; mean and std as a run would see its images."""
+    """Description of a split as it is stored; mean and std as a run would see its images."""
 
     num_images: int
     num_unreadable: int
@@ -141,7 +141,7 @@ def as_json(description: Description) -> dict[str, Any]:
 
 
 def print_tables(console: Console, description: Description) -> None:
-    """A table of the splits, then one of the classes, its bars being of the first split."""
+    """Prints a table of the splits, then one of the classes with bars of the first split."""
     table = Table(title=f"{description.name}, {description.num_classes} classes", title_justify="left")
     for column in (
         "split",

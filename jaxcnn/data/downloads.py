@@ -30,7 +30,7 @@ PAUSE = 1.0  # seconds before a connection that broke is tried again
 
 
 class Downloads:
-    """What `_split_generators(dl_manager)` uses of tfds.download.DownloadManager."""
+    """Download manager for TFDS's builders, with what `_split_generators(dl_manager)` uses of TFDS's own."""
 
     register_checksums = False
 
@@ -70,7 +70,7 @@ class Downloads:
 
     @property
     def manual_dir(self) -> Any:
-        """Where files lie that nobody may download for the user."""
+        """Folder of the files that a user must download by hand."""
         from etils import epath
 
         if not self._manual.is_dir() or not any(self._manual.iterdir()):
@@ -78,7 +78,7 @@ class Downloads:
         return epath.Path(self._manual)
 
     def by_hand(self) -> str:
-        """How to come by a set that has to be downloaded by hand, as a line."""
+        """Instructions for a set that has to be downloaded by hand, as a line."""
         return (
             f"{self._name} has to be downloaded by hand: {' '.join((self._instructions or '').split())} "
             f"Then run this command again with --archive FILE for each file, or put them into {self._manual}"
@@ -94,7 +94,7 @@ class Downloads:
         return _map(lambda path: self._extract(_resource(path=path)), paths)
 
     def download_and_extract(self, urls: Any) -> Any:
-        """Both."""
+        """Downloads, then unpacks: paths of what the archives hold, in the structure of the URLs."""
 
         def fetch(url: Any) -> Any:
             resource = _resource(url=url)
@@ -112,7 +112,7 @@ class Downloads:
         return extractor.iter_archive(resource.path, resource.extract_method)
 
     def download_kaggle_data(self, competition_or_dataset: str) -> Any:
-        """Kaggle wants an account."""
+        """Always refused: Kaggle wants an account."""
         raise UserError(f"{self._name} comes from Kaggle, which needs an account; prepare it with TFDS itself")
 
     def clear_extracted(self) -> None:
@@ -120,7 +120,7 @@ class Downloads:
         shutil.rmtree(self._extracted, ignore_errors=True)
 
     def _take(self, archive: Path, url_infos: Mapping[str, Any]) -> None:
-        """Finds what an archive is that the user has downloaded by hand, and puts it where it is looked for."""
+        """Puts an archive that the user has downloaded by hand where it is looked for, by its content."""
         if not (archive.is_file() or archive.is_dir()):  # a folder: some sets are to be unpacked by hand
             raise UserError(f"--archive {archive}: there is no such file")
         names = {url: info.filename or _file_name(url) for url, info in url_infos.items()}
@@ -145,7 +145,7 @@ class Downloads:
         self._put_by_hand(archive, archive.name)
 
     def _put_by_hand(self, archive: Path, name: str) -> None:
-        """Into the folder of such files, where the builder reads from there."""
+        """Puts an archive into the folder of files downloaded by hand, where the builder reads from there."""
         place = self._manual / name
         if self._instructions and archive != place:
             self._manual.mkdir(parents=True, exist_ok=True)
@@ -174,7 +174,7 @@ class Downloads:
             )
 
     def _place(self, resource: Any) -> Path:
-        """Where TFDS keeps the download."""
+        """Path at which TFDS keeps the download."""
         from tensorflow_datasets.core.download.resource import get_dl_fname
 
         info = self._url_infos.get(resource.url)
@@ -225,7 +225,7 @@ class Downloads:
         partial.replace(place)
 
     def _transfer(self, url: str, partial: Path, info: Any) -> None:
-        """Goes on where `partial` ends, over as many connections as it takes while each brings something."""
+        """Continues where `partial` ends, over as many connections as it takes while each brings something."""
         import requests
 
         while not info or _length(partial) < info.size:
@@ -241,7 +241,7 @@ class Downloads:
                 time.sleep(PAUSE)
 
     def _receive(self, url: str, partial: Path, size: int | None) -> None:
-        """One answer of the server, of which no more is taken than was registered."""
+        """Stores one answer of the server, of which no more is taken than was registered."""
         import requests
 
         have = _length(partial)
@@ -354,7 +354,7 @@ def _file_name(url: str) -> str:
 
 
 def _content_length(response: Any) -> int:
-    """0 where the server says none, or what is no number."""
+    """Length of the server's answer in bytes; 0 where the server says none, or no number."""
     length = response.headers.get("Content-Length", "")
     return int(length) if re.fullmatch("[0-9]{1,15}", length) else 0
 

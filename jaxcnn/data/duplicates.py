@@ -1,4 +1,4 @@
-"""Which images of a set are the same picture: pixel for pixel, or nearly so, mirrored or not.
+"""Duplicates in a set of images: the same picture pixel for pixel, or nearly so, mirrored or not.
 
 Knows nothing of files, labels or splits: digests, hashes and thumbnails in, pairs of positions out.
 """
@@ -36,7 +36,7 @@ def groups_of_equals(digests: np.ndarray) -> list[np.ndarray]:
 
 
 def near_pairs(hashes: np.ndarray, thumbnails: np.ndarray, *, false_alarms: float) -> Pairs:
-    """Pairs too much alike to be so by chance.
+    """Pairs more alike than chance allows.
 
     Candidates are pairs whose perceptual hashes differ in at most 10 bits. How much alike two images are by chance
     depends on the set: handwritten ones are, photographs are not. So a pair counts when, of all pairs of the set, fewer
@@ -57,7 +57,7 @@ def near_pairs(hashes: np.ndarray, thumbnails: np.ndarray, *, false_alarms: floa
     # (r / s)^D n^2 q < false_alarms: n^2 / 2 pairs, each as it is and mirrored.
     reach = scale * (false_alarms / (count**2 * share)) ** (1 / dimension)
     coarse = _coarse(vectors)
-    found = [np.zeros((0, 4))]
+    rows = [np.zeros((0, 4))]
     for mirrored in (False, True):
         others = _normalised(thumbnails[:, :, ::-1]) if mirrored else vectors
         coarse_others = _coarse(others)
@@ -68,12 +68,12 @@ def near_pairs(hashes: np.ndarray, thumbnails: np.ndarray, *, false_alarms: floa
             correlation = np.einsum("ij,ij->i", vectors[left], others[right])
             distance = np.sqrt(np.maximum(2 - 2 * correlation, 0))
             near = (distance < limit) & (correlation >= MIN_CORRELATION)
-            found.append(np.stack([left[near], right[near], correlation[near], np.full(near.sum(), mirrored)], axis=1))
-    return _best_of_each(np.concatenate(found))
+            rows.append(np.stack([left[near], right[near], correlation[near], np.full(near.sum(), mirrored)], axis=1))
+    return _best_of_each(np.concatenate(rows))
 
 
 def _normalised(thumbnails: np.ndarray) -> np.ndarray:
-    """Of mean 0 and length 1, so that products are correlations. float32 [N, side * side]"""
+    """Vectors of mean 0 and length 1, so that products are correlations. float32 [N, side * side]"""
     vectors = thumbnails.reshape(len(thumbnails), -1).astype(np.float32)
     vectors -= vectors.mean(axis=1, keepdims=True)
     vectors /= np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-6)
@@ -132,9 +132,9 @@ def _candidates(left: np.ndarray, right: np.ndarray) -> Iterator[tuple[np.ndarra
                     yield piece[i[unseen]], columns[j[unseen]]
 
 
-def _best_of_each(found: np.ndarray) -> Pairs:
-    """Each pair once, as it is more alike, of rows (i, j, correlation, mirrored)."""
-    found = found[np.lexsort((-found[:, 2], found[:, 1], found[:, 0]))]
-    first = np.r_[True, (found[1:, :2] != found[:-1, :2]).any(axis=1)] if len(found) else np.zeros(0, bool)
-    found = found[first]
-    return Pairs(found[:, :2].astype(np.int64), found[:, 2].astype(np.float32), found[:, 3].astype(bool))
+def _best_of_each(rows: np.ndarray) -> Pairs:
+    """Best row (i, j, correlation, mirrored) of each pair."""
+    rows = rows[np.lexsort((-rows[:, 2], rows[:, 1], rows[:, 0]))]
+    first = np.r_[True, (rows[1:, :2] != rows[:-1, :2]).any(axis=1)] if len(rows) else np.zeros(0, bool)
+    rows = rows[first]
+    return Pairs(rows[:, :2].astype(np.int64), rows[:, 2].astype(np.float32), rows[:, 3].astype(bool))

@@ -1,4 +1,4 @@
-"""What a stored image file says of itself, and whether it is whole, before its pixels are decoded.
+"""Headers of stored image files, and whether a file is whole, before its pixels are decoded.
 
 Decoders may be forgiving: OpenCV 4 answers a JPEG of which half is missing with an image that is half grey.
 """
@@ -8,7 +8,7 @@ import zlib
 from typing import NamedTuple
 
 from jaxcnn.data.decoding import open_image
-from jaxcnn.data.records import one_line
+from jaxcnn.terminal import short_line
 
 _PNG = b"\x89PNG\r\n\x1a\n"
 _PNG_COLOURS = {0: "grey", 2: "RGB", 3: "palette", 4: "grey with alpha", 6: "RGB with alpha"}
@@ -25,14 +25,14 @@ _PILLOW_COLOURS = {
 
 
 class Header(NamedTuple):
-    """How a file stores its colours ("grey", "RGB", "CMYK", …; empty where unknown), and why it is not whole, if so."""
+    """Colours of a file ("grey", "RGB", "CMYK", …; empty where unknown), and why it is not whole, if so."""
 
     colours: str
     damage: str | None
 
 
 def inspect(encoded: bytes) -> Header:
-    """JPEG and PNG by their structure, which takes microseconds; others by Pillow's decoding, which is strict.
+    """Header of a file: JPEG and PNG by their structure, in microseconds; others by Pillow's decoding, which is strict.
 
     Of a TIFF that only OpenCV decodes, its decoding alone tells.
     """
@@ -48,7 +48,7 @@ def inspect(encoded: bytes) -> Header:
         colours = _PILLOW_COLOURS.get(image.mode, image.mode)
         image.load()
     except Exception as error:
-        return Header(colours, one_line(error) or type(error).__name__)
+        return Header(colours, short_line(error) or type(error).__name__)
     return Header(colours, None)
 
 

@@ -12,33 +12,34 @@ from pathlib import Path
 
 import numpy as np
 
-from jaxcnn.data.records import Records, Split, one_line
+from jaxcnn.data.records import Records, Split
 from jaxcnn.errors import UserError
 from jaxcnn.files import read_text, user_path, write_atomically
+from jaxcnn.terminal import short_line
 
 _CONTROL = re.compile("[\x00-\x1f\x7f-\x9f]")
 
 
 @dataclass(frozen=True)
 class Exclusion:
-    """What a list says."""
+    """Content of an exclusion list."""
 
     file: str
     identifiers: tuple[str, ...]  # in the file's order, each once
 
     @property
     def digest(self) -> str:
-        """Of which records are named; not of order or comments."""
+        """Digest of the records that are named; not of order or comments."""
         return hashlib.sha256("\n".join(sorted(self.identifiers)).encode()).hexdigest()[:16]
 
 
 def read_exclusion(file: str) -> Exclusion:
-    """Raises UserError where the list cannot be read."""
+    """Exclusion list of a file. Raises UserError where it cannot be read."""
     try:
         lines = read_text(user_path(file)).split("\n")
     except (OSError, ValueError) as error:
         raise UserError(
-            f"data.exclude={file!r} cannot be read ({one_line(error)}); give a text file of record "
+            f"data.exclude={file!r} cannot be read ({short_line(error)}); give a text file of record "
             "identifiers, one a line"
         ) from None
     named: dict[str, None] = {}
@@ -74,7 +75,7 @@ def write_exclusion(file: Path, entries: Iterable[tuple[str, str]], *, comments:
         if unusable or _CONTROL.search(identifier):
             raise UserError(f"the record {identifier!r} cannot stand in an exclusion list; rename its file")
         if reason != reason_before:
-            lines.append(f"# {one_line(Exception(reason))}")
+            lines.append(f"# {short_line(reason)}")
             reason_before = reason
         lines.append(identifier)
     write_atomically(file, "".join(f"{line}\n" for line in lines))
@@ -86,9 +87,9 @@ def without(stored: dict[str, Split], exclusion: Exclusion, set_name: str) -> tu
     excluded: dict[int, np.ndarray] = {}  # by id of the records, which several splits may share
     for split in stored.values():
         if id(split.records) not in excluded:
-            numbers, found = _numbers(split.records, exclusion.identifiers)
+            numbers, named = _numbers(split.records, exclusion.identifiers)
             excluded[id(split.records)] = numbers
-            missing -= found
+            missing -= named
     if missing:
         first = next(name for name in exclusion.identifiers if name in missing)
         split = next(iter(stored.values()))
@@ -104,11 +105,11 @@ def without(stored: dict[str, Split], exclusion: Exclusion, set_name: str) -> tu
 
 
 def _numbers(records: Records, identifiers: Sequence[str]) -> tuple[np.ndarray, set[str]]:
-    """Which records are named, int [M], and their names."""
-    wanted, numbers, found = set(identifiers), [], set()
+    """Numbers of the records that are named, int [M], and their names."""
+    wanted, numbers, named = set(identifiers), [], set()
     for number in range(len(records)):
         identifier = records.identifier(number)
         if identifier in wanted:
             numbers.append(number)
-            found.add(identifier)
-    return np.array(numbers, np.int64), found
+            named.add(identifier)
+    return np.array(numbers, np.int64), named

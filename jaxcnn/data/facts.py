@@ -1,4 +1,4 @@
-"""What checking needs to know of every record, gathered in one pass and small enough to keep: about 500 bytes each.
+"""Facts of every record that checking needs, gathered in one pass and small enough to keep: about 500 bytes each.
 
 Images are decoded, measured and let go. Judges nothing.
 """
@@ -73,7 +73,7 @@ def gather(splits: Mapping[str, Split], *, progress: Progress | None = None) -> 
 
 
 def in_chunks(split: Split, measure: Callable[[Records, np.ndarray], Any]) -> Iterator[Any]:
-    """What `measure(records, numbers)` says of a split's records, some at a time, in order, by all cores."""
+    """Results of `measure(records, numbers)` over a split's records, in chunks, in order, by all cores."""
     chunks = [split.indices[start : start + _CHUNK] for start in range(0, len(split), _CHUNK)]
     with ThreadPoolExecutor(min(num_cores(), _MAX_THREADS)) as threads:  # OpenCV works without holding Python's lock
         try:
@@ -84,13 +84,13 @@ def in_chunks(split: Split, measure: Callable[[Records, np.ndarray], Any]) -> It
 
 
 def label_of(example: Example) -> int:
-    """Of a soft label its likeliest class."""
+    """Class of a label; of a soft one the likeliest."""
     label = example["label"]
     return int(np.argmax(label) if np.ndim(label) else label)
 
 
 def _labels(split: Split) -> np.ndarray | None:
-    """int32 of every record; a soft label counts as its likeliest class. None where the records must be read for it."""
+    """Labels int32 of all records, soft ones as their likeliest class. None where the records must be read for them."""
     try:
         labels = np.asarray(split.records.labels())
     except RunError:
@@ -123,7 +123,7 @@ def _measure(records: Records, numbers: np.ndarray) -> dict[str, Any]:
         if (small[position] == small[position, 0, 0]).all():
             facts["constant"][position] = (image == image[0, 0]).all()
         del image
-    for position, stored in enumerate(_each_file(records, numbers)):
+    for position, stored in enumerate(_stored_files(records, numbers)):
         if stored is not None:
             facts["stored"][position], damage = inspect(stored)
             if damage is not None:
@@ -142,8 +142,8 @@ def _measure(records: Records, numbers: np.ndarray) -> dict[str, Any]:
     }
 
 
-def _each_file(records: Records, numbers: np.ndarray) -> Iterator[bytes | None]:
-    """The files as they are stored; None for what is not even that. Nothing where records are no files."""
+def _stored_files(records: Records, numbers: np.ndarray) -> Iterator[bytes | None]:
+    """Files as they are stored; None for one that cannot be read. Nothing where records are no files."""
     encoded = getattr(records, "encoded", None)
     if encoded is None:
         return
@@ -180,7 +180,7 @@ def _digest(image: np.ndarray) -> np.ndarray:
 
 
 def _small(image: np.ndarray) -> np.ndarray:
-    """Any image as [32, 32, 3], by the mean over areas."""
+    """Image reduced to [32, 32, 3], by the mean over areas."""
     import cv2
 
     if image.shape[2] in (1, 2):  # grey, and grey with alpha

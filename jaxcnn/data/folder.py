@@ -22,11 +22,12 @@ import numpy as np
 
 from jaxcnn.config.choices import SOURCES
 from jaxcnn.data.decoding import FILE_LIMIT, decode_any, read_header
-from jaxcnn.data.records import DamagedRecordError, Example, Split, StoredSet, one_line
+from jaxcnn.data.records import DamagedRecordError, Example, Split, StoredSet
 from jaxcnn.data.resident import Progress
 from jaxcnn.errors import RunError, UserError, nearest
 from jaxcnn.files import open_regular, read_bytes, read_text, user_path
 from jaxcnn.fingerprints import content_digest, fingerprint_of_files
+from jaxcnn.terminal import short_line
 
 SUFFIXES = (
     ".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".gif", ".bmp", ".dib", ".tif", ".tiff", ".webp", ".avif", ".heic",
@@ -121,7 +122,7 @@ def open_folder(
     damaged: bool = False,
     partial: bool = False,
 ) -> StoredSet:
-    """A folder a class, below folders of splits or below `root` itself. For the arguments see open_files."""
+    """Set of a folder per class, below folders of splits or below `root` itself. For the arguments see open_files."""
     try:
         folders = _contents(root)[0]
         splits = [name for name in folders if name.lower() in SPLITS]
@@ -163,7 +164,7 @@ def open_csv(
     damaged: bool = False,
     partial: bool = False,
 ) -> StoredSet:
-    """Columns path (from the CSV's folder on), label (a name or a number) and, if given, split."""
+    """Set of a CSV: columns path (from the CSV's folder on), label (a name or a number) and, if given, split."""
     listed: dict[str, list[_File]] = {}
     seen: dict[str, tuple[int, str, str]] = {}
     try:
@@ -283,7 +284,7 @@ def find_path(full_name: str, kind: str, rest: str, data_dir: str | None) -> Pat
 
 @cache
 def _kernels_devices() -> frozenset[int]:
-    """What lies in /proc and /sys is no data, and links there lead everywhere."""
+    """Devices of /proc and /sys, which hold no data, and whose links lead everywhere."""
     return frozenset(os.stat(folder).st_dev for folder in ("/proc", "/sys") if os.path.ismount(folder))
 
 
@@ -300,8 +301,8 @@ def _names(folder: Path) -> list[str]:
 def _contents(folder: Path) -> tuple[list[str], list[str]]:
     """Names of the folders and of the files in a folder, without hidden ones."""
     with os.scandir(folder) as entries:
-        found = sorted((entry.name, entry.is_dir()) for entry in entries if not _is_hidden(entry.name))
-    return [name for name, is_folder in found if is_folder], [name for name, is_folder in found if not is_folder]
+        listed = sorted((entry.name, entry.is_dir()) for entry in entries if not _is_hidden(entry.name))
+    return [name for name, is_folder in listed if is_folder], [name for name, is_folder in listed if not is_folder]
 
 
 def _is_hidden(name: str) -> bool:
@@ -376,9 +377,9 @@ def _list_classes(full_name: str, root: Path, folder: Path, split: str) -> dict[
         class_name = unicodedata.normalize("NFC", name)
         if class_name in classes:
             raise UserError(f"{full_name} has two folders that are both spelled {class_name!r}; merge them")
-        found = list(_walk(folder / name, above))
-        images = [os.path.relpath(path, root) for path in found if _is_image(path)]
-        other += [path for path in found if not _is_image(path)]
+        files_below = list(_walk(folder / name, above))
+        images = [os.path.relpath(path, root) for path in files_below if _is_image(path)]
+        other += [path for path in files_below if not _is_image(path)]
         classes[class_name] = [_File(path.replace(os.sep, "/"), class_name) for path in images]
     if not any(classes.values()):
         if loose and folder != root and SPLITS[split.lower()] == "test":
@@ -386,36 +387,36 @@ def _list_classes(full_name: str, root: Path, folder: Path, split: str) -> dict[
             return {}
         if loose:
             raise UserError(
-                f"{full_name}: the images in {folder} ({_some(loose)}) lie in no class's folder, so that they have no "
+                f"{full_name}: the images in {folder} ({_first_few(loose)}) lie in no class's folder, so they have no "
                 f"label; {_LAYOUT}, or list them in a CSV (csv:PATH)"
             )
-        raise UserError(f"{full_name}: no images in {folder} ({_what_else([*files, *other], folders)}); {_LAYOUT}")
+        raise UserError(f"{full_name}: no images in {folder} ({_other_content([*files, *other], folders)}); {_LAYOUT}")
     empty = [name for name, images in classes.items() if not images]
     if empty and SPLITS.get(split.lower()) == "train":
-        found = list(_walk(folder / empty[0], above))
+        files_below = list(_walk(folder / empty[0], above))
         raise UserError(
-            f"{full_name}: class {empty[0]!r} of train has no images ({_what_else(found, [])}); "
+            f"{full_name}: class {empty[0]!r} of train has no images ({_other_content(files_below, [])}); "
             "fill its folder or remove it"
         )
     if loose:
-        _log.warning("%s: %s of %s lie in no class's folder and are left out", full_name, _some(loose), split)
+        _log.warning("%s: %s of %s lie in no class's folder and are left out", full_name, _first_few(loose), split)
     return classes
 
 
-def _what_else(files: Iterable[str], folders: Iterable[str]) -> str:
-    """What was found where no image was."""
+def _other_content(files: Iterable[str], folders: Iterable[str]) -> str:
+    """Words for what a folder without images holds."""
     suffixes = Counter(os.path.splitext(name)[1].lower() or "without a suffix" for name in files)
-    found = [f"{count:,} {suffix}" for suffix, count in suffixes.most_common(3)]
-    found += [f"folders {_some(list(folders))}"] if folders else []
-    return f"found {', '.join(found)}" if found else "it is empty"
+    counts = [f"{count:,} {suffix}" for suffix, count in suffixes.most_common(3)]
+    counts += [f"folders {_first_few(list(folders))}"] if folders else []
+    return f"found {', '.join(counts)}" if counts else "it is empty"
 
 
-def _some(names: list[str]) -> str:
+def _first_few(names: list[str]) -> str:
     return ", ".join(names[:3]) + (f" and {len(names) - 3:,} more" if len(names) > 3 else "")
 
 
 def _natural(names: Iterable[str]) -> tuple[str, ...]:
-    """Sorted as people do: class2 before class10."""
+    """Key of the order that people expect: class2 before class10."""
 
     def key(name: str) -> tuple[list[tuple[int, int, str]], str]:
         parts = re.split(r"([0-9]+)", name.casefold())
@@ -434,7 +435,7 @@ def _below(root: Path, path: str) -> str:
 
 
 def _rows(full_name: str, text: str) -> Iterator[tuple[int, dict[str, str]]]:
-    """Line number, and path, label and split; fields lie between commas, semicolons or tabs, as the heading tells."""
+    """Line number, path, label and split of each row; the heading tells the delimiter: comma, semicolon or tab."""
     lines = io.StringIO(text, newline="")
     delimiter, columns = _heading(full_name, lines.readline())
     reader = csv.reader(lines, delimiter=delimiter)
@@ -451,7 +452,7 @@ def _rows(full_name: str, text: str) -> Iterator[tuple[int, dict[str, str]]]:
             row = {name: _field(full_name, line, name, fields[name]) for name in ("path", "label", "split")}
             yield line, row
     except csv.Error as error:
-        raise UserError(f"{full_name}: line {reader.line_num + 1} is no CSV: {one_line(error)}") from None
+        raise UserError(f"{full_name}: line {reader.line_num + 1} is no CSV: {short_line(error)}") from None
 
 
 def _heading(full_name: str, heading: str) -> tuple[str, list[str]]:
@@ -485,7 +486,7 @@ def _field(full_name: str, line: int, name: str, value: str) -> str:
 def _read_headers(
     full_name: str, root: Path, files: Sequence[_File], progress: Progress | None, *, damaged: bool
 ) -> tuple[np.ndarray, list[str], np.ndarray]:
-    """Of all files bytes, int64 [N], digests, and shapes, int32 [N, 3]: zeros where the header cannot be read."""
+    """Sizes in bytes, int64 [N], digests, and shapes, int32 [N, 3], of all files: 0 where a header cannot be read."""
     num_bytes, shapes = np.zeros(len(files), np.int64), np.zeros((len(files), 3), np.int32)
     contents = [""] * len(files)
     faults: list[tuple[int, Exception]] = []
@@ -514,11 +515,11 @@ def _read_headers(
     if faults and (not damaged or len(faults) == len(files)):
         named = [f"{files[number].path} ({_reason(error)})" for number, error in faults]
         raise RunError(
-            f"{full_name}: {len(faults):,} of {len(files):,} files cannot be read: {_some(named)}; "
+            f"{full_name}: {len(faults):,} of {len(files):,} files cannot be read: {_first_few(named)}; "
             "replace or remove them"
         )
     return num_bytes, contents, shapes
 
 
 def _reason(error: Exception) -> str:
-    return (error.strerror if isinstance(error, OSError) else None) or one_line(error)
+    return (error.strerror if isinstance(error, OSError) else None) or short_line(error)

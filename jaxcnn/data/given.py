@@ -14,10 +14,11 @@ import numpy as np
 
 from jaxcnn.data.decoding import FILE_LIMIT, decode_any, fit_image, from_array, from_pillow
 from jaxcnn.data.folder import image_files
-from jaxcnn.data.records import ImageShape, one_line
+from jaxcnn.data.records import ImageShape
 from jaxcnn.data.streaming import num_cores
 from jaxcnn.errors import UserError
 from jaxcnn.files import read_bytes
+from jaxcnn.terminal import short_line
 
 Given = tuple[str, Any]  # what to call it, and a path, bytes, Pillow's image, an array; or the error that was met there
 
@@ -25,7 +26,7 @@ _MAX_THREADS = 16
 
 
 def each_image(images: Any) -> Iterator[Given]:
-    """One by one: a file's path, or a folder's, for the files below it; bytes; Pillow's; arrays; or many of these.
+    """Images one by one, of a file's path, or a folder's, for its files; bytes; Pillow's; arrays; or many of these.
 
     Arrays are [height, width], [height, width, 1, 3 or 4], or many of one size, [n, height, width, channels].
 
@@ -89,9 +90,9 @@ def _prepare(image: Any, image_shape: ImageShape) -> np.ndarray | ValueError:
             pixels = from_array(np.asarray(image), channels)
         return fit_image(pixels, image_shape)
     except OSError as error:
-        return ValueError(error.strerror or one_line(error))
+        return ValueError(error.strerror or short_line(error))
     except cv2.error as error:  # of sides beyond what OpenCV resizes
-        return ValueError(one_line(error))
+        return ValueError(short_line(error))
     except ValueError as error:
         return error
 
@@ -103,18 +104,18 @@ def _files(path: str) -> Iterator[Given]:
         yield path, path
         return
     unreadable: list[OSError] = []
-    found = False
+    has_image = False
     for file in image_files(Path(path), unreadable.append):
-        found = True
+        has_image = True
         yield file, file
     for error in unreadable:
         yield str(error.filename), error
-    if not found and not unreadable:
+    if not has_image and not unreadable:
         raise UserError(f"there are no images in the folder {path!r}, told by their suffixes")
 
 
 def _is_one(image: Any) -> bool:
-    """Bytes; Pillow's, which has EXIF; or an array that is not of many."""
+    """Whether it is one image: bytes, Pillow's, or an array of one image."""
     is_file = isinstance(image, bytes | bytearray | memoryview) or hasattr(image, "getexif")
     return is_file or (hasattr(image, "__array__") and getattr(image, "ndim", 0) in (2, 3))
 

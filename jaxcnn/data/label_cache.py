@@ -1,4 +1,4 @@
-"""Keeps on disk what labels a set of records has, where they are read out of the records themselves.
+"""Cache on disk for labels that are read out of the records themselves.
 
 Trusted only while the files they came from stay the same; zip's own checksum tells damage. May always be absent.
 """
@@ -22,7 +22,7 @@ _log = logging.getLogger(__name__)
 
 
 def cached_labels(name: str, files: Sequence[Path], count: int, read: Callable[[], np.ndarray]) -> np.ndarray:
-    """What `read` answers, [count, ...], or what it answered before about the same files."""
+    """Result of `read`, [count, ...], or its earlier result for the same files."""
     folder = private_cache("labels")
     if folder is None:
         return read()

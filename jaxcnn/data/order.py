@@ -61,7 +61,7 @@ class DrawnGroups:
 
     @staticmethod
     def of(classes: np.ndarray) -> "DrawnGroups":
-        """From the class of each example, int [N]; negative ones, of records that cannot be read, are never drawn."""
+        """Groups from each example's class, int [N]; negative ones, of unreadable records, are never drawn."""
         order = np.argsort(classes, kind="stable")
         _, starts = np.unique(classes[order], return_index=True)
         return DrawnGroups(tuple(each for each in np.split(order, starts[1:]) if classes[each[0]] >= 0))
@@ -70,7 +70,7 @@ class DrawnGroups:
 def batch_examples(
     seed: int, step: int, *, num_examples: int, batch_size: int, groups: DrawnGroups | None = None
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Of batch `step`: which examples these are, and how often each was seen before; int64 [batch_size] each.
+    """Examples of batch `step`, and how often each was seen before; int64 [batch_size] each.
 
     With `groups` every group is drawn equally often: once in each round over the groups, in an order of the round's
     own, while each group goes through permutations of its own. An epoch is still as many draws as there are examples.

@@ -14,13 +14,14 @@ from pathlib import Path
 from typing import Any
 
 from jaxcnn.data.downloads import Downloads, Progress
-from jaxcnn.data.records import NotPreparedError, one_line
+from jaxcnn.data.records import NotPreparedError
 from jaxcnn.data.tfds import allow_open_files, image_and_label, set_folder, tfds_directory
 from jaxcnn.data.tfds_description import DESCRIPTION_LIMIT
 from jaxcnn.data.tfrecord import convert
 from jaxcnn.data.without_tensorflow import NeedsTensorFlowError, names_missing, without_tensorflow
 from jaxcnn.errors import RunError, UserError, nearest
 from jaxcnn.files import locked, read_json
+from jaxcnn.terminal import short_line
 
 NUM_BUCKETS = 1000  # files that TFDS sorts a split with that is larger than 1 GB, all open at once
 
@@ -59,7 +60,7 @@ def prepare(
 
 
 def _formats(full_name: str, folder: Path) -> set[str]:
-    """How a set is stored that lies there. UserError when it can be neither read nor converted."""
+    """Formats in which a folder stores a set. UserError when it can be neither read nor converted."""
     try:
         info = read_json(folder / "dataset_info.json", limit=DESCRIPTION_LIMIT)
         formats = {info.get("fileFormat", "tfrecord"), *info.get("alternativeFileFormats", ())}
@@ -103,7 +104,7 @@ def _download_and_write(
         _write(builder, downloads, progress)
     except (AssertionError, FileNotFoundError) as error:  # how builders say that files are missing
         if builder.MANUAL_DOWNLOAD_INSTRUCTIONS:
-            raise UserError(f"{downloads.by_hand()} ({one_line(error)})") from error
+            raise UserError(f"{downloads.by_hand()} ({short_line(error)})") from error
         raise
     downloads.clear_extracted()
     return folder
@@ -131,7 +132,7 @@ def _builder(full_name: str, rest: str, directory: Path) -> Any:
         try:
             return builder_class(data_dir=str(directory), config=config or None, version=version or None)
         except (AssertionError, ValueError) as error:  # of a version
-            raise UserError(f"{full_name}: {one_line(error)}") from error
+            raise UserError(f"{full_name}: {short_line(error)}") from error
 
 
 def _write(builder: Any, downloads: Downloads, progress: Progress) -> None:
@@ -148,7 +149,7 @@ def _write(builder: Any, downloads: Downloads, progress: Progress) -> None:
 
 @contextlib.contextmanager
 def _shown_by(progress: Progress) -> Iterator[None]:
-    """Inside, the bars that TFDS draws over examples are told to `progress`."""
+    """Inside, the progress bars of TFDS go to `progress`."""
     from tensorflow_datasets.core import utils
 
     def follow(items: Iterable[Any], *, desc: str, unit: str, total: int | None = None, **_: Any) -> Iterator[Any]:
@@ -184,7 +185,7 @@ def _alone(full_name: str, lock: Path) -> Iterator[None]:
 
 
 def _explained(full_name: str, rest: str, directory: Path, error: Exception) -> Exception:
-    """The line that a failure ends in; TFDS wraps what its builders raise."""
+    """Error of one line for a failure; TFDS wraps what its builders raise."""
     cause: BaseException | None = error
     while cause is not None:
         if isinstance(cause, UserError | RunError):
@@ -197,7 +198,7 @@ def _explained(full_name: str, rest: str, directory: Path, error: Exception) -> 
             )
         if isinstance(cause, ImportError):
             return UserError(
-                f"{full_name} is made with {cause.name or one_line(cause)}: pip install it, and run this again"
+                f"{full_name} is made with {cause.name or short_line(cause)}: pip install it, and run this again"
             )
         number = cause.errno if isinstance(cause, OSError) else None
         if number in (errno.ENOSPC, errno.EDQUOT) or "No space left on device" in str(cause):
@@ -205,7 +206,7 @@ def _explained(full_name: str, rest: str, directory: Path, error: Exception) -> 
         if number in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST):
             return UserError(f"cannot write to {directory} ({str(cause)[:200]}); name a folder that you may write to")
         cause = cause.__cause__ or cause.__context__
-    reason = f"{type(error).__name__}: {one_line(error)}"
+    reason = f"{type(error).__name__}: {short_line(error)}"
     if isinstance(error, FileNotFoundError):
         reason = f"there is no {error.filename}"
     return RunError(

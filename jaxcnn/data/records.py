@@ -335,8 +335,3 @@ def label_array(labels: Sequence[Any] | np.ndarray, records: Records) -> np.ndar
 def classes_of(labels: np.ndarray) -> np.ndarray:
     """The class of each label, int [N]: of a soft one the likeliest."""
     return labels.argmax(axis=1) if labels.ndim == 2 else labels
-
-
-def one_line(error: Exception) -> str:
-    """What a library said, short enough to stand within a message of ours."""
-    return " ".join(str(error).split())[:200]

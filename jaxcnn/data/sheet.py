@@ -59,7 +59,7 @@ def draw(rows: Sequence[Row], *, columns: Sequence[str] = ()) -> Image.Image:
 
 
 def class_rows(split: Split, class_names: Sequence[str], *, num_images: int = 8) -> list[Row]:
-    """A row a class, of images spread evenly over it; of more than a hundred classes, a hundred spread evenly.
+    """Row of images per class, spread evenly over it; of more than a hundred classes, a hundred spread evenly.
 
     Images are as large as they are drawn, not as they are stored, so that few of those are held.
     """

@@ -1,4 +1,4 @@
-"""Which records make train, validation and test: by name and slice, held out, or by folds.
+"""Splits: the records of train, validation and test, by name and slice, held out, or by folds.
 
 A function of the config and the labels alone. A run keeps what came out (record_numbers), so that no later version of
 this, or of a library, changes the splits of a run that exists.
@@ -12,9 +12,10 @@ import numpy as np
 
 from jaxcnn.config import DataConfig, parse_fold
 from jaxcnn.data.order import HOLDOUT_STREAM, LIMIT_STREAM, DrawnGroups
-from jaxcnn.data.records import ChosenClasses, JoinedRecords, Records, Split, classes_of, label_shape, one_line
+from jaxcnn.data.records import ChosenClasses, JoinedRecords, Records, Split, classes_of, label_shape
 from jaxcnn.errors import UserError, nearest
 from jaxcnn.fingerprints import check_same_data
+from jaxcnn.terminal import short_line
 
 Progress = Callable[[str, int, int], None]  # what, done, total
 Part = tuple[Records, np.ndarray]  # records, and which of them
@@ -25,21 +26,21 @@ TEST_FRACTION = 0.1  # held out of train where a set has neither test nor valida
 def assign_splits(data: DataConfig, stored: dict[str, Split], progress: Progress | None = None) -> dict[str, Split]:
     """The source's splits under the run's three names; see open_source. Raises UserError."""
     train = named_split(data, "train_split", stored)
-    own = {name: stored[name] for name in ("validation", "test") if name in stored}
+    named_splits = {name: stored[name] for name in ("validation", "test") if name in stored}
     if data.test_split is not None:
         test: Split | None = named_split(data, "test_split", stored)
-    elif "test" in own and num_shared(own["test"], train):
+    elif "test" in named_splits and num_shared(named_splits["test"], train):
         raise UserError(
             f"data.train_split={data.train_split!r} would measure on what was learned: it shares examples with "
             "'test'; name another split, or a data.test_split"
         )
     else:
-        test = own.get("test", own.get("validation"))
+        test = named_splits.get("test", named_splits.get("validation"))
         test = None if test is None or num_shared(test, train) else test
     if data.validation_split is not None:
         validation: Split | None = named_split(data, "validation_split", stored)
     else:
-        validation = None if data.fold is not None else own.get("validation")
+        validation = None if data.fold is not None else named_splits.get("validation")
         if validation is not None and (num_shared(validation, train) or (test and num_shared(validation, test))):
             validation = None
     for field, spec, split in (
@@ -77,7 +78,7 @@ def assign_splits(data: DataConfig, stored: dict[str, Split], progress: Progress
 
 
 def labels_of(split: Split, progress: Progress | None = None) -> np.ndarray:
-    """Of a split's examples, in its order: int32 [N], -1 where one cannot be read, or soft labels float32 [N, K]."""
+    """Labels of a split's examples, in its order: int32 [N], -1 where one cannot be read, or soft float32 [N, K]."""
     what = f"reading the labels of {split.records.name}, once"
     tell = None if progress is None else lambda done, total: progress(what, done, total)
     return split.records.labels(tell)[split.indices]
@@ -97,7 +98,7 @@ class _Size:
 
 
 def named_split(data: DataConfig, field: str, stored: dict[str, Split]) -> Split:
-    """What data.FIELD names, in TFDS's syntax: `train`, `train[:80%]`, `train+extra[100:]`. Raises UserError."""
+    """Split that data.FIELD names, in TFDS's syntax: `train`, `train[:80%]`, `train+extra[100:]`. Raises UserError."""
     spec = getattr(data, field)
     if spec in stored:
         return _checked(stored[spec], f"data.{field}={spec!r}")
@@ -113,7 +114,7 @@ def named_split(data: DataConfig, field: str, stored: dict[str, Split]) -> Split
         slices = tfds.core.ReadInstruction.from_spec(spec).to_absolute(sizes)
     except Exception as error:
         raise UserError(
-            f"data.{field}={spec!r} is no slice of {data.name} ({one_line(error)}); slices are written as "
+            f"data.{field}={spec!r} is no slice of {data.name} ({short_line(error)}); slices are written as "
             "'train[:80%]', 'train[100:-100]' or 'train+extra[50%:]'"
         ) from None
     parts = []
@@ -125,7 +126,7 @@ def named_split(data: DataConfig, field: str, stored: dict[str, Split]) -> Split
 
 
 def _in_slices_order(split: Split, seed: int) -> np.ndarray:
-    """Its records in the order that slices cut: the set's own, or one that has each class in proportion everywhere.
+    """Split in the order that slices cut: the set's own, or one that has each class in proportion everywhere.
 
     Where records lie class by class, as files do, train[:80%] would leave classes out. A class of one example is first.
     """
@@ -169,7 +170,7 @@ def parts_of(split: Split) -> list[Part]:
 
 
 def num_shared(one: Split, other: Split) -> int:
-    """How many records two splits have in common."""
+    """Number of records that two splits have in common."""
     return sum(
         len(np.intersect1d(numbers, others))
         for records, numbers in parts_of(one)
@@ -182,7 +183,7 @@ def num_shared(one: Split, other: Split) -> int:
 
 
 def class_numbers(data: DataConfig, class_names: Sequence[str]) -> tuple[int, ...]:
-    """Which classes data.classes names, in its order; a name counts before a number. Raises UserError."""
+    """Numbers of the classes that data.classes names, in its order; a name counts before a number. Raises UserError."""
     numbers = []
     for each in data.classes:
         text = str(each)
@@ -255,7 +256,7 @@ def holdout_order(classes: np.ndarray, seed: int) -> np.ndarray:
 
 
 def _fold(positions: np.ndarray, classes: np.ndarray, data: DataConfig) -> tuple[np.ndarray, np.ndarray]:
-    """Of the positions, those outside and those in the fold that data.fold names: scikit-learn's StratifiedKFold."""
+    """Positions outside and in the fold that data.fold names, by scikit-learn's StratifiedKFold."""
     from sklearn.model_selection import StratifiedKFold  # takes a second
 
     assert data.fold is not None
@@ -265,7 +266,7 @@ def _fold(positions: np.ndarray, classes: np.ndarray, data: DataConfig) -> tuple
         with warnings.catch_warnings(action="ignore"):  # a class with fewer examples than folds is not in all of them
             outside, inside = list(folds.split(positions, classes[positions]))[fold - 1]
     except ValueError as error:
-        raise UserError(f"data.fold={data.fold}: {data.name} has too few examples ({one_line(error)})") from None
+        raise UserError(f"data.fold={data.fold}: {data.name} has too few examples ({short_line(error)})") from None
     return positions[outside], positions[inside]
 
 
@@ -273,7 +274,7 @@ def _fold(positions: np.ndarray, classes: np.ndarray, data: DataConfig) -> tuple
 
 
 def record_numbers(splits: dict[str, Split], stored: dict[str, Split], fingerprint: str) -> dict[str, np.ndarray]:
-    """What a run keeps: `SPLIT/PLACE/STORED SPLIT` -> record numbers, int64, as differences; and the `fingerprint`.
+    """Splits as a run keeps them: `SPLIT/PLACE/STORED SPLIT` -> record numbers, int64 differences; and `fingerprint`.
 
     Differences of ascending numbers are small and compress well. Of stored splits that share their records, the first
     stands for all.

@@ -30,11 +30,11 @@ from jaxcnn.data.records import (
     ImageShape,
     Split,
     example_of,
-    one_line,
     read_or_error,
 )
 from jaxcnn.data.resident import channel_counts, statistics_of_counts
 from jaxcnn.errors import RunError, UserError
+from jaxcnn.terminal import short_line
 
 Batch = dict[str, np.ndarray]
 
@@ -94,7 +94,7 @@ class Batches(Iterator[Batch]):
         except Exception as error:
             self.close()
             raise RunError(
-                f"{self._name}: decoding failed ({one_line(error)}); exit code -9 means out of memory, -7 that "
+                f"{self._name}: decoding failed ({short_line(error)}); exit code -9 means out of memory, -7 that "
                 "/dev/shm is full: lower data.num_workers (0: threads, which need no /dev/shm) or data.prefetch_batches"
             ) from error
 

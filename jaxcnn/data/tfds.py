@@ -23,12 +23,12 @@ from jaxcnn.data.records import (
     Progress,
     Split,
     StoredSet,
-    one_line,
 )
 from jaxcnn.data.tfds_description import check_image_and_label, open_builder
 from jaxcnn.errors import RunError, UserError, nearest
 from jaxcnn.files import open_regular, user_path
 from jaxcnn.fingerprints import content_digest, fingerprint_of_files
+from jaxcnn.terminal import short_line
 
 RECORD_LIMIT = 256 << 20  # bytes of a record
 _LABELS_AT_ONCE = 4096  # records whose bytes are in memory together
@@ -90,7 +90,7 @@ class TfdsRecords:
             yield self._parsed(record, example)[0]
 
     def first_label(self) -> int:
-        """Negative where a split is published without labels."""
+        """Label of the first record; negative where a split is published without labels."""
         return self._parsed(0, self._read_one(0))[1]
 
     def _serialized(self, numbers: Sequence[int]) -> Iterable[bytes]:
@@ -104,10 +104,10 @@ class TfdsRecords:
         try:
             return bytes(self.serialized[record])
         except Exception as error:
-            raise self._damaged(record, one_line(error)) from error
+            raise self._damaged(record, short_line(error)) from error
 
     def _label(self, serialized: bytes) -> int:
-        """-1 for what is no class, as where a record cannot be read."""
+        """Label of a record; -1 for what is no class, as where a record cannot be read."""
         label = self._parse(serialized)[1]
         return label if 0 <= label < self.num_classes else -1
 
@@ -129,14 +129,14 @@ class TfdsRecords:
         try:
             return self._parse(serialized)
         except Exception as error:
-            raise self._damaged(record, one_line(error)) from error
+            raise self._damaged(record, short_line(error)) from error
 
     def _decode(self, record: int, serialized: bytes) -> Example:
         encoded, label = self._parsed(record, serialized)
         try:
             image = decode_image(encoded, self.image_shape[2])
         except Exception as error:
-            raise self._damaged(record, one_line(error)) from error
+            raise self._damaged(record, short_line(error)) from error
         if not 0 <= label < self.num_classes:
             raise self._damaged(record, f"label {label} of {self.num_classes} classes")
         if any(declared not in (None, size) for declared, size in zip(self.image_shape, image.shape, strict=True)):
@@ -154,7 +154,7 @@ class TfdsRecords:
 
 
 def allow_open_files(num_files: int) -> None:
-    """ImageNet has 1,024 shards and each stays open, as many as Linux allows a process unless it asks for more."""
+    """Raises the limit of open files: ImageNet has 1,024 shards, which all stay open."""
     if num_files < 256:
         return
     with contextlib.suppress(ImportError, OSError, ValueError):
@@ -178,7 +178,7 @@ def open_tfds(full_name: str, rest: str, data_dir: str | None) -> StoredSet:
         info: Any = builder.info
         formats = {str(form.value) for form in info.available_file_formats()}
     except Exception as error:
-        raise RunError(f"{full_name}: what describes the set in {folder} is damaged: {one_line(error)}") from error
+        raise RunError(f"{full_name}: what describes the set in {folder} is damaged: {short_line(error)}") from error
     if "array_record" not in formats:
         raise UserError(
             f"{full_name} in {folder} is stored as {', '.join(sorted(formats)) or 'an unknown format'}, but only "
@@ -240,7 +240,7 @@ def _contents(shards: Sequence[Path]) -> list[str]:
 
 
 def tfds_directory(data_dir: str | None) -> Path:
-    """Where prepared sets lie: `data_dir`, else $TFDS_DATA_DIR, else ~/tensorflow_datasets."""
+    """Folder of prepared sets: `data_dir`, else $TFDS_DATA_DIR, else ~/tensorflow_datasets."""
     directory = data_dir or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets"
     if "://" in directory:
         raise UserError(
@@ -286,12 +286,12 @@ def set_folder(full_name: str, rest: str, data_dir: str | None) -> Path:
 
 def _versions(folder: Path) -> list[str]:
     """Prepared versions in a folder, oldest first."""
-    found = [
+    versions = [
         path.name
         for path in (folder.iterdir() if os.path.isdir(folder) else ())
         if re.fullmatch(r"\d+\.\d+\.\d+", path.name) and (path / "dataset_info.json").exists()
     ]
-    return sorted(found, key=lambda version: [int(number) for number in version.split(".")])
+    return sorted(versions, key=lambda version: [int(number) for number in version.split(".")])
 
 
 def prepared_sets(directory: Path) -> list[str]:
@@ -349,7 +349,7 @@ def _check_shards(name: str, shards: Sequence[Path], lengths: Sequence[int]) -> 
             num_records = reader.num_records()
             reader.close()
         except Exception as error:
-            raise RunError(f"{name}: {shard} is damaged ({one_line(error)}); prepare the set again") from error
+            raise RunError(f"{name}: {shard} is damaged ({short_line(error)}); prepare the set again") from error
         if num_records != length or length > size:
             raise RunError(f"{name}: {shard} has {num_records} records, not {length}; prepare the set again")
 

@@ -1,4 +1,4 @@
-"""What describes a TFDS set on disk, checked before TFDS goes by it: files, their names, how many, of what features.
+"""Description of a TFDS set on disk, checked before TFDS uses it: files, their names, their number, features.
 
 Such a folder may come from a stranger. TFDS itself would import any module that features.json names, format any pattern
 of file names, and read whatever lies there, a pipe too.
@@ -78,7 +78,7 @@ def _check_info(info: Any) -> None:
 
 @contextlib.contextmanager
 def _features_of_tfds() -> Iterator[None]:
-    """Inside, the only features are TFDS's own; of others it would import the module, which is to run it."""
+    """Inside, only TFDS's own features exist; for others TFDS would import, and so run, the module that they name."""
     from tensorflow_datasets.core.features.feature import FeatureConnector
 
     original = FeatureConnector.cls_from_name

@@ -13,10 +13,10 @@ from pathlib import Path
 from etils import epath
 
 from jaxcnn.data.downloads import Progress
-from jaxcnn.data.records import one_line
 from jaxcnn.data.tfds_description import DESCRIPTION_LIMIT, open_builder
 from jaxcnn.errors import RunError, UserError
 from jaxcnn.files import open_regular, read_json, to_json, write_atomically
+from jaxcnn.terminal import short_line
 
 
 def convert(folder: Path, *, progress: Progress = lambda *_: None) -> Path:
@@ -35,7 +35,7 @@ def convert(folder: Path, *, progress: Progress = lambda *_: None) -> Path:
         ]
     except Exception as error:
         raise RunError(
-            f"what describes the set in {folder} is damaged ({one_line(error)}); remove it and prepare the set again"
+            f"what describes the set in {folder} is damaged ({short_line(error)}); remove it and prepare the set again"
         ) from error
     missing = [source for source, *_ in shards if not source.exists()]
     if missing:

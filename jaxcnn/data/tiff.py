@@ -1,4 +1,4 @@
-"""What a TIFF says of its samples, and whether a decoder here gets them right. Decodes nothing.
+"""Layout of a TIFF's samples, and whether a decoder here gets them right. Decodes nothing.
 
 Pillow is trusted with up to 8 bits a sample, OpenCV with deeper grey and RGB whose samples lie together; none is with
 deep ones in separate planes, with signed levels, or with colours of other kinds.
@@ -19,7 +19,7 @@ _DEPTHS = {1: (10, 12, 14, 16), 3: (32, 64)}  # of unsigned levels and of floats
 
 
 class Layout(NamedTuple):
-    """How a file holds the pixels of its first image."""
+    """Layout of the pixels of a file's first image."""
 
     height: int  # upright where it is a TIFF's
     width: int
@@ -39,12 +39,12 @@ class Layout(NamedTuple):
 
     @property
     def bytes_a_pixel(self) -> int:
-        """As it is decoded."""
+        """Bytes of a pixel as it is decoded."""
         return self.samples * (2 if self.bits <= 16 else self.bits // 8)
 
 
 def read_tags(file: IO[bytes]) -> Mapping[int, Any]:
-    """Of the first page of a TIFF, also of one that Pillow does not open."""
+    """Tags of the first page of a TIFF, also of one that Pillow does not open."""
     from PIL.TiffImagePlugin import ImageFileDirectory_v2
 
     file.seek(0)
@@ -56,7 +56,7 @@ def read_tags(file: IO[bytes]) -> Mapping[int, Any]:
 
 
 def read_layout(tags: Mapping[int, Any]) -> Layout:
-    """Raises ValueError where no decoder here is right."""
+    """Layout of a TIFF. Raises ValueError where no decoder here is right."""
     width, height = int(tags[_WIDTH]), int(tags[_HEIGHT])
     if tags.get(ORIENTATION) in (5, 6, 7, 8):
         width, height = height, width

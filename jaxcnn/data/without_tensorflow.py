@@ -1,4 +1,4 @@
-"""What TFDS asks TensorFlow for while it prepares images: files, PNG and JPEG, here from Python and OpenCV.
+"""Stand-in for TensorFlow while TFDS prepares images: files, PNG and JPEG, by Python and OpenCV.
 
 TFDS's modules and builders share one lazily imported `tensorflow`. It is made to stand for the few functions below
 while a set is prepared, so that the builders are TFDS's own, and the records and their order those that it writes with
@@ -45,7 +45,7 @@ def without_tensorflow() -> Iterator[None]:
 
 
 def names_missing(source: str) -> list[str]:
-    """What a module's source names of TensorFlow that is not here, so that it is refused before it downloads."""
+    """Names of TensorFlow in a module's source that are not here, so that it is refused before it downloads."""
     missing = set()
     for node in ast.walk(ast.parse(source)):
         name = ast.unparse(node) if isinstance(node, ast.Attribute) else ""

@@ -1,1 +1,1 @@
-"""What models are made of: convolutions, pooling, norms, dropout, initialisers."""
+"""Building blocks of models: convolutions, pooling, norms, dropout, initialisers."""

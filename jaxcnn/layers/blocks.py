@@ -1,4 +1,4 @@
-"""What the blocks of many papers are made of, bound once in the top module: convolution, norm and activation."""
+"""Parts of the blocks of many papers, bound once in the top module: convolution, norm and activation."""
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -67,7 +67,7 @@ def symmetric_conv(
 
 
 def check_stem(model: str, stem: str, images: jax.Array, *, smallest: Mapping[str, int]) -> None:
-    """Says so when images [batch, height, width, channels] are too small for a model with this stem.
+    """Raises UserError when images [batch, height, width, channels] are too small for a model with this stem.
 
     Args:
       model: its name, for the message.
@@ -144,12 +144,12 @@ def to_multiple(channels: float, divisor: int = 8) -> int:
 
 
 def identity(x: jax.Array) -> jax.Array:
-    """For `Layers.activation` where a block has none."""
+    """Identity, for `Layers.activation` where a block has none."""
     return x
 
 
 def global_average(x: jax.Array) -> jax.Array:
-    """[batch, height, width, channels] to float32 [batch, channels]."""
+    """Mean over height and width: [batch, height, width, channels] to float32 [batch, channels]."""
     return jnp.mean(x, axis=(1, 2), dtype=jnp.float32)
 
 

@@ -20,7 +20,7 @@ WINOGRAD_CHANNELS = 32 * 32  # inputs x outputs from which its fewer products ou
 
 
 class Window(NamedTuple):
-    """How a kernel moves over an image: everything of a convolution but its arrays."""
+    """Geometry of a convolution: how its kernel moves over an image."""
 
     strides: tuple[int, int]
     padding: tuple[tuple[int, int], tuple[int, int]]  # (top, bottom), (left, right) rows and columns of zeros
@@ -29,7 +29,7 @@ class Window(NamedTuple):
 
 
 def conv_xla(x: jax.Array, kernel: jax.Array, window: Window) -> jax.Array:
-    """XLA's own: images [batch, height, width, in], kernel [height, width, in / groups, out]."""
+    """XLA's own convolution: images [batch, height, width, in], kernel [height, width, in / groups, out]."""
     return lax.conv_general_dilated(
         x,
         kernel,
@@ -42,7 +42,7 @@ def conv_xla(x: jax.Array, kernel: jax.Array, window: Window) -> jax.Array:
 
 
 def conv_cpu(x: jax.Array, kernel: jax.Array, window: Window) -> jax.Array:
-    """The same; which way it goes is decided from the shapes alone."""
+    """The same convolution as matrix products where they are faster, which is decided from the shapes alone."""
     dtype = x.dtype
     x, kernel = x.astype(jnp.float32), kernel.astype(jnp.float32)  # 16-bit convolutions are slower there
     if window.groups == 1:
@@ -185,7 +185,7 @@ def _winograd(x: jax.Array, kernel: jax.Array, padding: Any, *, contract: int = 
     weights = jnp.tensordot(KERNEL_TO_TILE, kernel, ((2, 3), (0, 1)))
     tiles_high, tiles_wide = _count_tiles(x.shape, padding)
 
-    def some(x: jax.Array) -> jax.Array:
+    def of_part(x: jax.Array) -> jax.Array:
         tiles = _input_tiles(x, padding)
         products = [
             [lax.dot_general(tiles[i][j], weights[i, j], (((1,), (contract,)), ((), ()))) for j in range(4)]
@@ -197,19 +197,19 @@ def _winograd(x: jax.Array, kernel: jax.Array, padding: Any, *, contract: int = 
         y = y.reshape(x.shape[0], 2 * tiles_high, 2 * tiles_wide, -1)
         return y[:, : x.shape[1] + sum(padding[0]) - 2, : x.shape[2] + sum(padding[1]) - 2]
 
-    return _map(some, 16 * tiles_high * tiles_wide * max(kernel.shape[2:]), x)
+    return _map(of_part, 16 * tiles_high * tiles_wide * max(kernel.shape[2:]), x)
 
 
 def _winograd_kernel_gradient(x: jax.Array, dy: jax.Array, padding: Any) -> jax.Array:
     tiles_high, tiles_wide = _count_tiles(x.shape, padding)
 
-    def some(x: jax.Array, dy: jax.Array) -> _Tile:
+    def of_part(x: jax.Array, dy: jax.Array) -> _Tile:
         tiles, dtiles = _input_tiles(x, padding), _output_tiles(dy, tiles_high, tiles_wide)
         return [
             [lax.dot_general(tiles[i][j], dtiles[i][j], (((0,), (0,)), ((), ()))) for j in range(4)] for i in range(4)
         ]
 
-    products = _sum(some, 16 * tiles_high * tiles_wide * max(x.shape[-1], dy.shape[-1]), x, dy)
+    products = _sum(of_part, 16 * tiles_high * tiles_wide * max(x.shape[-1], dy.shape[-1]), x, dy)
     return jnp.tensordot(KERNEL_TO_TILE, jnp.stack([jnp.stack(row) for row in products]), ((0, 1), (0, 1)))
 
 
@@ -246,7 +246,7 @@ def _output_tiles(dy: jax.Array, high: int, wide: int) -> _Tile:
 
 
 def _taps(x: jax.Array, size: Sequence[int], window: Window, outputs: Sequence[int]) -> list[jax.Array]:
-    """What each position of a kernel sees: kernel height * width arrays [batch, *outputs, channels]."""
+    """Inputs at each position of a kernel: kernel height * width arrays [batch, *outputs, channels]."""
     x = jnp.pad(x, ((0, 0), *window.padding, (0, 0)))
     taps = []
     for i in range(size[0]):
@@ -258,24 +258,24 @@ def _taps(x: jax.Array, size: Sequence[int], window: Window, outputs: Sequence[i
 
 
 def _kernel_gradient(x: jax.Array, dy: jax.Array, shape: Sequence[int], window: Window) -> jax.Array:
-    """As one matrix product of the patches with dy, summed over parts of the batch."""
+    """Gradient by the kernel: a matrix product of the patches with dy, summed over parts of the batch."""
 
-    def some(x: jax.Array, dy: jax.Array) -> jax.Array:
+    def of_part(x: jax.Array, dy: jax.Array) -> jax.Array:
         patches = jnp.concatenate(_taps(x, shape[:2], window, dy.shape[1:3]), axis=-1)
         # [out, patch]: with the smaller side first the product is up to twice as fast
         return lax.dot_general(_rows(dy), _rows(patches), (((0,), (0,)), ((), ())))
 
     floats_each = dy.shape[1] * dy.shape[2] * shape[0] * shape[1] * shape[2]
-    return jnp.moveaxis(_sum(some, floats_each, x, dy), 0, 1).reshape(shape)
+    return jnp.moveaxis(_sum(of_part, floats_each, x, dy), 0, 1).reshape(shape)
 
 
 def _image_gradient(kernel: jax.Array, dy: jax.Array, shape: Sequence[int], window: Window) -> jax.Array:
-    """What each tap sends back, a matrix product of dy, set down where the tap had read."""
+    """Gradient by the images: a matrix product of dy per tap, added where the tap had read."""
 
-    def some(dy: jax.Array) -> jax.Array:
+    def of_part(dy: jax.Array) -> jax.Array:
         return _set_down([[dy @ tap.T for tap in row] for row in kernel], shape, window)
 
-    return _map(some, dy.shape[1] * dy.shape[2] * kernel[..., 0].size, dy)
+    return _map(of_part, dy.shape[1] * dy.shape[2] * kernel[..., 0].size, dy)
 
 
 def _set_down(taps: list[list[jax.Array]], shape: Sequence[int], window: Window) -> jax.Array:
@@ -308,11 +308,11 @@ def _banded(x: jax.Array, kernel: jax.Array, window: Window) -> jax.Array:
     bands = _bands(x, kernel, window)
     matrix = _band_matrix(kernel, bands.together)
 
-    def some(x: jax.Array) -> jax.Array:
+    def of_part(x: jax.Array) -> jax.Array:
         y = _band_inputs(x, kernel, window) @ matrix
         return y.reshape(x.shape[0], bands.high, bands.number * bands.together, -1)[:, :, : bands.wide]
 
-    return _map(some, bands.floats_each, x)
+    return _map(of_part, bands.floats_each, x)
 
 
 def _banded_gradients(x: jax.Array, kernel: jax.Array, dy: jax.Array, window: Window) -> tuple[jax.Array, jax.Array]:
@@ -352,7 +352,7 @@ def _bands(x: jax.Array, kernel: jax.Array, window: Window) -> _Bands:
 
 
 def _band_inputs(x: jax.Array, kernel: jax.Array, window: Window) -> jax.Array:
-    """[bands, what each sees: kernel rows x pixels of a row x channels]."""
+    """Inputs of each band: [bands, kernel rows x pixels of a row x channels]."""
     bands = _bands(x, kernel, window)
     top_bottom, (left, right) = window.padding
     right += bands.number * bands.together - bands.wide
@@ -365,7 +365,7 @@ def _band_inputs(x: jax.Array, kernel: jax.Array, window: Window) -> jax.Array:
 
 
 def _band_matrix(kernel: jax.Array, together: int) -> jax.Array:
-    """[what they see, together x out]."""
+    """Banded matrix [inputs of a band, outputs together x out]."""
     bands = [jnp.pad(kernel, ((0, 0), (n, together - 1 - n), (0, 0), (0, 0))) for n in range(together)]
     return jnp.stack(bands, axis=3).reshape(-1, together * kernel.shape[3])
 
@@ -375,11 +375,11 @@ def _depthwise(x: jax.Array, kernel: jax.Array, window: Window) -> jax.Array:
     """Kernel [height, width, channels]: multiplied and added, a tap at a time."""
     outputs = jax.eval_shape(partial(conv_xla, window=window), x, kernel[:, :, None]).shape[1:3]
 
-    def some(x: jax.Array) -> jax.Array:
+    def of_part(x: jax.Array) -> jax.Array:
         taps = _taps(x, kernel.shape[:2], window, outputs)
         return sum(tap * weight for tap, weight in zip(taps, _rows(kernel), strict=True))  # type: ignore[return-value]
 
-    return _map(some, x[0].size * 2, x)
+    return _map(of_part, x[0].size * 2, x)
 
 
 def _depthwise_forward(x: jax.Array, kernel: jax.Array, window: Window) -> tuple[jax.Array, Any]:

@@ -13,7 +13,7 @@ import jax
 
 @contextmanager
 def drawn_by_example(positions: jax.Array) -> Iterator[None]:
-    """Within it, dropout draws the rows of its input by the examples that they are of.
+    """Inside, dropout draws the mask of each row by the example that it belongs to.
 
     Args:
       positions: int [batch], of each example in the step's global batch. An input has as many rows, or a whole number

@@ -1,4 +1,4 @@
-"""What a model shows of its inside: the features of its stages, and the logits of auxiliary heads.
+"""Taps: the features of a model's stages, and the logits of its auxiliary heads, shown to who asks.
 
 Models say `x = tap(self, name, x)`; unless somebody asks, that is x, and costs nothing.
 """
@@ -38,7 +38,7 @@ def tap(
 
 
 def feature_pyramid(model: nn.Module, variables: Any, images: jax.Array) -> dict[str, jax.Array]:
-    """What each stage makes of images [batch, height, width, channels], from the first stage to `pooled`.
+    """Features of each stage for images [batch, height, width, channels], from the first stage to `pooled`.
 
     In evaluation mode; of a model without taps nothing. XLA drops whatever lies behind the features that are used.
     """

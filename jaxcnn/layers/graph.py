@@ -72,7 +72,7 @@ def module_graph(model: nn.Module, variables: Any, image_shape: tuple[int, int, 
 
 
 def _operation(equation: Any, scope: str, nodes: dict[str, Node]) -> Node:
-    """A new node for an operation between modules, by a name that no other has."""
+    """New node for an operation between modules, under a name that no other has."""
     operation = str(equation.params.get("name", equation.primitive.name))
     if "call_jaxpr" in equation.params:  # a function with a derivative of its own
         operation = equation.params["call_jaxpr"].jaxpr.debug_info.func_name.strip("_<>") or operation

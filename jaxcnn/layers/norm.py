@@ -90,7 +90,7 @@ class BatchNorm(nn.Module):
         return outputs.astype(self.dtype)
 
     def _values_a_channel(self, x: jax.Array) -> int:
-        """How many values are normalised together."""
+        """Number of values that are normalised together."""
         together = self.synchronise and self.axis_name is not None and not self.is_initializing()
         return x.size // x.shape[-1] * (jax.lax.axis_size(self.axis_name) if together else 1)
 

@@ -32,7 +32,7 @@ def max_pool(
 
 
 def _beyond(length: int, size: int, strides: int, padding: int) -> int:
-    """How far PyTorch's last window, their number being rounded up, reaches beyond the padding."""
+    """Pixels by which PyTorch's last window, where their number is rounded up, reaches beyond the padding."""
     count = -((size - length - 2 * padding) // strides) + 1
     if (count - 1) * strides >= length + padding:  # it would begin in the padding
         count -= 1
@@ -95,7 +95,7 @@ def adaptive_avg_pool(x: jax.Array, size: int) -> jax.Array:
 
 
 def _windows(length: int, size: int) -> np.ndarray:
-    """[size, length]: what each pixel counts in each window's mean."""
+    """Weights of each pixel in each window's mean: [size, length]."""
     index = np.arange(size)[:, None]
     starts, ends = index * length // size, -(-(index + 1) * length // size)
     inside = (np.arange(length) >= starts) & (np.arange(length) < ends)

@@ -1,10 +1,9 @@
 """Every model by the name that a config gives it; a new model is its own file and a line here.
 
-A model is built with `num_classes`, `dtype` and those of the config's options that it declares as fields: `norm`,
-`activation`, `dropout_rate`, `stochastic_depth`, `width`, `depth`, `stem`, `remat`. It is called as `model(images,
-train=...)`: float images [batch, height, width, channels] in, float32 logits [batch, num_classes] out. It computes in
-`dtype`; its parameters are float32. One with a method `from_data(params, images) -> params` is handed the
-first training images, normalised, when a run begins.
+A model is called as `model(images, train=...)`: float images [batch, height, width, channels] in, float32 logits
+[batch, num_classes] out; it computes in `dtype`, its parameters are float32. Other code reads the names of its layers
+(`head`, `stageN_…`, `*_norm`, `auxiliary*`), of its arrays (`kernel`) and of its taps (`stageN`, `pooled`). The
+contract is "Writing a model" in docs/models.md; tests/test_models.py holds it.
 """
 
 from collections.abc import Callable

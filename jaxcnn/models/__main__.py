@@ -10,7 +10,7 @@ from typing import Any
 from absl import flags
 from rich.table import Table
 
-from jaxcnn.command import flags_help, parse_flags, run_command, show_help
+from jaxcnn.command import HELP_FLAGS, flags_help, parse_flags, run_command, show_help
 from jaxcnn.errors import UserError, nearest
 from jaxcnn.files import to_json
 from jaxcnn.models import MODELS
@@ -24,14 +24,14 @@ def main(argv: list[str], start: float) -> int:
     values = flags.FlagValues()
     flags.DEFINE_string("filter", "*", "of names, as of files: 'resnet*', '*50*'", flag_values=values)
     flags.DEFINE_bool("json", False, "print JSON instead of a table", flag_values=values)
-    if {"--help", "-help", "-h", "--helpfull"} & set(argv):
+    if HELP_FLAGS & set(argv):
         show_help(f"{__doc__}\n{flags_help(values)}")
         return 0
     parse_flags(values, argv, takes_arguments=False)
     names = [name for name in MODELS if fnmatch.fnmatchcase(name, values.filter)]
     if not names:
         raise UserError(f"--filter={values.filter}: no model is named so; {nearest(values.filter.strip('*'), MODELS)}")
-    figures = {name: PUBLISHED.get(name) or _counted(name) for name in names}
+    figures = {name: PUBLISHED.get(name) or _count_parameters(name) for name in names}
     console = PatientConsole()
     if not console.is_terminal:  # a pipe has no width
         console.width = 140
@@ -48,8 +48,8 @@ def main(argv: list[str], start: float) -> int:
     return 0
 
 
-def _counted(name: str) -> Published:
-    """Of a model that nothing is published of: its parameters, by an abstract trace."""
+def _count_parameters(name: str) -> Published:
+    """Figures of a model that nothing is published of: its parameters, by an abstract trace."""
     import jax
 
     size = 224

@@ -85,7 +85,7 @@ class Whitening(nn.Module):
 
     @nn.compact
     def __call__(self, images: jax.Array) -> jax.Array:
-        """In float32: bfloat16's rounding of the images is as large as what the faintest directions hold."""
+        """Whitens, in float32: bfloat16's rounding of the images is as large as what the faintest directions hold."""
         x = conv(self.features, 2, padding="VALID", dtype=jnp.float32, name="conv")(images)
         bias = self.param("bias", self.bias_init, (self.features,), jnp.float32)
         return jax.lax.stop_gradient(x) + bias  # the images need no gradient, so this freezes the kernel alone

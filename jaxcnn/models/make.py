@@ -142,5 +142,5 @@ def _named(option: str, name: str | None, table: dict[str, Any]) -> Any:
 
 
 def _times(blocks: Any, depth: float) -> Any:
-    """So many times as many blocks, of the model or of each stage, rounded up as EfficientNet's (Tan and Le 2019)."""
+    """Blocks, of the model or of each stage, times `depth`, rounded up as EfficientNet's (Tan and Le 2019)."""
     return math.ceil(blocks * depth) if isinstance(blocks, int) else tuple(_times(each, depth) for each in blocks)

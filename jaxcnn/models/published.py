@@ -1,4 +1,4 @@
-"""What papers and others publish of our models, to compare ours with and to choose one by; nothing computes with it.
+"""Published reference figures of the models, to compare with and to choose by; nothing computes with them.
 
 `num_params` are the learnable ones of the model as it evaluates, for 1000 classes (CIFAR's: 10): auxiliary heads do
 not count.

@@ -146,7 +146,7 @@ def residual_stages(
     features: Sequence[int],
     block: partial,
 ) -> jax.Array:
-    """The stages of `model`, each but the first halving the sides; called within its scope.
+    """Stages of `model`, each but the first halving the sides; called within its scope.
 
     Reads its `remat` and `stochastic_depth`.
     """

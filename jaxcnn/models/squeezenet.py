@@ -31,9 +31,9 @@ class Fire(nn.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         """Maps [batch, h, w, c] to [batch, h, w, 2 * expand]."""
         x = self.activation(self.conv(self.squeeze, 1, name="squeeze_conv")(x))
-        one = self.activation(self.conv(self.expand, 1, name="expand1x1_conv")(x))
+        expanded1x1 = self.activation(self.conv(self.expand, 1, name="expand1x1_conv")(x))
         three = self.activation(self.conv(self.expand, 3, name="expand3x3_conv")(x))
-        return jnp.concatenate([one, three], axis=-1)
+        return jnp.concatenate([expanded1x1, three], axis=-1)
 
 
 class SqueezeNet(nn.Module):

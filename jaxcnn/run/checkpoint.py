@@ -1,4 +1,4 @@
-"""Saves, verifies and restores trees of arrays with Orbax. Knows nothing of training.
+"""Checkpoints: trees of arrays, saved, verified and restored with Orbax. Knows nothing of training.
 
 Each checkpoint holds the arrays, JSON beside them, and a CRC-32 of every array: Orbax alone restores a flipped bit
 silently. A checkpoint that does not verify is reported, set aside, and the one before it is used.
@@ -130,7 +130,7 @@ class Checkpoints:
         )
 
     def _rank(self, metrics: Any) -> float:
-        """Higher is better; the lowest of all for what is not finite or not there."""
+        """Rank of a checkpoint's metrics, higher is better; the lowest for one that is not finite or not there."""
         value = metrics.get(self._best_metric) if isinstance(metrics, dict) else None
         if not isinstance(value, int | float) or not math.isfinite(value):
             return -math.inf

@@ -1,4 +1,4 @@
-"""All that a run's folder says, for diagnosis and reports. Without JAX, and also while the run goes on."""
+"""Content of a run's folder, for diagnosis and reports. Without JAX, and also while the run goes on."""
 
 import csv
 import io
@@ -28,7 +28,7 @@ Row = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class Predictions:
-    """Of one split, by example: predictions.csv."""
+    """Predictions for one split, by example: predictions.csv."""
 
     identifiers: Sequence[str]
     labels: Sequence[str]
@@ -38,7 +38,7 @@ class Predictions:
 
 @dataclass(frozen=True)
 class Facts:
-    """What a run's folder says; None for a file that is not there."""
+    """Content of a run's folder; None for a file that is not there."""
 
     config: Mapping[str, Any]  # config.json's `config`
     data: Mapping[str, Any]  # config.json's `data`
@@ -75,18 +75,18 @@ class Facts:
 
     @property
     def guessing_loss(self) -> float:
-        """Cross entropy of naming all classes alike."""
+        """Cross entropy of giving all classes the same probability."""
         return math.log(max(2, len(self.data["class_names"])))
 
     @property
     def guessing_accuracy(self) -> float:
-        """Of always naming the largest class, as far as its share is known."""
+        """Accuracy of always predicting the largest class, as far as its share is known."""
         counts = (self.data.get("class_counts") or {}).get("validation")
         return max(counts.values()) / max(1, sum(counts.values())) if counts else 1 / len(self.data["class_names"])
 
     @property
     def accuracy(self) -> str:
-        """Which accuracy is the result's: the average's, where one is kept."""
+        """Name of the result's accuracy: the average's, where one is kept."""
         return "ema_accuracy" if self.validation and "ema_accuracy" in self.validation[0] else "accuracy"
 
     def error_of(self, accuracy: float, split: str = "validation") -> float:
@@ -115,12 +115,12 @@ def is_finite(value: Any) -> bool:
 
 
 def not_finite_in(row: Row) -> list[str]:
-    """What in a row of metrics is not finite."""
+    """Names of the values in a row of metrics that are not finite."""
     return [name for name, value in row.items() if name not in ("split", "step", "epoch") and not is_finite(value)]
 
 
 def read_facts(workdir: epath.Path) -> Facts:
-    """All that a run's folder says, for `diagnosis.diagnose`. Raises UserError: it is none, or a file is damaged."""
+    """Content of a run's folder, for `diagnosis.diagnose`. Raises UserError: it is none, or a file is damaged."""
     saved = read_config(workdir)
     splits = read_splits(workdir)
     return Facts(
@@ -164,7 +164,7 @@ def _read_predictions(file: epath.Path) -> Predictions | None:
 
 
 def _shared_examples(splits: dict[str, Any]) -> dict[tuple[str, str], int]:
-    """How many records each two splits of a run have in common, from splits.npz (data/splits.py:record_numbers)."""
+    """Number of records that two splits of a run share, from splits.npz (data/splits.py:record_numbers)."""
     records: dict[str, dict[str, Any]] = {}
     for key, differences in splits.items():
         if key != "fingerprint":

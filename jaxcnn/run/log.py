@@ -1,4 +1,4 @@
-"""What a run tells: metrics.jsonl, timing.jsonl, telemetry.jsonl, summary.json, and the lines and bar in the terminal.
+"""Log of a run: metrics.jsonl, timing.jsonl, telemetry.jsonl, summary.json, and the lines and bar in the terminal.
 
 metrics.jsonl and telemetry.jsonl hold nothing that depends on the clock: a run that was killed and resumed writes the
 same bytes as one that was not.
@@ -20,7 +20,7 @@ from jaxcnn.errors import RunError, UserError
 from jaxcnn.files import append, finite, from_json, is_remote, read_bytes, to_json, write_atomically
 from jaxcnn.plain_data import Number, conforms
 from jaxcnn.run.tensorboard import TensorBoard
-from jaxcnn.terminal import PatientConsole, one_line
+from jaxcnn.terminal import PatientConsole, complain_once, one_line
 
 EXAMPLES_PER_SECOND = "images_per_second"  # in timing.jsonl and summary.json, of whatever the examples are
 LARGEST_FILE = 1 << 30  # bytes of rows that are read
@@ -42,9 +42,11 @@ _FILES: dict[str, Any] = {
 
 
 def read_rows(path: epath.Path) -> list[dict[str, Any]]:
-    """The rows of one of a run's JSON-lines files up to the first that is not whole; none when there is no file.
+    """The rows of one of a run's JSON-lines files up to the first that is damaged; none when there is no file.
 
-    What is not finite is None, however it was written. Raises UserError for what cannot be read.
+    What is not finite is None, however it was written. A damaged row is reported on stderr, once a file, and so are the
+    rows after it; a last line without an end is a row that is being written, or that a kill cut off. Raises UserError
+    for a file that cannot be read.
     """
     try:
         lines = read_bytes(path, limit=LARGEST_FILE).split(b"\n")
@@ -53,15 +55,23 @@ def read_rows(path: epath.Path) -> list[dict[str, Any]]:
     except (OSError, ValueError) as error:
         raise UserError(f"{path} cannot be read ({one_line(error)}); delete it to go on without it") from None
     rows: list[dict[str, Any]] = []
-    for line in lines:
-        try:
-            row = finite(from_json(line.decode()))
-        except ValueError:
-            break
-        if not conforms(row, _FILES[path.name]):
+    for number, line in enumerate(lines, 1):
+        row = _parsed_row(line, _FILES[path.name])
+        if row is None:
+            if number < len(lines):
+                left_out = f"rows {number} to {len(lines) - 1} are" if number < len(lines) - 1 else "it is"
+                complain_once(f"{path}: row {number} is damaged; {left_out} left out")
             break
         rows.append(row)
     return rows
+
+
+def _parsed_row(line: bytes, expected: Any) -> dict[str, Any] | None:
+    try:
+        row: dict[str, Any] = finite(from_json(line.decode()))
+    except ValueError:
+        return None
+    return row if conforms(row, expected) else None
 
 
 class RunLog:
@@ -146,7 +156,7 @@ class RunLog:
             ) from error
 
     def flush(self) -> None:
-        """Everything told so far is in the run's folder. Called before each save."""
+        """Writes everything logged so far into the run's folder. Called before each save."""
         if self._remote:
             for name in _FILES:
                 if name != "telemetry.jsonl" or self._rows[name]:
@@ -193,7 +203,7 @@ class RunLog:
             self._progress.start()
 
     def first_step(self, seconds: float) -> None:
-        """The first call has compiled and run, in so many seconds."""
+        """Says that the first call has compiled and run, in so many seconds."""
         since = time.perf_counter() - self._start
         self.say(f"first step {since:.1f} s after the command, {seconds:.1f} s of them to compile and run it")
 

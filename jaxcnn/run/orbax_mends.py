@@ -1,4 +1,4 @@
-"""Two faults of what Orbax stands on, mended for the whole process when the first checkpoints are opened."""
+"""Two repairs of what Orbax stands on, made for the whole process when the first checkpoints are opened."""
 
 import asyncio
 import glob

@@ -1,5 +1,4 @@
-"""SIGTERM and SIGINT: outside of training they end the command within a second; within it they are heeded between
-steps.
+"""Signals, SIGTERM and SIGINT: outside of training they end the command within a second; within it, between steps.
 
 A signal is noted in either case: an exception raised by a handler may be lost in a callback that Python was just
 running, and training then still stops before its second step. A second signal ends the process as without us.
@@ -58,11 +57,13 @@ def while_importing() -> None:
 
 
 def at_once() -> None:
-    """From now on a signal raises Preempted wherever the command is. One that is lost, in a callback or because a
-    library's code does not return, as from a compilation, ends the process after a second.
+    """Makes a signal raise Preempted, from now on, wherever the command is.
+
+    A signal that is lost, in a callback or because a library's code does not return, as from a compilation, ends the
+    process after a second.
     """
-    told = sys.unraisablehook
-    sys.unraisablehook = lambda raised: None if isinstance(raised.exc_value, Preempted) else told(raised)
+    previous_hook = sys.unraisablehook
+    sys.unraisablehook = lambda raised: None if isinstance(raised.exc_value, Preempted) else previous_hook(raised)
     reading, writing = os.pipe()
     os.set_blocking(writing, False)
     signal.set_wakeup_fd(writing, warn_on_full_buffer=False)

@@ -1,4 +1,4 @@
-"""What TensorBoard shows of a run: its event files, the projector's files, the profiler's traces.
+"""TensorBoard's files of a run: event files, the projector's files, the profiler's traces.
 
 Written by tensorboardX, without TensorFlow. Nothing here knows models or JAX's arrays: numpy, names and numbers.
 """
@@ -26,7 +26,7 @@ ROOT = ""  # the run that has what is of no split: the graph, hyperparameters, t
 
 
 class Node(Protocol):
-    """Of a graph, as layers/graph.py makes it."""
+    """Node of a graph, as layers/graph.py makes it."""
 
     name: str
     operation: str
@@ -63,13 +63,13 @@ class TensorBoard:
         return self._writers[split]
 
     def scalars(self, split: str, step: int, values: Mapping[str, float | None]) -> None:
-        """A point a value; those that are not finite, or None, are left out."""
+        """Writes a point per value; values that are not finite, or None, are left out."""
         for name, value in values.items():
             if value is not None and math.isfinite(value):
                 self._writer(split).add_scalar(name, value, step, walltime=time.time())
 
     def histograms(self, split: str, step: int, values: Mapping[str, tuple[np.ndarray, np.ndarray]]) -> None:
-        """Each by its bins' upper ends and counts."""
+        """Writes histograms, each by its bins' upper ends and counts."""
         import numpy as np
 
         for name, (ends, counts) in values.items():
@@ -89,7 +89,7 @@ class TensorBoard:
             )
 
     def hyperparameters(self, values: Mapping[str, Any], metrics: Sequence[tuple[str, str]]) -> None:
-        """What a run is compared with others by: config fields, and (split, name) of the metrics beside them."""
+        """Writes what a run is compared with others by: config fields, and (split, name) of the metrics beside them."""
         from tensorboardX.proto.api_pb2 import MetricInfo, MetricName
         from tensorboardX.proto.plugin_hparams_pb2 import HParamsPluginData
         from tensorboardX.summary import hparams
@@ -108,13 +108,13 @@ class TensorBoard:
             self._writer(ROOT).file_writer.add_summary(summary)
 
     def finished(self) -> None:
-        """The run has come to its end."""
+        """Marks the run as finished."""
         from tensorboardX.summary import hparams
 
         self._writer(ROOT).file_writer.add_summary(hparams({}, {})[2])
 
     def graph(self, nodes: Sequence[Node]) -> None:
-        """A model: TensorBoard folds its nodes by the slashes in their names."""
+        """Writes a model's graph: TensorBoard folds its nodes by the slashes in their names."""
         from tensorboardX.proto.attr_value_pb2 import AttrValue
         from tensorboardX.proto.event_pb2 import Event
         from tensorboardX.proto.graph_pb2 import GraphDef
@@ -135,17 +135,17 @@ class TensorBoard:
         self._writer(ROOT).file_writer.add_event(Event(graph_def=graph.SerializeToString()))
 
     def image(self, split: str, name: str, step: int, image: np.ndarray) -> None:
-        """Uint8 [height, width, 3]."""
+        """Writes an image, uint8 [height, width, 3]."""
         self._writer(split).add_image(name, image, step, walltime=time.time(), dataformats="HWC")
 
     def pr_curve(self, split: str, name: str, step: int, positive: np.ndarray, probability: np.ndarray) -> None:
-        """Of bool [n] and probabilities [n]."""
+        """Writes a precision-recall curve, of bool [n] and probabilities [n]."""
         self._writer(split).add_pr_curve(name, positive, probability, step, walltime=time.time())
 
     def embedding(
         self, name: str, step: int, features: np.ndarray, columns: Mapping[str, Sequence[str]], images: np.ndarray
     ) -> None:
-        """Points [n, features] for the projector.
+        """Writes points [n, features] for the projector.
 
         Args:
           name: what the projector calls them.
@@ -171,7 +171,7 @@ class TensorBoard:
         )
 
     def flush(self) -> None:
-        """All that was told is in the run's folder. Raises OSError where something could not be written."""
+        """Writes all that was given into the run's folder. Raises OSError where something could not be written."""
         for split, writer in self._writers.items():
             writer.flush()
             if self._files[split].fault is not None:

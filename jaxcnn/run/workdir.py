@@ -1,4 +1,4 @@
-"""A run's folder: whose it is, and what it says. Refuses to mix two runs in one folder."""
+"""Run directory: ownership, locking and content. Refuses to mix two runs in one folder."""
 
 import io
 import math
@@ -105,7 +105,7 @@ def check(workdir: epath.Path, experiment: str, config: Config) -> bool:
 
 
 def read_config(workdir: epath.Path) -> dict[str, Any]:
-    """What config.json says: `experiment`, `config`, `data`, `versions`; the config with every field of this version.
+    """Content of config.json: `experiment`, `config`, `data`, `versions`; the config with every field of this version.
 
     Folders may come from anybody: of what is read here types and ranges are right, and lengths fit.
 
@@ -152,12 +152,12 @@ def rank_by(saved: dict[str, Any]) -> dict[str, Any]:
 
 
 def saved_data(workdir: epath.Path) -> dict[str, Any] | None:
-    """What config.json says of the data, where there is one: their statistics are the run's for good."""
+    """Facts of the data in config.json, where there is one: their statistics are the run's for good."""
     return read_config(workdir)["data"] if (workdir / "config.json").exists() else None
 
 
 def read_summary(workdir: epath.Path) -> dict[str, Any] | None:
-    """summary.json, which only a finished run has; one that is damaged is written again."""
+    """Content of summary.json, which only a finished run has; one that is damaged is written again."""
     try:
         summary = finite(read_json(workdir / "summary.json"))
     except (OSError, ValueError):
@@ -166,7 +166,7 @@ def read_summary(workdir: epath.Path) -> dict[str, Any] | None:
 
 
 def read_splits(workdir: epath.Path) -> dict[str, Any] | None:
-    """splits.npz, which records are in which split; none where there is none. Raises UserError where it is damaged."""
+    """Content of splits.npz, the records of each split; None without one. Raises UserError where it is damaged."""
     import numpy as np  # not needed where a command only says what is wrong with it
 
     file = workdir / "splits.npz"
@@ -263,7 +263,7 @@ def write_config(
 
 
 def write_splits(workdir: epath.Path, record_numbers: dict[str, Any]) -> None:
-    """Keeps which records are in which split, unless that is kept already."""
+    """Writes the records of each split, unless that file is there already."""
     file = workdir / "splits.npz"
     if file.exists():
         return

@@ -1,4 +1,4 @@
-"""Where weights lie that config.init_from names, and the command that fetches those that are not here."""
+"""Places of the weights that config.init_from names, and the command that fetches those that are not here."""
 
 import contextlib
 import os

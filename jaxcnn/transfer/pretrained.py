@@ -1,4 +1,4 @@
-"""A model's variables from arrays of others: which of theirs is which of ours, and what does not fit.
+"""A model's variables from arrays of others: matching theirs to ours, and reporting what does not fit.
 
 Nothing is left out silently: an array that is missing, left over or of another shape is an error, unless the config
 allows it.
@@ -40,7 +40,7 @@ class Pretrained:
     skipped: tuple[str, ...]  # the source's names
 
     def facts(self) -> dict[str, Any]:
-        """What a run's config.json says of it."""
+        """Facts for the run's config.json."""
         return {
             "source": self.source,
             "sha256": self.sha256,
@@ -51,7 +51,7 @@ class Pretrained:
         }
 
     def over(self, variables: Any) -> Any:
-        """`variables` with what was loaded in its place."""
+        """Copy of `variables` with the loaded arrays in their places."""
         return jax.tree.map(
             lambda mine, theirs: mine if theirs is None else jax.numpy.asarray(theirs, mine.dtype),
             variables,
@@ -60,7 +60,7 @@ class Pretrained:
         )
 
     def table(self) -> Table:
-        """What became of the arrays."""
+        """Table of what became of the arrays."""
         table = Table(title=f"weights of {self.source} (sha256 {self.sha256[:12]}…)", title_justify="left")
         table.add_column("")
         table.add_column("arrays", justify="right")
@@ -135,7 +135,7 @@ OURS = Naming(())  # of a run's own arrays: paths as they are
 
 @dataclass
 class _Fitting:
-    """What is known so far of each of our leaves and of theirs."""
+    """State of the matching: what is known so far of our leaves and of theirs."""
 
     loaded: dict[tuple[str, Path], np.ndarray] = field(default_factory=dict)
     adapted: list[str] = field(default_factory=list)
@@ -231,8 +231,8 @@ def fit(
         raise UserError(f"{tensors.source}: nothing of it is used: init_allow={tuple(allow)} allows everything")
     filled: dict[str, Any] = {}
     for collection in ("params", "batch_stats"):
-        found = {path: done.loaded.get((collection, path)) for where, path in leaves if where == collection}
-        filled[collection] = flax.traverse_util.unflatten_dict(found)
+        loaded = {path: done.loaded.get((collection, path)) for where, path in leaves if where == collection}
+        filled[collection] = flax.traverse_util.unflatten_dict(loaded)
     return Pretrained(
         variables=filled,
         source=tensors.source,
@@ -254,7 +254,7 @@ def _naming(model: str, leaves: Mapping[tuple[str, Path], Any], arrays: Mapping[
     if not namings:
         raise UserError(
             f"{source}: PyTorch's names for {model}'s weights are not known; init_from takes a run's folder for it, or "
-            f"a file that `python -m jaxcnn.transfer export --to jaxcnn` wrote{_looks_like(arrays, model)}"
+            f"a file that `python -m jaxcnn.transfer export --to jaxcnn` wrote{_likely_model(arrays, model)}"
         )
     return max(namings, key=lambda naming: sum(their_name(path, naming) in arrays for _, path in leaves))
 
@@ -262,7 +262,7 @@ def _naming(model: str, leaves: Mapping[tuple[str, Path], Any], arrays: Mapping[
 def _adaptation(
     path: Path, theirs: tuple[int, ...], ours: tuple[int, ...], channels: int
 ) -> Callable[[np.ndarray], np.ndarray] | None:
-    """How an array of one shape may become one of another, if it can."""
+    """Adaptation of an array of one shape to another, if there is one."""
     if len(ours) == len(theirs) == 4 and ours[2] == channels:
         same_but_channels = theirs[:2] == ours[:2] and theirs[3] == ours[3]
         return (lambda kernel: adapt_channels(kernel, channels)) if same_but_channels else None
@@ -297,7 +297,7 @@ def _misfit(
 ) -> str:
     """One line: whose they may be instead; or what is wrong first, how much of it there is, and what to set."""
     fits = f"{done.fitting:,} of {count:,} arrays of {model} fit"
-    if instead := _looks_like(arrays, model):
+    if instead := _likely_model(arrays, model):
         return f"{tensors.source} is of another model: {fits}{instead}"
     problems = [*done.wrong, *(f"{name!r} is not {model}'s" for name in left)]
     more = f" (and {len(problems) - 1:,} more like it)" if len(problems) > 1 else ""
@@ -305,8 +305,8 @@ def _misfit(
     return f"{tensors.source}: {problems[0]}{more}; {fits}; set {', '.join(sorted(advice, key=OTHERWISE.__eq__))}"
 
 
-def _looks_like(arrays: Mapping[str, Any], model: str) -> str:
-    """Of which model the arrays may be: the one of as many learnable parameters, as published for 1000 classes."""
+def _likely_model(arrays: Mapping[str, Any], model: str) -> str:
+    """Words for the model that the arrays may belong to: the one with as many learnable parameters for 1000 classes."""
     learnable = sum(
         math.prod(array.shape)
         for name, array in arrays.items()

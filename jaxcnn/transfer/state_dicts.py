@@ -33,7 +33,7 @@ _DTYPES: dict[str, Any] = {  # safetensors' names; its own reading with numpy la
 
 @dataclass(frozen=True)
 class Tensors:
-    """What was read, and of what."""
+    """Arrays that were read, and their source."""
 
     arrays: dict[str, np.ndarray]  # by the names of whoever wrote them; may be read-only views
     source: str  # the file, or the folder and step of a run
@@ -90,7 +90,7 @@ def read_safetensors(content: bytes, name: str) -> dict[str, np.ndarray]:
 
 
 def write_safetensors(path: epath.Path, arrays: dict[str, np.ndarray], metadata: dict[str, str]) -> None:
-    """Writes all of it or nothing. Raises UserError where it cannot be written."""
+    """Writes a safetensors file, whole or not at all. Raises UserError where it cannot be written."""
     from safetensors import numpy as safetensors_numpy
 
     contiguous = {name: np.ascontiguousarray(array).reshape(array.shape) for name, array in arrays.items()}
@@ -103,9 +103,9 @@ def write_safetensors(path: epath.Path, arrays: dict[str, np.ndarray], metadata:
 
 def digest(arrays: dict[str, np.ndarray]) -> str:
     """SHA-256 of names, types, shapes and bytes."""
-    found = hashlib.sha256()
+    sha256 = hashlib.sha256()
     for name in sorted(arrays):
         array: Any = np.ascontiguousarray(arrays[name])
-        found.update(f"{name} {array.dtype} {array.shape}\n".encode())
-        found.update(array.tobytes())
-    return found.hexdigest()
+        sha256.update(f"{name} {array.dtype} {array.shape}\n".encode())
+        sha256.update(array.tobytes())
+    return sha256.hexdigest()

@@ -66,7 +66,7 @@ class _Storage:
 
 @dataclass
 class _Tensor:
-    """What a pickle says of a tensor: a view of a storage, in elements."""
+    """Tensor of a pickle: a view of a storage, in elements."""
 
     storage: _Storage
     offset: int
@@ -136,16 +136,16 @@ class _Machine:
             values = self._taken(1 if name == "APPEND" else None)
             self._top(list).extend(values)
         elif name in ("SETITEM", "SETITEMS"):
-            _fill(self._taken(2 if name == "SETITEM" else None), self._top(dict))
+            _set_items(self._taken(2 if name == "SETITEM" else None), self._top(dict))
         elif name == "GLOBAL":
-            self._stack.append(_known(*argument.split(" ", 1)))
+            self._stack.append(_allowed(*argument.split(" ", 1)))
         elif name == "STACK_GLOBAL":
-            self._stack.append(_known(*self._taken(2)))
+            self._stack.append(_allowed(*self._taken(2)))
         elif name == "BINPERSID":
             self._stack.append(self._storage(self._pop()))
         elif name == "REDUCE":
             function, arguments = self._taken(2)
-            self._stack.append(self._made(function, arguments))
+            self._stack.append(self._called(function, arguments))
         elif name == "BUILD":  # what modules return has a _metadata of no use here
             self._pop()
             self._top(OrderedDict)
@@ -195,15 +195,15 @@ class _Machine:
         _, offset, view_size = view[0]  # of the legacy format alone
         return _Storage(whole.dtype, view_size, offset, whole)
 
-    def _made(self, function: Any, arguments: Any) -> Any:
-        """What a call gives, of the five names that there are."""
+    def _called(self, function: Any, arguments: Any) -> Any:
+        """Result of a call of one of the five names that there are."""
         if not (isinstance(function, _Name) and type(arguments) is tuple):
             raise ValueError("a pickle calls what is no function")
         if function == "OrderedDict":
             made: OrderedDict[Any, Any] = OrderedDict()
             for pair in arguments[0] if arguments and type(arguments[0]) is list else ():  # as Python 2 wrote it
                 self._spend(1)
-                _fill(pair, made)
+                _set_items(pair, made)
             return made
         if function == "Size" and len(arguments) == 1:
             return _axes(arguments[0])
@@ -240,7 +240,7 @@ _NAMES = {
 }
 
 
-def _known(module: Any, name: Any) -> _Name:
+def _allowed(module: Any, name: Any) -> _Name:
     """Raises UserError for all names but a handful."""
     if not (type(module) is str and type(name) is str):
         raise ValueError("a name that is no text")
@@ -249,8 +249,8 @@ def _known(module: Any, name: Any) -> _Name:
     raise _RefusedError(f"it holds more than tensors: a {module}.{name}"[:160])
 
 
-def _fill(values: Any, mapping: dict[Any, Any]) -> None:
-    """Keys and values in turn. Keys are text or small numbers: others can be made to take for ever to hash."""
+def _set_items(values: Any, mapping: dict[Any, Any]) -> None:
+    """Sets keys and values in turn. Keys are text or small numbers: others can be made to take for ever to hash."""
     if type(values) not in (list, tuple) or len(values) % 2:
         raise ValueError("a pickle's dictionary has a key without a value")
     for key, value in zip(values[::2], values[1::2], strict=True):
@@ -278,12 +278,12 @@ def read_torch_file(content: bytes, name: str) -> dict[str, np.ndarray]:
     """
     try:
         if zipfile.is_zipfile(io.BytesIO(content)):
-            found = _read_zip(content)
+            state = _read_zip(content)
         elif content[:2] == b"PK":
             raise ValueError("its end is missing")
         else:
-            found = _read_legacy(content)
-        tensors = dict(_tensors(found))
+            state = _read_legacy(content)
+        tensors = dict(_tensors(state))
         _check_total(tensors, len(content))
         return {key: tensor.array() for key, tensor in tensors.items()}
     except _RefusedError as error:
@@ -296,7 +296,7 @@ def read_torch_file(content: bytes, name: str) -> dict[str, np.ndarray]:
 
 
 def _read_zip(content: bytes) -> Any:
-    """What torch.save writes since 1.6: `NAME/data.pkl`, and a member `NAME/data/KEY` a storage."""
+    """Reads the zip that torch.save writes since 1.6: `NAME/data.pkl`, and a member `NAME/data/KEY` per storage."""
     if content.count(b"PK\x01\x02") > MOST_MEMBERS:
         raise ValueError(f"it has more than {MOST_MEMBERS:,} members")
     storages: dict[str, _Storage] = {}
@@ -310,14 +310,14 @@ def _read_zip(content: bytes) -> Any:
         if f"{folder}constants.pkl" in members:
             raise _RefusedError("it is a TorchScript program")
         order = archive.read(f"{folder}byteorder").decode() if f"{folder}byteorder" in members else "little"
-        found = _Machine(storages).load(io.BytesIO(archive.read(pickled)))
+        state = _Machine(storages).load(io.BytesIO(archive.read(pickled)))
         for key, storage in storages.items():
             storage.data = _numbers(archive.read(members[f"{folder}data/{key}"]), storage, order)  # checks its CRC-32
-    return found
+    return state
 
 
 def _check_members(members: Sequence[zipfile.ZipInfo], size: int) -> None:
-    """Each once, as long as it says, and not over another: what is read is no more than the file's bytes."""
+    """Checks that members are whole, distinct and do not overlap: what is read is no more than the file's bytes."""
     if any(member.compress_type != zipfile.ZIP_STORED for member in members):
         raise ValueError("a member is compressed, which torch.save never does")
     if len({member.filename for member in members}) < len(members):
@@ -327,7 +327,7 @@ def _check_members(members: Sequence[zipfile.ZipInfo], size: int) -> None:
 
 
 def _read_legacy(content: bytes) -> Any:
-    """Before 1.6: magic number, version, system, the object, the storages' keys; then each storage's size and bytes."""
+    """Reads files from before 1.6: magic number, version, system, object, storages' keys; each one's size and bytes."""
     file = io.BytesIO(content)
     storages: dict[str, _Storage] = {}
     machine = _Machine(storages)
@@ -359,14 +359,14 @@ def _numbers(content: bytes, storage: _Storage, order: str) -> np.ndarray:
 _WRAPPERS = ("state_dict", "model", "model_state_dict", "module", "net", "weights")  # of whoever saves more beside it
 
 
-def _tensors(found: Any) -> Iterator[tuple[str, _Tensor]]:
+def _tensors(state: Any) -> Iterator[tuple[str, _Tensor]]:
     """The tensors of a state dict, or of the one that a training script's checkpoint wraps."""
-    if not isinstance(found, dict):
-        raise _RefusedError(f"it holds no state dict but a {type(found).__name__.lstrip('_').lower()}")
-    found = next((found[key] for key in _WRAPPERS if isinstance(found.get(key), dict)), found)
-    if not any(isinstance(value, _Tensor) for value in found.values()):
+    if not isinstance(state, dict):
+        raise _RefusedError(f"it holds no state dict but a {type(state).__name__.lstrip('_').lower()}")
+    state = next((state[key] for key in _WRAPPERS if isinstance(state.get(key), dict)), state)
+    if not any(isinstance(value, _Tensor) for value in state.values()):
         raise _RefusedError("there are no tensors in it")
-    for name, value in found.items():
+    for name, value in state.items():
         if isinstance(value, _Tensor):
             yield str(name), value
 

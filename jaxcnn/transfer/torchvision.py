@@ -19,7 +19,7 @@ StateDict = dict[str, np.ndarray]
 
 @dataclass(frozen=True)
 class Naming:
-    """How torchvision calls a family's modules."""
+    """Naming of a family's modules in torchvision."""
 
     rules: tuple[Rule, ...]  # applied one after another to `module.module.leaf`
     # dense layers behind a flattened map: its channels, height and width, which torchvision flattens in that order
@@ -29,7 +29,7 @@ class Naming:
 
 
 def _less_one(text: str) -> Callable[[re.Match[str]], str]:
-    """For a replacement whose `{}` are the groups, numbers counted from 0 instead of 1 where written `{-}`."""
+    """Function for a replacement whose `{}` are the groups, numbers counted from 0 instead of 1 where written `{-}`."""
 
     def replace(match: re.Match[str]) -> str:
         groups = iter(match.groups())
@@ -62,7 +62,7 @@ ALEXNET = Naming(
 
 
 def _vgg(stage_sizes: tuple[int, ...], *, norm: bool) -> Naming:
-    """They number all layers: convolution, with `_bn` a norm, activation; behind each stage a pooling."""
+    """Naming of VGG; all layers count: convolution, with `_bn` a norm, activation; after each stage a pooling."""
     rules: list[Rule] = []
     layer = 0
     for stage, num_convs in enumerate(stage_sizes, start=1):
@@ -129,7 +129,7 @@ SQUEEZED = frozenset({"squeeze", "excite"})
 
 
 def _numbered(unexpanded: str, squeezed: str) -> Callable[[re.Match[str]], str]:
-    """For the layers of inverted residuals, group 2 of a match: their numbers in blocks whose names, group 1, match."""
+    """Replacement for a layer of an inverted residual: its number. Groups 1 and 2 of a match are block and layer."""
 
     def replace(match: re.Match[str]) -> str:
         layers = [] if re.fullmatch(unexpanded, match[1]) else ["expand"]
@@ -140,7 +140,7 @@ def _numbered(unexpanded: str, squeezed: str) -> Callable[[re.Match[str]], str]:
 
 
 def _counted(stage_sizes: Sequence[int]) -> Callable[[re.Match[str]], str]:
-    """For stage and block, groups 1 and 2 of a match: the number of the block in the whole network, from 1."""
+    """Replacement for stage and block, groups 1 and 2 of a match: the block's number in the whole network, from 1."""
     return lambda match: f"features.{sum(stage_sizes[: int(match[1]) - 1]) + int(match[2])}"
 
 
