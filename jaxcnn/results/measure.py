@@ -35,7 +35,7 @@ from jaxcnn.training.parallel import Parallel, make_parallel
 WHOLE_SET = "all"  # the split of other data that has every example
 _OF_LOGITS = ("mse", "mae")  # losses that compare logits, of which a mean of probabilities has none
 _all_scores = jax.jit(scores.all_scores)
-_example_values = jax.jit(scores.example_values)
+_prediction_values = jax.jit(scores.prediction_values)
 _probability_scores = jax.jit(scores.probability_scores)
 _log_odds = jax.jit(scores.log_odds)
 
@@ -432,7 +432,7 @@ def _measured(
 def _intervals(
     logits: np.ndarray, labels: np.ndarray, losses: np.ndarray | None, **options: Any
 ) -> dict[str, tuple[float, float]]:
-    values = jax.device_get(_example_values(logits, labels))
+    values = jax.device_get(_prediction_values(logits, labels))
     means = {"nll": values["nll"], "brier": values["brier"]}
     if losses is not None:
         means["loss"] = losses
