@@ -9,34 +9,19 @@ from jaxcnn.report.page import Cell, Section, absent, figure, folded, grid, para
 from jaxcnn.report.study import Study
 from jaxcnn.report.svg import to_png, to_svg
 from jaxcnn.results.explain import overlay
+from jaxcnn.results.members import NotCalibrated
+from jaxcnn.tasks.classification.scores import SHOWN_SCORES
 
 MISTAKES = 20
 CONFUSIONS = 10
 CLASSES_OPEN = 30  # classes up to which a table of them is not folded
-_SCORES = {
-    "accuracy": "Accuracy",
-    "top5_accuracy": "Top-5 accuracy",
-    "loss": "Loss",
-    "nll": "Negative log likelihood",
-    "balanced_accuracy": "Balanced accuracy",
-    "macro_precision": "Macro precision",
-    "macro_recall": "Macro recall",
-    "macro_f1": "Macro F1",
-    "weighted_f1": "Weighted F1",
-    "cohen_kappa": "Cohen's kappa",
-    "matthews": "Matthews' coefficient",
-    "macro_roc_auc": "Macro ROC AUC",
-    "macro_average_precision": "Macro average precision",
-    "ece": "Calibration error (ECE)",
-    "brier": "Brier score",
-}
 
 
 def scores(study: Study) -> Section:
     """Every score with its interval."""
     evaluation = study.evaluation
     rows = []
-    for name, title in _SCORES.items():
+    for name, title in SHOWN_SCORES.items():
         value = evaluation.scores.get(name)
         if value is None:
             continue
@@ -128,19 +113,18 @@ def calibration(study: Study) -> Section:
         f"{accuracy:.4f}). {study.of_what}"
     )
     parts = [figure(to_svg(drawing, describe=say), say)]
-    found = evaluation.calibration
-    if "not_done" in found:
-        parts.append(f"<div>{absent('No temperature: ' + found['not_done'] + '.')}</div>")
+    scaling = evaluation.calibration
+    if isinstance(scaling, NotCalibrated):
+        parts.append(f"<div>{absent(f'No temperature: {scaling.reason}.')}</div>")
     else:
         rows = [
-            [_SCORES[name], f"{found['before'][name]:.4f}", f"{found['after'][name]:.4f}"] for name in found["after"]
+            [SHOWN_SCORES[name], f"{scaling.before[name]:.4f}", f"{after:.4f}"] for name, after in scaling.after.items()
         ]
-        fitted = found["fitted_on"]
         said = (
-            f"Logits divided by a temperature of {found['temperature']:.3f}, fitted on {fitted['split']} "
-            f"(n = {fitted['num_examples']:,}), would change"
+            f"Logits divided by a temperature of {scaling.temperature:.3f}, fitted on validation "
+            f"(n = {scaling.num_examples:,}), would change"
         )
-        if found["at_limit"]:
+        if scaling.at_limit:
             said += " (it is at the limit of those tried, as where validation has hardly a mistake)"
         parts.append(f"<div>{table(['', 'as it is', 'with temperature'], rows, caption=said)}</div>")
     return Section("Calibration", grid(parts), {"reliability.png": to_png(drawing)})

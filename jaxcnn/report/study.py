@@ -7,7 +7,8 @@ from jaxcnn.config import Config, from_dict
 from jaxcnn.data import Source, Split, open_source
 from jaxcnn.errors import RunError, UserError
 from jaxcnn.report.files import RunFiles, shown_name
-from jaxcnn.results.measure import Evaluation, evaluate_run, step_of
+from jaxcnn.results.measure import Evaluation, evaluate_run
+from jaxcnn.results.members import step_of
 from jaxcnn.results.trained import TrainedModel, load
 from jaxcnn.run import workdir as workdir_lib
 from jaxcnn.run.facts import Predictions

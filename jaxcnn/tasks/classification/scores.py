@@ -12,6 +12,25 @@ import jax.numpy as jnp
 
 NUM_BINS = 15  # of confidence, of equal width: Guo et al. 2017
 
+# The scores that are shown, in this order, and their titles.
+SHOWN_SCORES = {
+    "accuracy": "Accuracy",
+    "top5_accuracy": "Top-5 accuracy",
+    "loss": "Loss",
+    "nll": "Negative log likelihood",
+    "macro_precision": "Macro precision",
+    "macro_recall": "Macro recall",
+    "macro_f1": "Macro F1",
+    "weighted_f1": "Weighted F1",
+    "balanced_accuracy": "Balanced accuracy",
+    "cohen_kappa": "Cohen's kappa",
+    "matthews": "Matthews' coefficient",
+    "macro_roc_auc": "Macro ROC AUC",
+    "macro_average_precision": "Macro average precision",
+    "ece": "Calibration error (ECE)",
+    "brier": "Brier score",
+}
+
 
 def long_sum(values: jax.Array) -> jax.Array:
     """Sum of [n, ...] over n, by sums of sums of 16: the error grows with log n, in whatever order a device adds."""
