@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 from etils import epath
 
 from jaxcnn.config import Config, to_dict
@@ -109,11 +108,6 @@ def differences(runs: Sequence[RunFiles]) -> dict[str, list[str]]:
     fields = list(dict.fromkeys(name for config in configs for name in config))
     said = {name: [to_json(each[name]) if name in each else "—" for each in configs] for name in fields}
     return {name: values for name, values in said.items() if len(set(values)) > 1}
-
-
-def spread(count: int, most: int) -> np.ndarray:
-    """At most so many of 0 … count - 1, evenly, the first and the last among them."""
-    return np.unique(np.linspace(0, count - 1, min(count, most)).round().astype(int))
 
 
 def shown_name(name: str) -> str:

@@ -8,15 +8,16 @@ from html import escape
 
 import numpy as np
 
+from jaxcnn.data.sheet import spread
 from jaxcnn.files import to_json
 from jaxcnn.fingerprints import same_data
 from jaxcnn.report import figures
 from jaxcnn.report.figures import Line
-from jaxcnn.report.files import RunFiles, differences, flat, printable, spread
+from jaxcnn.report.files import RunFiles, differences, flat, printable
 from jaxcnn.report.page import Section, absent, code, figure, folded, grid, paragraph, table, tiles, words
 from jaxcnn.report.svg import to_png, to_svg
 from jaxcnn.results.diagnosis import Finding, diagnose
-from jaxcnn.run.facts import Predictions, read_facts
+from jaxcnn.run.facts import SavedPredictions, read_facts
 from jaxcnn.run.log import number_in_words
 
 ROWS_IN_TABLES = 40  # of curves as tables
@@ -158,7 +159,7 @@ def _validation_table(run: RunFiles) -> str:
 # ---- diagnosis
 
 
-def diagnosis(run: RunFiles, predictions: Predictions | None = None) -> Section:
+def diagnosis(run: RunFiles, predictions: SavedPredictions | None = None) -> Section:
     """What is wrong with the run, in words.
 
     Args:

@@ -7,11 +7,12 @@ import numpy as np
 
 from jaxcnn.data.sheet import Row
 from jaxcnn.errors import UserError
-from jaxcnn.report import from_predictions, network
+from jaxcnn.report import from_predictions
 from jaxcnn.report.files import shown_name
 from jaxcnn.report.layers import layers
 from jaxcnn.report.page import Cell, Section, figure, paragraph, picture, sheet, table, words
 from jaxcnn.report.study import Study
+from jaxcnn.results import looks
 from jaxcnn.results.explain import overlay
 from jaxcnn.run import workdir as workdir_lib
 from jaxcnn.training.build import build
@@ -23,7 +24,10 @@ AUGMENTED_IMAGES, AUGMENTED_VERSIONS = 6, 6
 
 def filters(study: Study) -> Section:
     """The first layer's weights."""
-    found = network.first_filters(study.model)
+    model = study.model
+    found = looks.first_filters(
+        model.module, model.variables["params"], model.image_shape, model_name=model.config.model.name
+    )
     images = "".join(picture(image, "") for image in found.images)
     shown = f"{len(found.images)} of {found.total}" if len(found.images) < found.total else f"All {found.total}"
     size = f"{found.images.shape[2]} x {found.images.shape[1]}"
@@ -47,13 +51,13 @@ def feature_maps(study: Study) -> Section:
         raise UserError(
             f"--image={study.image}: the {study.split} split has images 0 to {len(evaluation.labels) - 1:,}"
         )
-    image = network.images_of(model, study.examples, [evaluation.places[study.image]])[0]
-    stages = network.feature_maps(model, image)
+    image = looks.images_of(study.examples, [evaluation.places[study.image]], image_shape=model.image_shape)[0]
+    stages = looks.feature_maps(model, image)
     probabilities = evaluation.probabilities[study.image]
     likeliest = np.argsort(-probabilities, kind="stable")[:LIKELIEST]
     label = int(evaluation.labels[study.image])
     said = ", ".join(f"{words(names[each])} {probabilities[each]:.1%}" for each in likeliest)
-    heats, _ = network.heat_maps(model, image[None])
+    heats, _ = looks.heat_maps(model, image[None])
     pair = picture(image, f"the image, {names[label]}")
     if heats is not None:
         pair += picture(overlay(image, heats[0]), "where it looked")

@@ -3,11 +3,12 @@
 import numpy as np
 
 from jaxcnn.data.sheet import Row
-from jaxcnn.report import figures, network
+from jaxcnn.report import figures
 from jaxcnn.report.files import shown_name
 from jaxcnn.report.page import Cell, Section, absent, figure, folded, grid, paragraph, picture, sheet, table, words
 from jaxcnn.report.study import Study
 from jaxcnn.report.svg import to_png, to_svg
+from jaxcnn.results import looks
 from jaxcnn.results.explain import overlay
 from jaxcnn.results.members import NotCalibrated
 from jaxcnn.tasks.classification.scores import SHOWN_SCORES
@@ -136,14 +137,14 @@ def calibration(study: Study) -> Section:
 def mistakes(study: Study) -> Section:
     """The surest wrong predictions, with where the network looked."""
     evaluation, model, names = study.evaluation, study.model, study.names
-    chosen = network.mistakes(evaluation, MISTAKES)
+    chosen = evaluation.surest_mistakes(MISTAKES)
     if not len(chosen):
         return Section("Mistakes", paragraph(f"None: every prediction is right. {study.of_what}"))
-    images = network.images_of(model, study.examples, evaluation.places[chosen])
-    heats, without = network.heat_maps(model, images)
+    images = looks.images_of(study.examples, evaluation.places[chosen], image_shape=model.image_shape)
+    heats, without = looks.heat_maps(model, images)
     probabilities, items, rows = evaluation.probabilities, [], []
     for place, (number, image) in enumerate(zip(chosen, images, strict=True)):
-        label, prediction = int(evaluation.labels[number]), int(evaluation.logits[number].argmax())
+        label, prediction = int(evaluation.labels[number]), int(evaluation.predicted[number])
         sure, true = (float(probabilities[number][each]) for each in (prediction, label))
         alt = f"{names[label]}, taken for {names[prediction]}"
         shown = [image] if heats is None else [image, overlay(image, heats[place])]
@@ -161,7 +162,7 @@ def mistakes(study: Study) -> Section:
     looked = "" if heats is None else (
         " Right of each, Grad-CAM for the class that was predicted: red is what spoke for it most, blue what did not."
     )  # fmt: skip
-    count = int((evaluation.logits.argmax(axis=1) != evaluation.labels).sum())
+    count = int((evaluation.predicted != evaluation.labels).sum())
     say = f"The {len(chosen)} surest of {count:,} mistakes: what it said and how sure, what it is.{looked}"
     body = paragraph(f"{say} {study.of_what}", css="note soft")
     body += f'<ul class="pictures">{"".join(items)}</ul>'
@@ -172,9 +173,9 @@ def mistakes(study: Study) -> Section:
 def embedding(study: Study) -> Section:
     """What the head sees of the split, in two dimensions."""
     evaluation = study.evaluation
-    found = network.embed(study.model, study.examples, evaluation)
+    found = looks.embed(study.model, study.examples, evaluation)
     labels = evaluation.labels[found.chosen]
-    wrong = evaluation.logits[found.chosen].argmax(axis=1) != labels
+    wrong = evaluation.predicted[found.chosen] != labels
     many = len(study.names) > figures.LABELLED_CLASSES
     colours = "orange points are mistakes" if many else "a colour is a class, a ring a mistake"
     some = len(labels) < len(evaluation.labels)

@@ -11,7 +11,7 @@ from jaxcnn.results.measure import Evaluation, evaluate_run
 from jaxcnn.results.members import step_of
 from jaxcnn.results.trained import TrainedModel, load
 from jaxcnn.run import workdir as workdir_lib
-from jaxcnn.run.facts import Predictions
+from jaxcnn.run.facts import SavedPredictions
 from jaxcnn.training.feed import Progress
 
 
@@ -74,16 +74,15 @@ class Study:
         return [shown_name(name) for name in self.run.saved["data"]["class_names"]]
 
     @property
-    def predictions(self) -> Predictions | None:
+    def predictions(self) -> SavedPredictions | None:
         """Of the split, for diagnosis; none where it cannot be measured."""
         if not isinstance(self._measured, Evaluation):
             return None
         evaluation, names = self._measured, self.model.class_names
-        predicted = evaluation.logits.argmax(axis=1)
-        return Predictions(
+        return SavedPredictions(
             identifiers=evaluation.identifiers,
             labels=[names[label] for label in evaluation.labels],
-            predictions=[names[prediction] for prediction in predicted],
+            predictions=[names[prediction] for prediction in evaluation.predicted],
             confidences=evaluation.probabilities.max(axis=1).tolist(),
         )
 

@@ -67,16 +67,42 @@ class Calibration:
 
 
 @dataclass(frozen=True)
-class Evaluation:
+class Predictions:
+    """What is said of a split's examples, in its order."""
+
+    places: np.ndarray  # int [n]: which of the split's examples these are; damaged ones are not among them
+    labels: np.ndarray  # int [n]; of soft labels the likeliest class
+    logits: np.ndarray  # float32 [n, K]; an ensemble's are logarithms of the mean of its members' probabilities
+
+    @property
+    def probabilities(self) -> np.ndarray:
+        """Probabilities, float32 [n, K]."""
+        return np.asarray(jax.nn.softmax(self.logits))
+
+    @property
+    def predicted(self) -> np.ndarray:
+        """The predicted class, int [n]; of equal logits the first."""
+        return self.logits.argmax(axis=1)
+
+    @property
+    def sureness(self) -> np.ndarray:
+        """Log-odds of the prediction, float32 [n], which still differ where its probability rounds to 1."""
+        return np.asarray(_log_odds(self.logits).max(axis=1))
+
+    def surest_mistakes(self, count: int) -> np.ndarray:
+        """Numbers of the wrong predictions, int, at most so many, the surest first; of equally sure ones the first."""
+        wrong = np.flatnonzero(self.predicted != self.labels)
+        return wrong[np.argsort(-self.sureness[wrong], kind="stable")[:count]]
+
+
+@dataclass(frozen=True)
+class Evaluation(Predictions):
     """A split's predictions and what they are worth. What is not defined is None."""
 
     members: tuple[Member, ...]
     split: str
     data: dict[str, Any]  # name, fingerprint, image_shape
     class_names: tuple[str, ...]
-    logits: np.ndarray  # float32 [n, K]; an ensemble's are logarithms of the mean of its members' probabilities
-    labels: np.ndarray  # int [n]; of soft labels the likeliest class
-    places: np.ndarray  # int [n]: which of the split's examples these are; damaged ones are not among them
     identifiers: tuple[str, ...]  # of the records
     scores: dict[str, float | None]
     intervals: dict[str, tuple[float, float]]
@@ -87,21 +113,6 @@ class Evaluation:
     reliability: dict[str, list[Any]]  # by what, one value a bin of confidence
     calibration: Calibration | NotCalibrated
     notes: tuple[str, ...]  # what a reader should know: checkpoints that were given twice, damaged records
-
-    @property
-    def probabilities(self) -> np.ndarray:
-        """float32 [n, K]."""
-        return np.asarray(jax.nn.softmax(self.logits))
-
-    @property
-    def predicted(self) -> np.ndarray:
-        """The predicted class, int [n]; of equal logits the first."""
-        return self.logits.argmax(axis=1)
-
-    @property
-    def sureness(self) -> np.ndarray:
-        """float32 [n]: the log-odds of the prediction, which still differ where its probability rounds to 1."""
-        return np.asarray(_log_odds(self.logits).max(axis=1))
 
     @property
     def tta(self) -> str:
@@ -168,7 +179,7 @@ def evaluate_run(
 def _evaluation(
     members: Sequence[LoadedMember],
     measured: Measured,
-    predictions: "_Predictions",
+    predictions: "_MemberPredictions",
     main: "_Scores",
     calibration: Calibration | NotCalibrated,
     bootstrap: Bootstrap,
@@ -204,7 +215,7 @@ def _evaluation(
 
 
 @dataclass(frozen=True)
-class _Predictions:
+class _MemberPredictions:
     """What members say of a split's examples that are not damaged, in its order."""
 
     of_members: Sequence[np.ndarray]  # logits, float32 [n, K] each
@@ -236,7 +247,7 @@ def _predict(
     parallel: Parallel,
     batch_size: int,
     progress: Progress,
-) -> _Predictions:
+) -> _MemberPredictions:
     """One pass of all members over a split. Raises RunError where an output is not finite."""
     examples = source.splits[split]
     # Not under the name of train, where what takes a damaged record's place would be counted; `train` tells the labels'
@@ -260,7 +271,7 @@ def _predict(
     finally:
         feed.close()
     _check_finite(outputs, members, split)
-    return _Predictions(outputs, targets, places)
+    return _MemberPredictions(outputs, targets, places)
 
 
 def _check_finite(outputs: Sequence[np.ndarray], members: Sequence[LoadedMember], split: str) -> None:
@@ -291,7 +302,7 @@ class _Scores:
     losses: np.ndarray | None  # float32 [n]; none where there is no such loss
 
 
-def _losses_of(members: Sequence[LoadedMember], predictions: _Predictions) -> np.ndarray | None:
+def _losses_of(members: Sequence[LoadedMember], predictions: _MemberPredictions) -> np.ndarray | None:
     """The first run's own loss of each example; none where an ensemble has no such loss."""
     config = members[0].model.config
     if len(members) > 1 and config.loss.name in _OF_LOGITS:
@@ -316,7 +327,9 @@ def _score(logits: np.ndarray, labels: np.ndarray, losses: np.ndarray | None) ->
     return _Scores(values, raw, losses)
 
 
-def _with_own_scores(members: Sequence[LoadedMember], predictions: _Predictions, main: _Scores) -> tuple[Member, ...]:
+def _with_own_scores(
+    members: Sequence[LoadedMember], predictions: _MemberPredictions, main: _Scores
+) -> tuple[Member, ...]:
     """The members, each with the scores that it has alone."""
     targets, labels = predictions.targets, predictions.labels
     records = []
@@ -357,7 +370,9 @@ def _intervals(
     )
 
 
-def _calibrate(validation: _Predictions, predictions: _Predictions, *, before: dict[str, float | None]) -> Calibration:
+def _calibrate(
+    validation: _MemberPredictions, predictions: _MemberPredictions, *, before: dict[str, float | None]
+) -> Calibration:
     """What a temperature that is fitted on validation changes on the split, whose scores were `before`."""
     temperature = confidence.fit_temperature(validation.logits, validation.labels)
     logits, labels = predictions.logits / np.float32(temperature), predictions.labels

@@ -124,7 +124,8 @@ def print_tables(console: PatientConsole, rows: Iterator[Row]) -> None:
     while batch := list(itertools.islice(rows, _TABLE_ROWS)):
         table = Table()
         for column in columns:
-            table.add_column(column.name, justify=column.justify, overflow="fold" if column.justify == "left" else None)
+            overflow: Literal["fold", "ellipsis"] = "fold" if column.justify == "left" else "ellipsis"
+            table.add_column(column.name, justify=column.justify, overflow=overflow)
         for row in batch:
             table.add_row(*(_shown(column, row[column.name]) for column in columns))
         console.print(table)
