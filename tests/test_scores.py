@@ -153,6 +153,11 @@ def test_of_two_classes_both_areas_are_equal_however_sure(scale):
     assert found["average_precision"][1] == pytest.approx(metrics.average_precision_score(labels, logits[:, 1]))
 
 
+def test_every_score_that_is_shown_exists():
+    found = CALL(*case("random"))["scores"]
+    assert set(scores.SHOWN_SCORES) - found.keys() == {"loss"}  # the run's own
+
+
 def test_top_5_of_equals_takes_the_first():
     logits, labels = np.zeros((12, CLASSES)), np.arange(12)
     found = jax.jit(scores.prediction_values)(logits, labels)

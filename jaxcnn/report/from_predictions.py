@@ -47,15 +47,15 @@ def scores(study: Study) -> Section:
 
 def _classes(study: Study) -> str:
     evaluation, names = study.evaluation, study.names
-    found, matrix = evaluation.classes, np.asarray(evaluation.confusion_matrix)
+    of_class, matrix = evaluation.classes, np.asarray(evaluation.confusion_matrix)
     rows: list[list[str | Cell]] = []
     for number, name in enumerate(names):
-        support = int(found["support"][number])
+        support = int(of_class["support"][number])
         others = np.where(np.arange(len(names)) == number, 0, matrix[number])
         most = int(others.argmax())
         row: list[str | Cell] = [name, names[most] if others[most] else "—", Cell(f"{support:,}", support)]
         for score in ("recall", "precision", "f1", "roc_auc"):
-            value = found[score][number]
+            value = of_class[score][number]
             missing = value is None or (score == "recall" and not support)
             row.append(Cell("—", -1.0) if missing else Cell(f"{value:.3f}", value, share=value))
         rows.append(row)
@@ -171,21 +171,21 @@ def mistakes(study: Study) -> Section:
 
 
 def embedding(study: Study) -> Section:
-    """What the head sees of the split, in two dimensions."""
+    """The features that the head sees, in two dimensions."""
     evaluation = study.evaluation
-    found = looks.embed(study.model, study.examples, evaluation)
-    labels = evaluation.labels[found.chosen]
-    wrong = evaluation.predicted[found.chosen] != labels
+    embedded = looks.embed(study.model, study.examples, evaluation)
+    labels = evaluation.labels[embedded.chosen]
+    wrong = evaluation.predicted[embedded.chosen] != labels
     many = len(study.names) > figures.LABELLED_CLASSES
     colours = "orange points are mistakes" if many else "a colour is a class, a ring a mistake"
-    some = len(labels) < len(evaluation.labels)
-    count = f"{len(labels):,} of {len(evaluation.labels):,} images" if some else f"All {len(labels):,} images"
-    tsne = f"t-SNE (perplexity {found.perplexity:g}): neighbours are alike, distances between groups mean little"
-    pca = f"PCA: the two directions of most variance, {found.explained:.0%} of it; distances are true within them"
+    is_part = len(labels) < len(evaluation.labels)
+    count = f"{len(labels):,} of {len(evaluation.labels):,} images" if is_part else f"All {len(labels):,} images"
+    tsne = f"t-SNE (perplexity {embedded.perplexity:g}): neighbours are alike, distances between groups mean little"
+    pca = f"PCA: the two directions of most variance, {embedded.explained:.0%} of it; distances are true within them"
     drawings, pictures = [], {}
-    for name, title, points, how in (("tsne", "t-SNE", found.tsne, tsne), ("pca", "PCA", found.pca, pca)):
+    for name, title, points, how in (("tsne", "t-SNE", embedded.tsne, tsne), ("pca", "PCA", embedded.pca, pca)):
         drawing = figures.embedding(points, labels, wrong, study.names, title=title)
-        say = f"{how}. {count} by the {found.num_features:,} features that the head sees; {colours}."
+        say = f"{how}. {count} by the {embedded.num_features:,} features that the head sees; {colours}."
         drawings.append(figure(to_svg(drawing, describe=say), say))
         pictures[f"{name}.png"] = to_png(drawing)
     return Section("Embedding", grid(drawings) + paragraph(study.of_what, css="note soft"), pictures)

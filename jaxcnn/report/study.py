@@ -33,7 +33,7 @@ class Study:
 
     @cached_property
     def _measured(self) -> Evaluation | UserError | RunError:
-        """What cannot be measured is not tried again for each section."""
+        """The evaluation, or why there is none; what cannot be measured is not tried again for each section."""
         try:
             return evaluate_run(
                 [self.run.workdir], steps=[self.step], split=self.split, data_dir=self.data_dir, progress=self.progress
@@ -43,7 +43,7 @@ class Study:
 
     @property
     def evaluation(self) -> Evaluation:
-        """Of the split. Raises UserError or RunError where it cannot be measured."""
+        """The evaluation of the split. Raises UserError or RunError where it cannot be measured."""
         if isinstance(self._measured, Evaluation):
             return self._measured
         raise self._measured
@@ -65,17 +65,17 @@ class Study:
 
     @property
     def examples(self) -> Split:
-        """Of the split."""
+        """The examples of the split."""
         return self.source.splits[self.split]
 
     @property
     def names(self) -> list[str]:
-        """Of the classes, as they can be printed."""
+        """Names of the classes, as they can be printed."""
         return [shown_name(name) for name in self.run.saved["data"]["class_names"]]
 
     @property
     def predictions(self) -> SavedPredictions | None:
-        """Of the split, for diagnosis; none where it cannot be measured."""
+        """Predictions of the split, for diagnosis; none where it cannot be measured."""
         if not isinstance(self._measured, Evaluation):
             return None
         evaluation, names = self._measured, self.model.class_names

@@ -57,7 +57,7 @@ class PredictionsWithFeatures(Predictions):
 
 
 def predict_with_features(run: Run, feed: Feed, split: str, variables: dict[str, Any]) -> PredictionsWithFeatures:
-    """What a run's model says of a whole split, of the images as they are, in one pass."""
+    """Predictions of a run's model for a whole split, of the images as they are, in one pass."""
     normalise = make_normalise(run.mean, run.std)
 
     def logits_and_features(variables: Any, images: jax.Array) -> jax.Array:
@@ -114,7 +114,7 @@ def embed(model: TrainedModel, split: Split, evaluation: Evaluation) -> Embeddin
 
 
 def heat_maps(model: TrainedModel, images: np.ndarray) -> tuple[np.ndarray | None, str]:
-    """(Grad-CAM of each for the class it was taken for, or none; the reason for none)."""
+    """Grad-CAM of each image for the class it was taken for, or none and the reason."""
     if images.shape[-1] not in (1, 3):
         return None, f"images have {images.shape[-1]} channels"
     if not tapped_shapes(model):

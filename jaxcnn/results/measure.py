@@ -1,4 +1,4 @@
-"""What a trained network is worth on a split, with all that is needed to cite it: `evaluate_run`.
+"""Evaluation of trained networks on a split, with all that is needed to cite it: `evaluate_run`.
 
 One checkpoint, or an ensemble of checkpoints and runs, on the run's own data or on others. Nothing is written here.
 """
@@ -48,7 +48,7 @@ class Member:
 
 @dataclass(frozen=True)
 class Bootstrap:
-    """How intervals are drawn: percentiles of the scores of resampled examples."""
+    """Options of intervals, which are percentiles of the scores of resampled examples."""
 
     resamples: int = 1000  # none: no intervals
     level: float = 0.95
@@ -68,7 +68,7 @@ class Calibration:
 
 @dataclass(frozen=True)
 class Predictions:
-    """What is said of a split's examples, in its order."""
+    """Predictions of a split's examples, in its order."""
 
     places: np.ndarray  # int [n]: which of the split's examples these are; damaged ones are not among them
     labels: np.ndarray  # int [n]; of soft labels the likeliest class
@@ -216,7 +216,7 @@ def _evaluation(
 
 @dataclass(frozen=True)
 class _MemberPredictions:
-    """What members say of a split's examples that are not damaged, in its order."""
+    """Logits of members for a split's examples that are not damaged, in its order."""
 
     of_members: Sequence[np.ndarray]  # logits, float32 [n, K] each
     targets: np.ndarray  # labels as stored: classes int [n], or soft [n, K]
@@ -352,7 +352,7 @@ def _with_own_scores(
 def _intervals(
     logits: np.ndarray, labels: np.ndarray, losses: np.ndarray | None, bootstrap: Bootstrap
 ) -> dict[str, tuple[float, float]]:
-    """(low, high) of each score that is a function of examples or of counts."""
+    """Intervals (low, high) of each score that is a function of examples or of counts."""
     values = jax.device_get(_prediction_values(logits, labels))
     means = {"nll": values["nll"], "brier": values["brier"]}
     if losses is not None:
@@ -373,7 +373,7 @@ def _intervals(
 def _calibrate(
     validation: _MemberPredictions, predictions: _MemberPredictions, *, before: dict[str, float | None]
 ) -> Calibration:
-    """What a temperature that is fitted on validation changes on the split, whose scores were `before`."""
+    """The temperature that is fitted on validation, and its effect on the split, whose scores were `before`."""
     temperature = confidence.fit_temperature(validation.logits, validation.labels)
     logits, labels = predictions.logits / np.float32(temperature), predictions.labels
     after = jax.device_get(_probability_scores(logits, labels, np.ones(len(labels), bool)))

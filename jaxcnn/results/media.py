@@ -145,7 +145,7 @@ class Media:
 
 
 def training_inputs(run: Run, feed: Feed, *, count: int) -> tuple[np.ndarray, np.ndarray]:
-    """(images uint8, labels) of step 0 as the model sees them: augmented and normalised, the latter undone."""
+    """Images uint8 and labels of step 0 as the model sees them: augmented and normalised, the latter undone."""
     batch: Any = feed.batch(0)
     key, size = jax.random.key(run.config.seed), run.config.batch_size
     keys = augment_keys(key, 0, jnp.arange(size))

@@ -54,7 +54,7 @@ class Measured:
 
 @dataclass(frozen=True)
 class NotCalibrated:
-    """Why no temperature is fitted."""
+    """The reason that no temperature is fitted."""
 
     reason: str
 

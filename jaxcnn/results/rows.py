@@ -28,7 +28,7 @@ Row = dict[str, Any]  # by a column's name; of a ranked column a list
 
 @dataclass(frozen=True)
 class Classified:
-    """What is known of one image."""
+    """An image, its likeliest classes, and its explanation."""
 
     path: str
     likeliest: Sequence[tuple[str, float]]  # (class, probability), the likeliest first
@@ -206,7 +206,7 @@ def as_json(file: TextIO, *, columns: Sequence[Column], top_k: int) -> Iterator[
 
 
 def _nested(row: Row, columns: Sequence[Column], top_k: int) -> dict[str, Any]:
-    """A row as its JSON has it: of ranked columns the first class's values, and with several classes all in `top`."""
+    """The JSON of a row: of ranked columns the first class's values, and with several classes all in `top`."""
     ranked = [column.name for column in columns if column.ranked]
     nested = {}
     for column in columns:

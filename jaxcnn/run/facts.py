@@ -38,7 +38,7 @@ class SavedPredictions:
 
 @dataclass(frozen=True)
 class Facts:
-    """What a run's folder says; None for a file that is not there."""
+    """The contents of a run's folder; None for a file that is not there."""
 
     config: Mapping[str, Any]  # config.json's `config`
     data: Mapping[str, Any]  # config.json's `data`
@@ -80,13 +80,13 @@ class Facts:
 
     @property
     def guessing_accuracy(self) -> float:
-        """Of always naming the largest class, as far as its share is known."""
+        """Accuracy of always naming the largest class, as far as its share is known."""
         counts = (self.data.get("class_counts") or {}).get("validation")
         return max(counts.values()) / max(1, sum(counts.values())) if counts else 1 / len(self.data["class_names"])
 
     @property
     def accuracy(self) -> str:
-        """Which accuracy is the result's: the average's, where one is kept."""
+        """The name of the result's accuracy: the average's, where one is kept."""
         return "ema_accuracy" if self.validation and "ema_accuracy" in self.validation[0] else "accuracy"
 
     def error_of(self, accuracy: float, split: str = "validation") -> float:
@@ -115,7 +115,7 @@ def is_finite(value: Any) -> bool:
 
 
 def not_finite_in(row: Row) -> list[str]:
-    """What in a row of metrics is not finite."""
+    """Names of what is not finite in a row of metrics."""
     return [name for name, value in row.items() if name not in ("split", "step", "epoch") and not is_finite(value)]
 
 
@@ -164,7 +164,7 @@ def _read_predictions(file: epath.Path) -> SavedPredictions | None:
 
 
 def _shared_examples(splits: dict[str, Any]) -> dict[tuple[str, str], int]:
-    """How many records each two splits of a run have in common, from splits.npz (data/splits.py:record_numbers)."""
+    """Numbers of records that each two splits of a run share, from splits.npz (data/splits.py:record_numbers)."""
     records: dict[str, dict[str, Any]] = {}
     for key, differences in splits.items():
         if key != "fingerprint":

@@ -1,6 +1,6 @@
-"""What is wrong with a run, in words: each finding with the figure it rests on and what the config offers against it.
+"""Findings: what is wrong with a run, with the figure each rests on and what the config offers against it.
 
-Pure: what stands in a run's folder in (`Facts`, which run/facts.py reads), findings out. Every threshold stands beside
+Pure: from what stands in a run's folder (`Facts`, which run/facts.py reads) to findings. Every threshold stands beside
 its check with its reason; where there is no source it is our own choice, said so, and kept so wide that healthy runs
 pass.
 """

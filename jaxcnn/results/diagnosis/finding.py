@@ -68,7 +68,7 @@ def balance(facts: Facts) -> tuple[str, ...]:
 
 
 def turn_off_regularisation(facts: Facts) -> tuple[str, ...]:
-    """How to turn off each option that is on and makes training harder than validation."""
+    """Options that turn off what is on and makes training harder than validation."""
     pieces = {
         "augment.mixup": "0", "augment.cutmix": "0", "augment.cutout": "0", "augment.random_erasing": "0",
         "augment.randaugment_ops": "0", "augment.trivial_augment": "false", "augment.random_resized_crop": "false",
