@@ -15,7 +15,7 @@ from jaxcnn.config import Config, to_dict
 from jaxcnn.config.command_line import load_config
 from jaxcnn.errors import UserError
 from jaxcnn.results.diagnosis import SEVERITIES, Finding, diagnose
-from jaxcnn.run.facts import Facts, Predictions, read_facts
+from jaxcnn.run.facts import Facts, SavedPredictions, read_facts
 
 RUNS = Path(__file__).parent / "goldens" / "runs"
 CLASSES = 10
@@ -86,14 +86,14 @@ def telemetry(
     ]
 
 
-def predictions(*, wrong_and_sure: int = 0, never: int = 0, sure: int = 1000) -> Predictions:
+def predictions(*, wrong_and_sure: int = 0, never: int = 0, sure: int = 1000) -> SavedPredictions:
     """1,000 examples, all right but so many of the `sure` ones, or with so many classes that are called class0."""
     labels = [f"class{number % CLASSES}" for number in range(1000)]
     made = [label if int(label[5:]) >= never or label == "class0" else "class0" for label in labels]
     for number in range(wrong_and_sure):
         made[number] = "class1" if labels[number] == "class0" else "class0"
     confidences = [0.995] * sure + [0.9] * (1000 - sure)
-    return Predictions([f"image{number}" for number in range(1000)], labels, made, confidences)
+    return SavedPredictions([f"image{number}" for number in range(1000)], labels, made, confidences)
 
 
 def at(column: list[float], place: int, value: float) -> list[float]:
@@ -106,10 +106,10 @@ def zigzag(rises: int) -> list[float]:
     return list(2.3 + np.cumsum([0.0, *[0.001] * rises, *[-0.01] * (39 - rises)]))
 
 
-def named(*, rare: int) -> Predictions:
+def named(*, rare: int) -> SavedPredictions:
     """All right, but a class of so many examples that is called another."""
     labels = ["common"] * 500 + ["other"] * 480 + ["rare"] * rare
-    return Predictions(labels, labels, [label.replace("rare", "common") for label in labels], [0.9] * len(labels))
+    return SavedPredictions(labels, labels, [label.replace("rare", "common") for label in labels], [0.9] * len(labels))
 
 
 def waited(seconds: float, devices: float) -> list[dict[str, Any]]:

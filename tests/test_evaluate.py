@@ -13,7 +13,9 @@ from sklearn import metrics
 
 from jaxcnn import evaluate
 from jaxcnn.errors import RunError, UserError
-from jaxcnn.results.measure import evaluate_run
+from jaxcnn.results import written
+from jaxcnn.results.measure import Calibration, evaluate_run
+from jaxcnn.results.members import NotCalibrated
 from jaxcnn.run import workdir
 from jaxcnn.run.checkpoint import Checkpoints
 from jaxcnn.tasks.classification import confidence
@@ -103,16 +105,16 @@ def test_any_batch_size_and_device_count_gives_the_same(runs, alone, eval_batch_
 
 def test_a_temperature_is_fitted_on_validation_alone(runs, alone):
     validation = evaluate_run([runs / "first"], split="validation", num_devices=1, resamples=0)
-    assert validation.calibration == {"not_done": "a temperature is fitted on validation, which is what is reported"}
+    assert validation.calibration == NotCalibrated("a temperature is fitted on validation, which is what is reported")
     temperature = confidence.fit_temperature(validation.logits, validation.labels)
     found = alone.calibration
-    assert found["temperature"] == pytest.approx(temperature)
-    assert found["temperature"] != pytest.approx(confidence.fit_temperature(alone.logits, alone.labels), rel=1e-3)
-    assert found["fitted_on"] == {"split": "validation", "num_examples": 144}
+    assert found.temperature == pytest.approx(temperature)
+    assert found.temperature != pytest.approx(confidence.fit_temperature(alone.logits, alone.labels), rel=1e-3)
+    assert found.num_examples == 144
     logits = alone.logits.astype(np.float64) / temperature
     p = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
-    assert found["after"]["nll"] == pytest.approx(metrics.log_loss(alone.labels, p), rel=1e-5)
-    assert found["before"] == {name: alone.scores[name] for name in ("nll", "brier", "ece")}
+    assert found.after["nll"] == pytest.approx(metrics.log_loss(alone.labels, p), rel=1e-5)
+    assert found.before == {name: alone.scores[name] for name in ("nll", "brier", "ece")}
 
 
 def test_an_ensemble_is_the_mean_of_probabilities(runs, alone):
@@ -131,7 +133,7 @@ def test_an_ensemble_is_the_mean_of_probabilities(runs, alone):
             assert member.scores[name] == pytest.approx(value, rel=1e-5), name
     close(together.probabilities, probabilities)
     assert together.scores["nll"] == pytest.approx(metrics.log_loss(alone.labels, probabilities), rel=1e-4)
-    assert "temperature" in together.calibration
+    assert isinstance(together.calibration, Calibration)
 
 
 def test_a_run_whose_data_have_moved_says_how_to_name_their_place(runs, tmp_path):
@@ -154,7 +156,7 @@ def test_runs_on_other_data_make_no_ensemble(runs):
     with pytest.raises(UserError, match="other splits of digits: their validation is not the same"):
         evaluate_run([runs / "first", runs / "other_split"], split="validation", **QUICK)
     both = evaluate_run([runs / "first", runs / "other_split"], num_devices=1, resamples=0)  # test is the digits' own
-    assert both.calibration == {"not_done": "the runs have no validation split in common to fit a temperature on"}
+    assert both.calibration == NotCalibrated("the runs have no validation split in common to fit a temperature on")
     with pytest.raises(UserError, match="was trained on other data"):
         evaluate_run([runs / "first", runs / "other_data"], **QUICK)
 
@@ -186,7 +188,8 @@ def test_other_data_are_matched_by_the_names_of_their_classes(runs, alone, image
     numbers = [place[name] for name in found.identifiers]
     np.testing.assert_array_equal(found.labels, alone.labels[numbers])
     close(found.logits, alone.logits[numbers])
-    assert found.calibration["temperature"] == pytest.approx(alone.calibration["temperature"])
+    assert isinstance(found.calibration, Calibration)
+    assert found.calibration.temperature == pytest.approx(alone.calibration.temperature)
     assert found.counts["roc_auc"] == 4
     assert [area is None for area in found.classes["roc_auc"]] == [name not in "2579" for name in found.class_names]
     sevens = [name for name in sorted(place) if name.startswith("train/7")]
@@ -198,7 +201,8 @@ def test_other_data_are_matched_by_the_names_of_their_classes(runs, alone, image
     assert one.scores["macro_roc_auc"] is None
     own = evaluate_run([runs / "first"], data="digits", split="test", num_devices=1, resamples=0)
     close(own.logits, alone.logits)
-    assert "the run's own" in own.calibration["not_done"]
+    assert isinstance(own.calibration, NotCalibrated)
+    assert "the run's own" in own.calibration.reason
 
 
 @pytest.mark.parametrize("resident", [True, False])
@@ -241,14 +245,14 @@ def test_what_is_written_and_printed(runs, alone, tmp_path, capsys):
     line = json.loads(printed.splitlines()[-1])
     assert line["accuracy"] == alone.scores["accuracy"]
     assert (line["split"], line["step"], line["num_examples"]) == ("test", alone.members[0].step, 360)
-    assert f"temperature {alone.calibration['temperature']:.4g}"[:15] in printed
+    assert f"temperature {alone.calibration.temperature:.4g}"[:15] in printed
     assert {path.name for path in (runs / "first").iterdir()} - before == {"evaluation.json", "predictions.csv"}
-    written = json.loads((runs / "first" / "evaluation.json").read_text())
-    assert written["intervals"] == {name: pytest.approx(list(each), abs=1e-4) for name, each in alone.intervals.items()}
-    assert written["members"][0]["workdir"] == str(runs / "first")
-    assert written["command"] == ["evaluate", f"--workdir={runs / 'first'}", "--batch_size=7"]
-    assert written["confusion_matrix"] == alone.confusion_matrix.tolist()
-    assert {"scores", "classes", "calibration", "reliability", "versions", "tta", "data"} <= written.keys()
+    content = json.loads((runs / "first" / "evaluation.json").read_text())
+    assert content["intervals"] == {name: pytest.approx(list(each), abs=1e-4) for name, each in alone.intervals.items()}
+    assert content["members"][0]["workdir"] == str(runs / "first")
+    assert content["command"] == ["evaluate", f"--workdir={runs / 'first'}", "--batch_size=7"]
+    assert content["confusion_matrix"] == alone.confusion_matrix.tolist()
+    assert {"scores", "classes", "calibration", "reliability", "versions", "tta", "data"} <= content.keys()
     with (runs / "first" / "predictions.csv").open() as file:
         lines = list(csv.DictReader(file))
     assert [each["identifier"] for each in lines] == list(alone.identifiers)
@@ -301,4 +305,4 @@ def test_what_is_wrong_is_said_in_one_line(runs, tmp_path, monkeypatch, argument
 def test_a_folder_that_cannot_be_written_is_said(alone, tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(RunError, match=r"cannot be written .*; pass another --output"):
-        evaluate.save(alone, tmp_path / "file", "", command=[])
+        written.save(alone, tmp_path / "file", "", command=[])

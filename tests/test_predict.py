@@ -19,6 +19,7 @@ import jaxcnn
 from jaxcnn import predict
 from jaxcnn.errors import UserError
 from jaxcnn.layers.conv import conv_xla
+from jaxcnn.results.rows import COLUMNS, as_csv, as_json, write
 from tests.nasty_images import damaged_images, nasty_images, write_classes
 from tests.runs import begin, small_config
 
@@ -197,7 +198,7 @@ def test_a_run_of_many_is_neither_listed_nor_held(command, images, monkeypatch):
         return "{}"
 
     monkeypatch.setattr(predict, "_images", lambda arguments: lines())
-    monkeypatch.setattr(predict, "to_json", to_json)
+    monkeypatch.setattr("jaxcnn.results.rows.to_json", to_json)
     command("x", "--json=-")
     assert len(told) == 100
     assert told[0] <= 1 + 3 * 4 + 1
@@ -261,12 +262,12 @@ def test_the_process_writes_to_a_pipe_and_opens_no_data_set(trained, images):
 @pytest.mark.parametrize("error", [RuntimeError("out of memory"), BrokenPipeError()])
 def test_what_there_is_is_kept_however_it_ends(tmp_path, error):
     def rows():
-        yield {"path": "a.png", "class": "cat", "confidence": 0.5}
+        yield {"path": "a.png", "class": ["cat"], "confidence": [0.5]}
         raise error
 
-    makers = (functools.partial(predict._csv, top_k=1, explain=None), predict._json)
+    makers = [functools.partial(form, columns=COLUMNS, top_k=1) for form in (as_csv, as_json)]
     ends_well = isinstance(error, BrokenPipeError)  # whoever read has left
     with contextlib.nullcontext() if ends_well else pytest.raises(RuntimeError, match="out of memory"):
-        predict._write(rows(), [(str(tmp_path / "csv"), makers[0]), (str(tmp_path / "json"), makers[1])])
+        write(rows(), [(str(tmp_path / "csv"), makers[0]), (str(tmp_path / "json"), makers[1])])
     assert (tmp_path / "csv").read_text().splitlines()[1:] == ["a.png,cat,0.5"]
     assert [row["class"] for row in json.loads((tmp_path / "json").read_text())] == ["cat"]

@@ -27,11 +27,13 @@ from jaxcnn.errors import UserError
 from jaxcnn.layers.conv import conv
 from jaxcnn.models import MODELS
 from jaxcnn.models.published import PUBLISHED
-from jaxcnn.report import figures, files, from_files, network, page, study
+from jaxcnn.report import figures, files, from_files, page, study
 from jaxcnn.report.__main__ import main
 from jaxcnn.report.layers import layers, multiply_adds
 from jaxcnn.report.palette import COLOURS
 from jaxcnn.report.svg import to_png, to_svg
+from jaxcnn.results import looks
+from jaxcnn.results.measure import Predictions
 from tests.large_images import CountedRecords
 from tests.runs import small_config, train
 
@@ -350,8 +352,9 @@ def test_in_a_real_browser(made, tmp_path):
 def test_training_has_no_matplotlib():
     """Which takes a moment to import."""
     package = Path(files.__file__).parents[1]
-    found = {path.relative_to(package) for path in package.rglob("*.py") if "matplotlib" in path.read_text()}
-    assert {str(path) for path in found if path.parts[0] != "report"} == {"training/rate_range.py"}
+    importing = [path for path in package.rglob("*.py") if re.search(r"(import|from) matplotlib", path.read_text())]
+    found = {str(path.relative_to(package)) for path in importing if path.parent.name != "report"}
+    assert found == {"training/rate_range.py"}
 
 
 def test_a_figure_in_the_page_has_the_pages_colours_and_words():
@@ -463,21 +466,24 @@ def fake(name, image_shape, **options):
 
 
 def test_first_filters_of_models_with_and_without_convolutions():
-    found = network.first_filters(fake("resnet20", (32, 32, 3)))
+    filters_of = lambda model: looks.first_filters(
+        model.module, model.variables["params"], model.image_shape, model_name="a model"
+    )
+    found = filters_of(fake("resnet20", (32, 32, 3)))
     assert (found.layer, found.kind, found.images.shape, found.total) == ("stem_conv", "convolution", (16, 3, 3, 3), 16)
     model = fake("mlp", (6, 5, 1))
-    found = network.first_filters(model)
+    found = filters_of(model)
     assert (found.kind, found.images.shape[1:]) == ("dense layer", (6, 5, 1))
     kernel = model.variables["params"][found.layer]["kernel"][:, 0].reshape(6, 5)
     expected = np.round(127.5 + 127.5 * kernel / np.abs(kernel).max())
     np.testing.assert_array_equal(found.images[0, :, :, 0], expected)
     with pytest.raises(UserError, match="shows no maps of an image's places"):
-        network.feature_maps(model, np.zeros((6, 5, 1), np.uint8))
+        looks.feature_maps(model, np.zeros((6, 5, 1), np.uint8))
 
 
 def test_feature_maps_are_the_channels_that_answer_most():
     model = fake("cnn", (8, 8, 1))
-    stages = network.feature_maps(model, np.random.default_rng(0).integers(0, 256, (8, 8, 1)).astype(np.uint8))
+    stages = looks.feature_maps(model, np.random.default_rng(0).integers(0, 256, (8, 8, 1)).astype(np.uint8))
     assert [(stage.name, stage.maps.shape, stage.channels) for stage in stages] == [
         ("stage1", (16, 8, 8), 32),
         ("stage2", (16, 4, 4), 64),
@@ -488,17 +494,17 @@ def test_feature_maps_are_the_channels_that_answer_most():
 
 
 def test_large_images_are_not_held():
-    model, records = fake("cnn", (8, 8, 3)), CountedRecords()
-    images = network.images_of(model, records.split(), range(1, 60))
+    records = CountedRecords()
+    images = looks.images_of(records.split(), range(1, 60), image_shape=(8, 8, 3))
     assert records.most == 1
     np.testing.assert_array_equal(images[6], fit_image(records[7]["image"], (8, 8, 3)))
 
 
 def test_the_surest_mistakes_come_first():
     logits = np.log(np.array([[0.9, 0.1], [0.6, 0.4], [0.2, 0.8], [0.3, 0.7]], np.float32))
-    evaluation: Any = SimpleNamespace(logits=logits, labels=np.array([1, 1, 1, 0]), sureness=logits.max(axis=1))
-    assert network.mistakes(evaluation, 2).tolist() == [0, 3]
-    assert network.mistakes(evaluation, 9).tolist() == [0, 3, 1]
+    predictions = Predictions(np.arange(4), np.array([1, 1, 1, 0]), logits)
+    assert predictions.surest_mistakes(2).tolist() == [0, 3]
+    assert predictions.surest_mistakes(9).tolist() == [0, 3, 1]
 
 
 def test_palette_has_contrast():

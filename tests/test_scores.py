@@ -153,9 +153,14 @@ def test_of_two_classes_both_areas_are_equal_however_sure(scale):
     assert found["average_precision"][1] == pytest.approx(metrics.average_precision_score(labels, logits[:, 1]))
 
 
+def test_every_score_that_is_shown_exists():
+    found = CALL(*case("random"))["scores"]
+    assert set(scores.SHOWN_SCORES) - found.keys() == {"loss"}  # the run's own
+
+
 def test_top_5_of_equals_takes_the_first():
     logits, labels = np.zeros((12, CLASSES)), np.arange(12)
-    found = jax.jit(scores.example_values)(logits, labels)
+    found = jax.jit(scores.prediction_values)(logits, labels)
     assert found["in_top5"].tolist() == [True] * 5 + [False] * 7
 
 
@@ -184,7 +189,7 @@ def test_float32_is_exact_at_100_000_examples():
 
 
 def intervals_of(logits, labels, **options):
-    values = jax.device_get(scores.example_values(logits, labels))
+    values = jax.device_get(scores.prediction_values(logits, labels))
     return confidence.bootstrap(
         labels,
         values["prediction"],

@@ -11,13 +11,14 @@ import numpy as np
 import pytest
 from sklearn.metrics import balanced_accuracy_score, f1_score
 
-from jaxcnn.config import Config
+from jaxcnn.config import Config, validate
 from jaxcnn.config.choices import TASKS, Choice
-from jaxcnn.errors import UserError
+from jaxcnn.errors import Preempted, UserError
 from jaxcnn.tasks.classification import metrics as classification_metrics
 from jaxcnn.tasks.metric import LOSS, Metric, Metrics, Selection
 from jaxcnn.training.build import build
 from tests.runs import arrays, assert_same_arrays, rows, small_config, train
+from tests.test_loop import stop_at  # noqa: F401
 
 ROOT = Path(__file__).resolve().parents[1]
 CORE = [
@@ -58,7 +59,7 @@ def rotation_config(**changes) -> Config:
 def test_the_pages_task_trains_resumes_and_evaluates(rotation, tmp_path, capsys):
     """With nothing changed elsewhere, on one device and on eight."""
     result = train(rotation_config(), tmp_path / "whole")
-    assert result["weights"] == "best validation turn_accuracy"
+    assert result["weights"] == "best validation turn_accuracy, ema"
     assert set(result["splits"]["test"]) == {"loss", "turn_accuracy", "num_examples"}
     assert {"turn_accuracy", "loss"} <= set(rows(tmp_path / "whole")[0])
     train(rotation_config(num_devices=1), tmp_path / "alone")
@@ -66,12 +67,10 @@ def test_the_pages_task_trains_resumes_and_evaluates(rotation, tmp_path, capsys)
         assert several["loss"] == pytest.approx(alone["loss"], rel=1e-4)
 
 
-def test_options_of_another_task_are_refused(rotation, monkeypatch):
-    from jaxcnn.config import validate
-
+def test_options_of_another_task_are_refused(rotation):
+    config = rotation_config()
+    config.augment.flip = True
     with pytest.raises(UserError, match=r"augment\.flip=True is read by task=classification.* and task is rotation"):
-        config = rotation_config()
-        config.augment.flip = True
         validate(config)
 
 
@@ -95,22 +94,25 @@ def test_metrics_of_counts_equal_scikit_learns():
 
 
 def test_another_metric_chooses_the_best(tmp_path):
-    """Macro F1, which the rows then have; and one of one's own, the lower the better."""
+    """Macro F1, which the rows then have."""
     result = train(small_config(num_steps=6, checkpoint__best_metric="macro_f1"), tmp_path / "f1")
-    assert result["weights"] == "best validation macro_f1"
-    validation = [row for row in rows(tmp_path / "f1") if row["split"] == "validation"]
-    best = max(row["macro_f1"] for row in validation)
+    assert result["weights"] == "best validation macro_f1, ema"
+    validation = rows(tmp_path / "f1", "validation")
+    best = max(row["ema_macro_f1"] for row in validation)
     assert result["splits"]["validation"]["macro_f1"] == pytest.approx(best)
 
 
-def test_a_new_metric_lets_an_old_run_go_on(tmp_path):
+def test_a_new_metric_lets_an_old_run_go_on(tmp_path, stop_at):  # noqa: F811
     """Its sums begin where it comes in; the state, and all else, is as if it had always been there."""
-    from tests.runs import train_until
-
-    train_until(small_config(num_steps=6), tmp_path / "old", step=3)
-    result = train(small_config(num_steps=6, metrics=("balanced_accuracy",)), tmp_path / "old")
-    train(small_config(num_steps=6), tmp_path / "plain")
-    assert_same_arrays(arrays(tmp_path / "old", "state"), arrays(tmp_path / "plain", "state"))
+    config, watched = small_config(), small_config(metrics=("balanced_accuracy",))
+    stop_at(3)
+    with pytest.raises(Preempted):
+        train(config, tmp_path / "old")
+    result = train(watched, tmp_path / "old")
+    train(config, tmp_path / "plain")
+    ends = [arrays(tmp_path / name, each) for name, each in (("old", watched), ("plain", config))]
+    states = [{name: array for name, array in end.items() if name.startswith("state/")} for end in ends]
+    assert_same_arrays(*states)
     assert "balanced_accuracy" in result["splits"]["test"]
 
 

@@ -13,10 +13,11 @@ import numpy as np
 import pytest
 from etils import epath
 
-from jaxcnn.errors import UserError
+from jaxcnn.errors import RunError, UserError
 from jaxcnn.layers.graph import module_graph
 from jaxcnn.models import MODELS
-from jaxcnn.results.media import confusion_image, first_filters, predictions, training_inputs
+from jaxcnn.results.looks import predict_with_features
+from jaxcnn.results.media import confusion_image, training_inputs
 from jaxcnn.run.tensorboard import TensorBoard, profiling
 from jaxcnn.training.build import build
 from jaxcnn.training.feed import ResidentFeed
@@ -215,7 +216,7 @@ def test_a_graph_is_whole(name):
         assert "stage1_block1/norm2" in shortcut.inputs
 
 
-def test_what_is_shown_is_what_the_model_sees_and_says(whole):
+def test_what_is_shown_is_what_the_model_sees_and_says(whole, monkeypatch):
     config = small_config(**CONFIG, num_devices=1)
     run, feed = build(config)
     assert isinstance(feed, ResidentFeed)
@@ -224,13 +225,17 @@ def test_what_is_shown_is_what_the_model_sees_and_says(whole):
     np.testing.assert_array_equal(images, batch["image"][:5])  # this run augments nothing
     np.testing.assert_array_equal(labels, batch["label"][:5])
     state = run.init()
-    found = predictions(run, feed, "validation", {"params": state.params, "batch_stats": state.batch_stats})
-    np.testing.assert_array_equal(found.positions, np.arange(144))
-    np.testing.assert_array_equal(found.classes, feed.arrays("validation")[1])
+    found = predict_with_features(run, feed, "validation", {"params": state.params, "batch_stats": state.batch_stats})
+    np.testing.assert_array_equal(found.places, np.arange(144))
+    np.testing.assert_array_equal(found.labels, feed.arrays("validation")[1])
     np.testing.assert_allclose(found.probabilities.sum(axis=1), 1, rtol=1e-5)
-    assert first_filters(run, state.params) is not None
+    monkeypatch.setattr(feed, "num_counted", lambda split: 143)
+    with pytest.raises(RunError, match="met 144 examples of a split of 143"):
+        predict_with_features(run, feed, "validation", {"params": state.params, "batch_stats": state.batch_stats})
 
-    drawn = confusion_image(np.array([0, 0, 1]), np.array([0, 0, 0]), [str(i) for i in range(25)])
+    counts = np.zeros((25, 25), int)
+    counts[:2, 0] = 2, 1
+    drawn = confusion_image(counts, [str(i) for i in range(25)])
     assert drawn.shape == (1200, 1200, 3)
     assert (drawn[10, 10] == drawn[60, 10]).all()  # all of class 0 and all of class 1 are called 0
     assert tuple(drawn[10, 10]) == (8, 48, 107)

@@ -58,6 +58,11 @@ def draw(rows: Sequence[Row], *, columns: Sequence[str] = ()) -> Image.Image:
     return sheet
 
 
+def spread(count: int, most: int) -> np.ndarray:
+    """At most so many of 0 … count - 1, int, evenly, the first and the last among them."""
+    return np.unique(np.linspace(0, max(count - 1, 0), min(count, most)).round().astype(int))
+
+
 def class_rows(split: Split, class_names: Sequence[str], *, num_images: int = 8) -> list[Row]:
     """Row of images per class, spread evenly over it; of more than a hundred classes, a hundred spread evenly.
 
@@ -65,12 +70,10 @@ def class_rows(split: Split, class_names: Sequence[str], *, num_images: int = 8)
     """
     labels = np.asarray(split.records.labels())[split.indices]
     labels = labels if labels.ndim == 1 else labels.argmax(axis=1)
-    shown = np.unique(np.linspace(0, len(class_names) - 1, min(len(class_names), _MOST_ROWS)).round().astype(int))
     rows = []
-    for label in shown:
+    for label in spread(len(class_names), _MOST_ROWS):
         members = split.indices[labels == label]
-        if len(members):
-            members = members[np.unique(np.linspace(0, len(members) - 1, num_images).round().astype(int))]
+        members = members[spread(len(members), num_images)]
         examples = read_or_error(split.records, members)
         images = [_shrunk(example.pop("image")) for example in examples if not isinstance(example, RunError)]
         rows.append(Row(class_names[label], images))

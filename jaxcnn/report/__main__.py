@@ -66,7 +66,7 @@ def main(argv: list[str], start: float) -> int:
 
 @contextmanager
 def writing(folder: Any) -> Iterator[None]:
-    """UserError where it cannot be written."""
+    """A block that writes into a folder. Raises UserError where it cannot."""
     try:
         yield
     except Exception as error:  # a bucket's own errors are no OSError

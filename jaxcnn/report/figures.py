@@ -39,7 +39,7 @@ class Line:
 
 
 def short(name: str) -> str:
-    """As figures have room for."""
+    """A name as short as figures have room for."""
     name = shown(name)
     return name if len(name) <= LONGEST_NAME else f"{name[: LONGEST_NAME - 1]}…"
 
@@ -302,12 +302,12 @@ def untangled(places: np.ndarray, *, width: float, height: float) -> np.ndarray:
     placed = places.copy()
     for _ in range(100):
         moved = False
-        for one in range(len(placed)):
-            for other in range(one):
-                across, up = placed[one] - placed[other]
+        for label in range(len(placed)):
+            for other in range(label):
+                across, up = placed[label] - placed[other]
                 if abs(across) < width and abs(up) < height - 1e-6:
                     push = (height - abs(up)) / 2 * (1 if up >= 0 else -1)
-                    placed[one, 1] += push
+                    placed[label, 1] += push
                     placed[other, 1] -= push
                     moved = True
         if not moved:

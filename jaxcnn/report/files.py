@@ -1,10 +1,9 @@
-"""What the files in a run's folder say of it: plain data, without JAX, data set or network."""
+"""A run by the files in its folder: plain data, without JAX, data set or network."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 from etils import epath
 
 from jaxcnn.config import Config, to_dict
@@ -30,7 +29,7 @@ class RunFiles:
 
     @property
     def last_step(self) -> int:
-        """Up to which there are rows."""
+        """The last step that there are rows of."""
         return max((row["step"] for row in self.metrics), default=0)
 
     @property
@@ -40,24 +39,26 @@ class RunFiles:
 
     @property
     def total_steps(self) -> int:
-        """That the run has, or will have had."""
+        """Steps of the whole run."""
         config = self.saved["config"]
         per_epoch = self.saved["data"]["num_examples"]["train"] / config["batch_size"]
         return config.get("num_steps") or max(1, round(config["num_epochs"] * per_epoch))
 
     def epoch(self, step: int) -> float:
-        """Of a step."""
+        """Epochs until a step."""
         return step * self.saved["config"]["batch_size"] / self.saved["data"]["num_examples"]["train"]
 
     def points(self, split: str, key: str) -> tuple[list[float], list[float]]:
-        """(epochs, values) of the rows of a split that have it."""
-        found = [(row["epoch"], row[key]) for row in self.metrics if row["split"] == split and row.get(key) is not None]
-        return [float(x) for x, _ in found], [float(y) for _, y in found]
+        """Epochs and values of the rows of a split that have it."""
+        points = [
+            (row["epoch"], row[key]) for row in self.metrics if row["split"] == split and row.get(key) is not None
+        ]
+        return [float(x) for x, _ in points], [float(y) for _, y in points]
 
     def timed(self, rows: Sequence[Row], key: str) -> tuple[list[float], list[float]]:
-        """(epochs, values) of rows that say their step alone."""
-        found = [(self.epoch(row["step"]), row[key]) for row in rows if isinstance(row.get(key), int | float)]
-        return [float(x) for x, _ in found], [float(y) for _, y in found]
+        """Epochs and values of rows that say their step alone."""
+        points = [(self.epoch(row["step"]), row[key]) for row in rows if isinstance(row.get(key), int | float)]
+        return [float(x) for x, _ in points], [float(y) for _, y in points]
 
     def averaged(self) -> bool:
         """Whether the result is that of the weights' average."""
@@ -94,10 +95,10 @@ def _names(paths: Sequence[epath.Path]) -> list[str]:
 
 def flat(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     """`{"optimizer.learning_rate": 0.1, …}`, as config.json has it, whichever version wrote it."""
-    found: dict[str, Any] = {}
+    fields: dict[str, Any] = {}
     for name, value in config.items():
-        found |= flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value}
-    return found
+        fields |= flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value}
+    return fields
 
 
 def differences(runs: Sequence[RunFiles]) -> dict[str, list[str]]:
@@ -109,11 +110,6 @@ def differences(runs: Sequence[RunFiles]) -> dict[str, list[str]]:
     fields = list(dict.fromkeys(name for config in configs for name in config))
     said = {name: [to_json(each[name]) if name in each else "—" for each in configs] for name in fields}
     return {name: values for name, values in said.items() if len(set(values)) > 1}
-
-
-def spread(count: int, most: int) -> np.ndarray:
-    """At most so many of 0 … count - 1, evenly, the first and the last among them."""
-    return np.unique(np.linspace(0, count - 1, min(count, most)).round().astype(int))
 
 
 def shown_name(name: str) -> str:

@@ -8,22 +8,23 @@ from html import escape
 
 import numpy as np
 
+from jaxcnn.data.sheet import spread
 from jaxcnn.files import to_json
 from jaxcnn.fingerprints import same_data
 from jaxcnn.report import figures
 from jaxcnn.report.figures import Line
-from jaxcnn.report.files import RunFiles, differences, flat, printable, spread
+from jaxcnn.report.files import RunFiles, differences, flat, printable
 from jaxcnn.report.page import Section, absent, code, figure, folded, grid, paragraph, table, tiles, words
 from jaxcnn.report.svg import to_png, to_svg
 from jaxcnn.results.diagnosis import Finding, diagnose
-from jaxcnn.run.facts import Predictions, read_facts
+from jaxcnn.run.facts import SavedPredictions, read_facts
 from jaxcnn.run.log import number_in_words
 
 ROWS_IN_TABLES = 40  # of curves as tables
 
 
 def overview(run: RunFiles) -> Section:
-    """What it is, in a sentence and in large numbers."""
+    """The run in a sentence and in large numbers."""
     config, data, summary = run.saved["config"], run.saved["data"], run.summary
     experiment, model, seed = run.saved["experiment"], config["model"]["name"], config["seed"]
     sentence = f"Experiment {experiment}: {model} on {data['name']}, seed {seed}."
@@ -37,9 +38,9 @@ def overview(run: RunFiles) -> Section:
         sentence += " This run has not finished; figures are as far as it came."
         if run.failed_at is not None:
             sentence += f" It ended at step {run.failed_at:,}, where the training loss was not finite."
-        found = run.points("validation", "accuracy")[1]
-        if found:
-            values.append(("validation accuracy so far", f"{found[-1]:.2%}", f"at step {run.last_step:,}"))
+        accuracies = run.points("validation", "accuracy")[1]
+        if accuracies:
+            values.append(("validation accuracy so far", f"{accuracies[-1]:.2%}", f"at step {run.last_step:,}"))
         share = f"{run.last_step / run.total_steps:.0%} of {run.total_steps:,} steps"
         values.append(("not finished", f"step {run.last_step:,}", share))
     else:
@@ -59,7 +60,7 @@ def overview(run: RunFiles) -> Section:
 
 
 def curves(runs: Sequence[RunFiles]) -> Section:
-    """Of one run train and validation; of several each run's, with training thin behind."""
+    """Curves of training and validation; of several runs, with training thin behind."""
     drawings: list[str] = []
     pictures: dict[str, bytes] = {}
     missing: list[str] = []
@@ -158,8 +159,8 @@ def _validation_table(run: RunFiles) -> str:
 # ---- diagnosis
 
 
-def diagnosis(run: RunFiles, predictions: Predictions | None = None) -> Section:
-    """What is wrong with the run, in words.
+def diagnosis(run: RunFiles, predictions: SavedPredictions | None = None) -> Section:
+    """Findings of what is wrong with the run, in words.
 
     Args:
       predictions: of the split that the page is of; none: those that an evaluation has left in the run's folder.
@@ -224,13 +225,13 @@ def comparison(runs: Sequence[RunFiles]) -> Section:
 
 
 def _over_seeds(runs: Sequence[RunFiles], changed: dict[str, list[str]]) -> str:
-    found = [run.summary["splits"].get("test", {}).get("accuracy") for run in runs if run.summary]
-    if set(changed) != {"seed"} or None in found or len(found) != len(runs):
+    accuracies = [run.summary["splits"].get("test", {}).get("accuracy") for run in runs if run.summary]
+    if set(changed) != {"seed"} or None in accuracies or len(accuracies) != len(runs):
         return ""
-    mean, std = float(np.mean(found)), float(np.std(found, ddof=1))
+    mean, std = float(np.mean(accuracies)), float(np.std(accuracies, ddof=1))
     return paragraph(
         f"Only the seed differs: test accuracy {100 * mean:.2f} ± {100 * std:.2f} % (mean ± standard deviation, "
-        f"n = {len(found)})."
+        f"n = {len(accuracies)})."
     )
 
 

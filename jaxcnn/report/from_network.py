@@ -7,11 +7,12 @@ import numpy as np
 
 from jaxcnn.data.sheet import Row
 from jaxcnn.errors import UserError
-from jaxcnn.report import from_predictions, network
+from jaxcnn.report import from_predictions
 from jaxcnn.report.files import shown_name
 from jaxcnn.report.layers import layers
 from jaxcnn.report.page import Cell, Section, figure, paragraph, picture, sheet, table, words
 from jaxcnn.report.study import Study
+from jaxcnn.results import looks
 from jaxcnn.results.augmented import AugmentedImages, augmented_images
 from jaxcnn.results.explain import overlay
 from jaxcnn.run import workdir as workdir_lib
@@ -23,18 +24,21 @@ AUGMENTED_IMAGES, AUGMENTED_VERSIONS = 6, 6
 
 def filters(study: Study) -> Section:
     """The first layer's weights."""
-    found = network.first_filters(study.model)
-    images = "".join(picture(image, "") for image in found.images)
-    shown = f"{len(found.images)} of {found.total}" if len(found.images) < found.total else f"All {found.total}"
-    size = f"{found.images.shape[2]} x {found.images.shape[1]}"
-    unit = "filters" if found.kind == "convolution" else "units"
+    model = study.model
+    first = looks.first_filters(
+        model.module, model.variables["params"], model.image_shape, model_name=model.config.model.name
+    )
+    images = "".join(picture(image, "") for image in first.images)
+    shown = f"{len(first.images)} of {first.total}" if len(first.images) < first.total else f"All {first.total}"
+    size = f"{first.images.shape[2]} x {first.images.shape[1]}"
+    unit = "filters" if first.kind == "convolution" else "units"
     say = (
-        f"{shown} {unit} of {found.layer}, the first {found.kind}, {size} pixels, each scaled by its largest weight: "
+        f"{shown} {unit} of {first.layer}, the first {first.kind}, {size} pixels, each scaled by its largest weight: "
         "middle grey is 0. Edges, blobs and colours are learned; noise is what training left as it was."
     )
-    wide = " wide" if max(found.images.shape[1:3]) <= 12 else ""
+    wide = " wide" if max(first.images.shape[1:3]) <= 12 else ""
     body = figure(f'<div class="maps{wide}" role="img" aria-label="filters">{images}</div>', say)
-    rows = [Row("", list(found.images[start : start + 12])) for start in range(0, len(found.images), 12)]
+    rows = [Row("", list(first.images[start : start + 12])) for start in range(0, len(first.images), 12)]
     return Section("Filters", body, {"filters.png": sheet(rows)})
 
 
@@ -47,13 +51,13 @@ def feature_maps(study: Study) -> Section:
         raise UserError(
             f"--image={study.image}: the {study.split} split has images 0 to {len(evaluation.labels) - 1:,}"
         )
-    image = network.images_of(model, study.examples, [evaluation.places[study.image]])[0]
-    stages = network.feature_maps(model, image)
+    image = looks.images_of(study.examples, [evaluation.places[study.image]], image_shape=model.image_shape)[0]
+    stages = looks.feature_maps(model, image)
     probabilities = evaluation.probabilities[study.image]
     likeliest = np.argsort(-probabilities, kind="stable")[:LIKELIEST]
     label = int(evaluation.labels[study.image])
     said = ", ".join(f"{words(names[each])} {probabilities[each]:.1%}" for each in likeliest)
-    heats, _ = network.heat_maps(model, image[None])
+    heats, _ = looks.heat_maps(model, image[None])
     pair = picture(image, f"the image, {names[label]}")
     if heats is not None:
         pair += picture(overlay(image, heats[0]), "where it looked")
@@ -83,11 +87,11 @@ def model_table(study: Study) -> Section:
     """Layers with their parameters, costs and times."""
     model = study.model
     batch = 8 if max(model.image_shape[:2]) > 64 else 32
-    found, whole = layers(model.module, model.variables, model.image_shape, batch_size=batch)
+    parts, whole = layers(model.module, model.variables, model.image_shape, batch_size=batch)
     measures = ("num_params", "multiply_adds", "seconds")
-    most = {name: max((getattr(each, name) for each in found), default=0) or 1 for name in measures}
+    most = {name: max((getattr(each, name) for each in parts), default=0) or 1 for name in measures}
     rows: list[list[str | Cell]] = []
-    for each in [*(each for each in found if each.num_params or each.multiply_adds), whole]:
+    for each in [*(each for each in parts if each.num_params or each.multiply_adds), whole]:
         total = each is whole
         row: list[str | Cell] = [
             f"{model.config.model.name}, whole" if total else each.name,
@@ -107,7 +111,7 @@ def model_table(study: Study) -> Section:
         "compiled and run alone, median; the whole is measured, not summed: what stands between layers, and what the "
         "compiler makes of them together, is in it."
     )
-    rest = whole.num_params - sum(each.num_params for each in found)
+    rest = whole.num_params - sum(each.num_params for each in parts)
     if rest:
         say += f" {rest:,} parameters are in no layer that evaluation calls: the model's own, or of auxiliary heads."
     columns = ["layer", "kind", "output", "parameters", "MFLOPs", "ms"]

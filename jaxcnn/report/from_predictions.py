@@ -3,40 +3,26 @@
 import numpy as np
 
 from jaxcnn.data.sheet import Row
-from jaxcnn.report import figures, network
+from jaxcnn.report import figures
 from jaxcnn.report.files import shown_name
 from jaxcnn.report.page import Cell, Section, absent, figure, folded, grid, paragraph, picture, sheet, table, words
 from jaxcnn.report.study import Study
 from jaxcnn.report.svg import to_png, to_svg
+from jaxcnn.results import looks
 from jaxcnn.results.explain import overlay
+from jaxcnn.results.members import NotCalibrated
+from jaxcnn.tasks.classification.scores import SHOWN_SCORES
 
 MISTAKES = 20
 CONFUSIONS = 10
 CLASSES_OPEN = 30  # classes up to which a table of them is not folded
-_SCORES = {
-    "accuracy": "Accuracy",
-    "top5_accuracy": "Top-5 accuracy",
-    "loss": "Loss",
-    "nll": "Negative log likelihood",
-    "balanced_accuracy": "Balanced accuracy",
-    "macro_precision": "Macro precision",
-    "macro_recall": "Macro recall",
-    "macro_f1": "Macro F1",
-    "weighted_f1": "Weighted F1",
-    "cohen_kappa": "Cohen's kappa",
-    "matthews": "Matthews' coefficient",
-    "macro_roc_auc": "Macro ROC AUC",
-    "macro_average_precision": "Macro average precision",
-    "ece": "Calibration error (ECE)",
-    "brier": "Brier score",
-}
 
 
 def scores(study: Study) -> Section:
     """Every score with its interval."""
     evaluation = study.evaluation
     rows = []
-    for name, title in _SCORES.items():
+    for name, title in SHOWN_SCORES.items():
         value = evaluation.scores.get(name)
         if value is None:
             continue
@@ -61,15 +47,15 @@ def scores(study: Study) -> Section:
 
 def _classes(study: Study) -> str:
     evaluation, names = study.evaluation, study.names
-    found, matrix = evaluation.classes, np.asarray(evaluation.confusion_matrix)
+    of_class, matrix = evaluation.classes, np.asarray(evaluation.confusion_matrix)
     rows: list[list[str | Cell]] = []
     for number, name in enumerate(names):
-        support = int(found["support"][number])
+        support = int(of_class["support"][number])
         others = np.where(np.arange(len(names)) == number, 0, matrix[number])
         most = int(others.argmax())
         row: list[str | Cell] = [name, names[most] if others[most] else "—", Cell(f"{support:,}", support)]
         for score in ("recall", "precision", "f1", "roc_auc"):
-            value = found[score][number]
+            value = of_class[score][number]
             missing = value is None or (score == "recall" and not support)
             row.append(Cell("—", -1.0) if missing else Cell(f"{value:.3f}", value, share=value))
         rows.append(row)
@@ -128,19 +114,18 @@ def calibration(study: Study) -> Section:
         f"{accuracy:.4f}). {study.of_what}"
     )
     parts = [figure(to_svg(drawing, describe=say), say)]
-    found = evaluation.calibration
-    if "not_done" in found:
-        parts.append(f"<div>{absent('No temperature: ' + found['not_done'] + '.')}</div>")
+    scaling = evaluation.calibration
+    if isinstance(scaling, NotCalibrated):
+        parts.append(f"<div>{absent(f'No temperature: {scaling.reason}.')}</div>")
     else:
         rows = [
-            [_SCORES[name], f"{found['before'][name]:.4f}", f"{found['after'][name]:.4f}"] for name in found["after"]
+            [SHOWN_SCORES[name], f"{scaling.before[name]:.4f}", f"{after:.4f}"] for name, after in scaling.after.items()
         ]
-        fitted = found["fitted_on"]
         said = (
-            f"Logits divided by a temperature of {found['temperature']:.3f}, fitted on {fitted['split']} "
-            f"(n = {fitted['num_examples']:,}), would change"
+            f"Logits divided by a temperature of {scaling.temperature:.3f}, fitted on validation "
+            f"(n = {scaling.num_examples:,}), would change"
         )
-        if found["at_limit"]:
+        if scaling.at_limit:
             said += " (it is at the limit of those tried, as where validation has hardly a mistake)"
         parts.append(f"<div>{table(['', 'as it is', 'with temperature'], rows, caption=said)}</div>")
     return Section("Calibration", grid(parts), {"reliability.png": to_png(drawing)})
@@ -152,14 +137,14 @@ def calibration(study: Study) -> Section:
 def mistakes(study: Study) -> Section:
     """The surest wrong predictions, with where the network looked."""
     evaluation, model, names = study.evaluation, study.model, study.names
-    chosen = network.mistakes(evaluation, MISTAKES)
+    chosen = evaluation.surest_mistakes(MISTAKES)
     if not len(chosen):
         return Section("Mistakes", paragraph(f"None: every prediction is right. {study.of_what}"))
-    images = network.images_of(model, study.examples, evaluation.places[chosen])
-    heats, without = network.heat_maps(model, images)
+    images = looks.images_of(study.examples, evaluation.places[chosen], image_shape=model.image_shape)
+    heats, without = looks.heat_maps(model, images)
     probabilities, items, rows = evaluation.probabilities, [], []
     for place, (number, image) in enumerate(zip(chosen, images, strict=True)):
-        label, prediction = int(evaluation.labels[number]), int(evaluation.logits[number].argmax())
+        label, prediction = int(evaluation.labels[number]), int(evaluation.predicted[number])
         sure, true = (float(probabilities[number][each]) for each in (prediction, label))
         alt = f"{names[label]}, taken for {names[prediction]}"
         shown = [image] if heats is None else [image, overlay(image, heats[place])]
@@ -177,7 +162,7 @@ def mistakes(study: Study) -> Section:
     looked = "" if heats is None else (
         " Right of each, Grad-CAM for the class that was predicted: red is what spoke for it most, blue what did not."
     )  # fmt: skip
-    count = int((evaluation.logits.argmax(axis=1) != evaluation.labels).sum())
+    count = int((evaluation.predicted != evaluation.labels).sum())
     say = f"The {len(chosen)} surest of {count:,} mistakes: what it said and how sure, what it is.{looked}"
     body = paragraph(f"{say} {study.of_what}", css="note soft")
     body += f'<ul class="pictures">{"".join(items)}</ul>'
@@ -186,21 +171,21 @@ def mistakes(study: Study) -> Section:
 
 
 def embedding(study: Study) -> Section:
-    """What the head sees of the split, in two dimensions."""
+    """The features that the head sees, in two dimensions."""
     evaluation = study.evaluation
-    found = network.embed(study.model, study.examples, evaluation)
-    labels = evaluation.labels[found.chosen]
-    wrong = evaluation.logits[found.chosen].argmax(axis=1) != labels
+    embedded = looks.embed(study.model, study.examples, evaluation)
+    labels = evaluation.labels[embedded.chosen]
+    wrong = evaluation.predicted[embedded.chosen] != labels
     many = len(study.names) > figures.LABELLED_CLASSES
     colours = "orange points are mistakes" if many else "a colour is a class, a ring a mistake"
-    some = len(labels) < len(evaluation.labels)
-    count = f"{len(labels):,} of {len(evaluation.labels):,} images" if some else f"All {len(labels):,} images"
-    tsne = f"t-SNE (perplexity {found.perplexity:g}): neighbours are alike, distances between groups mean little"
-    pca = f"PCA: the two directions of most variance, {found.explained:.0%} of it; distances are true within them"
+    is_part = len(labels) < len(evaluation.labels)
+    count = f"{len(labels):,} of {len(evaluation.labels):,} images" if is_part else f"All {len(labels):,} images"
+    tsne = f"t-SNE (perplexity {embedded.perplexity:g}): neighbours are alike, distances between groups mean little"
+    pca = f"PCA: the two directions of most variance, {embedded.explained:.0%} of it; distances are true within them"
     drawings, pictures = [], {}
-    for name, title, points, how in (("tsne", "t-SNE", found.tsne, tsne), ("pca", "PCA", found.pca, pca)):
+    for name, title, points, how in (("tsne", "t-SNE", embedded.tsne, tsne), ("pca", "PCA", embedded.pca, pca)):
         drawing = figures.embedding(points, labels, wrong, study.names, title=title)
-        say = f"{how}. {count} by the {found.num_features:,} features that the head sees; {colours}."
+        say = f"{how}. {count} by the {embedded.num_features:,} features that the head sees; {colours}."
         drawings.append(figure(to_svg(drawing, describe=say), say))
         pictures[f"{name}.png"] = to_png(drawing)
     return Section("Embedding", grid(drawings) + paragraph(study.of_what, css="note soft"), pictures)

@@ -1,4 +1,4 @@
-"""What each layer of a model has, costs and takes: parameters, multiply-adds counted in its trace, time measured alone.
+"""Costs of each layer of a model: parameters, multiply-adds counted in its trace, time measured alone.
 
 A layer is what the model's top module names: a convolution, a block, the head.
 """
@@ -42,29 +42,29 @@ class _Call:
 def layers(
     model: nn.Module, variables: Any, image_shape: tuple[int, int, int], *, batch_size: int
 ) -> tuple[list[Layer], Layer]:
-    """(the layers in the order in which images meet them, the whole model); each is compiled, on the default device."""
+    """The layers in the order in which images meet them, and the whole model, each compiled on the default device."""
     images = jax.ShapeDtypeStruct((batch_size, *image_shape), jnp.float32)
-    found: dict[str, Layer] = {}
+    by_name: dict[str, Layer] = {}
     for call in _calls(model, variables, images):
-        own = {kind: tree[call.name] for kind, tree in variables.items() if call.name in tree}
-        macs, seconds = _cost(call.module, own, call.arguments, call.keywords)
-        before = found.get(call.name)
-        found[call.name] = Layer(
+        of_layer = {kind: tree[call.name] for kind, tree in variables.items() if call.name in tree}
+        macs, seconds = _cost(call.module, of_layer, call.arguments, call.keywords)
+        before = by_name.get(call.name)
+        by_name[call.name] = Layer(
             name=call.name,
             kind=type(call.module).__name__.removeprefix("Checkpoint"),
             output=call.output,
-            num_params=_size(own.get("params")),
+            num_params=_size(of_layer.get("params")),
             multiply_adds=macs // batch_size + (before.multiply_adds if before else 0),
             seconds=seconds + (before.seconds if before else 0.0),
         )
     macs, seconds = _cost(model, variables, (images,), {"train": False})
     output = jax.eval_shape(partial(model.apply, train=False), variables, images).shape[1:]
     size = _size(variables["params"])
-    return list(found.values()), Layer("whole", type(model).__name__, output, size, macs // batch_size, seconds)
+    return list(by_name.values()), Layer("whole", type(model).__name__, output, size, macs // batch_size, seconds)
 
 
 def _calls(model: nn.Module, variables: Any, images: Any) -> list[_Call]:
-    """Of the modules that the model itself names, each time one is called; computes nothing."""
+    """Calls of the modules that the model itself names; computes nothing."""
     calls: list[_Call] = []
 
     def record(next_method: Callable, arguments: Any, keywords: Any, context: Any) -> Any:
@@ -86,7 +86,7 @@ def _shape_of(x: Any) -> Any:
 
 
 def _cost(module: nn.Module, variables: Any, arguments: Any, keywords: Any) -> tuple[int, float]:
-    """(multiply-adds, median seconds) of a call with arrays of these shapes."""
+    """Multiply-adds and median seconds of a call with arrays of these shapes."""
     leaves, structure = jax.tree.flatten((arguments, keywords))
     shapes = [leaf for leaf in leaves if isinstance(leaf, jax.ShapeDtypeStruct)]
     others = tuple(_ARRAY if isinstance(leaf, jax.ShapeDtypeStruct) else leaf for leaf in leaves)
@@ -115,10 +115,10 @@ def _apply(variables: Any, arrays: list[jax.Array], *, module: nn.Module, struct
 
 
 def multiply_adds(jaxpr: Any) -> int:
-    """Of the convolutions and matrix products of a trace, those with padding's zeros too. An FLOP count is twice that.
+    """Multiply-adds of the convolutions and matrix products of a trace, those with padding's zeros too.
 
-    Where a platform has a way of its own, those of all other platforms count: a fast algorithm does not make the layer
-    smaller.
+    An FLOP count is twice that. Where a platform has a way of its own, those of all other platforms count: a fast
+    algorithm does not make the layer smaller.
     """
     total = 0
     for equation in jaxpr.eqns:

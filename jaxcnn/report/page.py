@@ -102,7 +102,7 @@ def paragraph(html: str, *, css: str = "") -> str:
 
 
 def absent(reason: str) -> str:
-    """Why there is nothing here."""
+    """The reason that there is nothing here."""
     return paragraph(escape(reason), css="absent")
 
 
@@ -162,13 +162,13 @@ def table(
         return f'<th scope="col"{css}>{inside}</th>'
 
     def cell(place: int, content: str | Cell) -> str:
-        one = content if isinstance(content, Cell) else Cell(content)
-        css = ["number"] if place >= names else ["long"] if len(one.text) > LONG_NAME else []
-        css += ["bar"] if one.share is not None else []
-        style = "" if one.share is None else f' style="--share:{100 * one.share:.1f}%"'
-        value = "" if one.value is None else f' data-value="{one.value:.6g}"'
+        shown_cell = content if isinstance(content, Cell) else Cell(content)
+        css = ["number"] if place >= names else ["long"] if len(shown_cell.text) > LONG_NAME else []
+        css += ["bar"] if shown_cell.share is not None else []
+        style = "" if shown_cell.share is None else f' style="--share:{100 * shown_cell.share:.1f}%"'
+        value = "" if shown_cell.value is None else f' data-value="{shown_cell.value:.6g}"'
         kind = f' class="{" ".join(css)}"' if css else ""
-        return f"<td{kind}{style}{value}>{words(one.text)}</td>"
+        return f"<td{kind}{style}{value}>{words(shown_cell.text)}</td>"
 
     head_row = "".join(head(*each) for each in enumerate(columns))
     body = "\n".join("<tr>" + "".join(cell(*each) for each in enumerate(row)) + "</tr>" for row in rows)
@@ -181,7 +181,7 @@ def table(
 
 
 def folded(summary: str, html: str, *, is_open: bool = False) -> str:
-    """What is shown on demand."""
+    """HTML that is shown on demand."""
     return f"<details{' open' if is_open else ''}><summary>{escape(summary)}</summary>\n{html}</details>\n"
 
 

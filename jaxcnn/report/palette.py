@@ -32,12 +32,12 @@ COLOURS: dict[str, tuple[str, str]] = {
 
 
 def colour(name: str) -> str:
-    """As figures are drawn."""
+    """A colour as figures are drawn in."""
     return COLOURS[name][0]
 
 
 def series(number: int) -> str:
-    """Of the number-th of some runs or classes, from 0; after ten they come again."""
+    """The colour of the number-th of some runs or classes, from 0; after ten they come again."""
     return colour(SERIES[number % len(SERIES)])
 
 

@@ -7,10 +7,11 @@ from jaxcnn.config import Config, from_dict
 from jaxcnn.data import Source, Split, open_source
 from jaxcnn.errors import RunError, UserError
 from jaxcnn.report.files import RunFiles, shown_name
-from jaxcnn.results.measure import Evaluation, evaluate_run, step_of
+from jaxcnn.results.measure import Evaluation, evaluate_run
+from jaxcnn.results.members import step_of
 from jaxcnn.results.trained import TrainedModel, load
 from jaxcnn.run import workdir as workdir_lib
-from jaxcnn.run.facts import Predictions
+from jaxcnn.run.facts import SavedPredictions
 from jaxcnn.training.feed import Progress
 
 
@@ -32,7 +33,7 @@ class Study:
 
     @cached_property
     def _measured(self) -> Evaluation | UserError | RunError:
-        """What cannot be measured is not tried again for each section."""
+        """The evaluation, or why there is none; what cannot be measured is not tried again for each section."""
         try:
             return evaluate_run(
                 [self.run.workdir], steps=[self.step], split=self.split, data_dir=self.data_dir, progress=self.progress
@@ -42,7 +43,7 @@ class Study:
 
     @property
     def evaluation(self) -> Evaluation:
-        """Of the split. Raises UserError or RunError where it cannot be measured."""
+        """The evaluation of the split. Raises UserError or RunError where it cannot be measured."""
         if isinstance(self._measured, Evaluation):
             return self._measured
         raise self._measured
@@ -64,25 +65,24 @@ class Study:
 
     @property
     def examples(self) -> Split:
-        """Of the split."""
+        """The examples of the split."""
         return self.source.splits[self.split]
 
     @property
     def names(self) -> list[str]:
-        """Of the classes, as they can be printed."""
+        """Names of the classes, as they can be printed."""
         return [shown_name(name) for name in self.run.saved["data"]["class_names"]]
 
     @property
-    def predictions(self) -> Predictions | None:
-        """Of the split, for diagnosis; none where it cannot be measured."""
+    def predictions(self) -> SavedPredictions | None:
+        """Predictions of the split, for diagnosis; none where it cannot be measured."""
         if not isinstance(self._measured, Evaluation):
             return None
         evaluation, names = self._measured, self.model.class_names
-        predicted = evaluation.logits.argmax(axis=1)
-        return Predictions(
+        return SavedPredictions(
             identifiers=evaluation.identifiers,
             labels=[names[label] for label in evaluation.labels],
-            predictions=[names[prediction] for prediction in predicted],
+            predictions=[names[prediction] for prediction in evaluation.predicted],
             confidences=evaluation.probabilities.max(axis=1).tolist(),
         )
 

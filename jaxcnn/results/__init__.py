@@ -1,1 +1,1 @@
-"""What a finished run is worth, and what its network does."""
+"""Finished runs: their networks, what they are worth, what is wrong with them."""

@@ -1,4 +1,4 @@
-"""Where a network looks: Grad-CAM (Selvaraju et al. 2017, arXiv:1610.02391), pure and batched, and its drawing.
+"""Grad-CAM, where a network looks (Selvaraju et al. 2017, arXiv:1610.02391), pure and batched, and its drawing.
 
 The gradient is by a perturbation at a stage's tap (layers/features.py), so any model that shows a map can be explained.
 """
@@ -29,8 +29,8 @@ def choose_layer(model: nn.Module, variables: Any, image_shape: tuple[int, int, 
     if not maps:
         raise UserError(f"{type(model).__name__} shows no map of an image's places, and Grad-CAM explains by one")
     if layer is None:
-        own: str = getattr(model, "explained_by", maps[-1])
-        return own if own in maps else maps[-1]
+        named: str = getattr(model, "explained_by", maps[-1])
+        return named if named in maps else maps[-1]
     if layer not in maps:
         raise UserError(f"layer={layer!r} is no map of {type(model).__name__}; {nearest(layer, maps)}")
     return layer
@@ -39,7 +39,7 @@ def choose_layer(model: nn.Module, variables: Any, image_shape: tuple[int, int, 
 def grad_cam(
     model: nn.Module, variables: Any, images: jax.Array, *, layer: str, target: ArrayLike | None = None
 ) -> tuple[jax.Array, jax.Array]:
-    """(heat maps float32 [batch, height, width] of the images' size, logits [batch, classes]).
+    """Heat maps float32 [batch, height, width] of the images' size, and logits [batch, classes].
 
     Channels of the layer's map are summed, each weighted by the mean over the places of the gradient of the class's
     logit by it; what speaks against the class is dropped; the map is enlarged, bilinear. In units of the logit.
@@ -65,7 +65,7 @@ def grad_cam(
 
 
 def overlay(image: np.ndarray, heat: np.ndarray, *, opacity: float = 0.5) -> np.ndarray:
-    """uint8 [height, width, 3]: the image with the heat over it, red where it is highest and blue where there is none.
+    """The image with the heat over it, uint8 [height, width, 3]: red where it is highest and blue where there is none.
 
     Args:
       image: uint8 [height, width, 1 or 3]. A small one is drawn larger.

@@ -1,9 +1,8 @@
-"""What TensorBoard shows of a run besides numbers: its graph and hyperparameters when it begins; with
-`tensorboard_media` the images that it trains on, and at the end what it made of validation.
+"""Pictures of a run for TensorBoard: its graph and hyperparameters when it begins; with `tensorboard_media` the images
+that it trains on, and at the end what it made of validation.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import jax
@@ -11,22 +10,21 @@ import jax.numpy as jnp
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from jaxcnn.augment import make_normalise
 from jaxcnn.config import RESUMABLE_FIELDS, flatten
-from jaxcnn.data.decoding import fit_image
-from jaxcnn.data.sheet import Row, draw
-from jaxcnn.layers.features import FEATURES
+from jaxcnn.data.sheet import Row, draw, spread
+from jaxcnn.errors import UserError
 from jaxcnn.layers.graph import module_graph
-from jaxcnn.models.make import params_in_order
 from jaxcnn.results.augmented import pixels_of
+from jaxcnn.results.looks import PredictionsWithFeatures, first_filters, images_of, predict_with_features
+from jaxcnn.results.measure import Predictions
 from jaxcnn.run.log import RunLog
-from jaxcnn.tasks.classification.scores import log_odds
+from jaxcnn.run.tensorboard import TensorBoard
+from jaxcnn.tasks.classification.scores import confusion_matrix
 from jaxcnn.tasks.metric import AVERAGED, LOSS
 from jaxcnn.terminal import shown
 from jaxcnn.training.build import Run
 from jaxcnn.training.feed import Feed
 from jaxcnn.training.step import example_keys
-from jaxcnn.training.telemetry import kernels
 
 NUM_INPUTS = 32  # training images shown
 NUM_MISTAKES = 24
@@ -69,41 +67,74 @@ class Media:
         run, board = self._run, self._log.tensorboard
         if board is None or not run.config.tensorboard_media:
             return
-        filters = first_filters(run, variables["params"])
-        if filters is not None:
-            board.image("train", "filters", step, filters)
+        self._show_filters(step, variables["params"])
         if "validation" not in run.source.splits:
             return
-        found, names = predictions(run, self._feed, "validation", variables), self._names
-        predicted = found.probabilities.argmax(axis=1)
-        board.image("validation", "confusion", step, confusion_image(found.classes, predicted, names))
+        predictions = predict_with_features(run, self._feed, "validation", variables)
+        self._show_confusion(step, predictions)
+        self._show_mistakes(step, predictions)
+        self._show_curves(step, predictions)
+        if predictions.features is not None:
+            self._show_features(step, predictions)
 
-        sureness = found.probabilities.max(axis=1)
-        wrong = np.flatnonzero(predicted != found.classes)
-        wrong = wrong[np.argsort(-found.log_odds[wrong], kind="stable")][:NUM_MISTAKES]
+    def _show_filters(self, step: int, params: Any) -> None:
+        """The first convolution's kernels; nothing for a model without."""
+        run, board = self._run, self._board
+        try:
+            filters = first_filters(
+                run.learning.model, params, run.source.image_shape, model_name=run.config.model.name, most=NUM_FILTERS
+            )
+        except UserError:
+            return
+        if filters.kind == "convolution":
+            board.image("train", "filters", step, _sheet(filters.images, None))
+
+    def _show_confusion(self, step: int, predictions: Predictions) -> None:
+        predicted, labels = jnp.asarray(predictions.predicted), jnp.asarray(predictions.labels)
+        matrix = confusion_matrix(predicted, labels, jnp.ones(len(labels), bool), num_classes=len(self._names))
+        self._board.image("validation", "confusion", step, confusion_image(np.asarray(matrix), self._names))
+
+    def _show_mistakes(self, step: int, predictions: Predictions) -> None:
+        names, predicted, labels = self._names, predictions.predicted, predictions.labels
+        confidences = predictions.probabilities.max(axis=1)
+        wrong = predictions.surest_mistakes(NUM_MISTAKES)
         if len(wrong):
-            words = [f"{names[predicted[i]]} ({sureness[i]:.0%}), is {names[found.classes[i]]}" for i in wrong]
-            board.image("validation", "mistakes", step, _sheet(self._images(found.positions[wrong]), words))
+            words = [f"{names[predicted[i]]} ({confidences[i]:.0%}), is {names[labels[i]]}" for i in wrong]
+            sheet = _sheet(self._images(predictions.places[wrong]), words)
+            self._board.image("validation", "mistakes", step, sheet)
 
-        true = np.eye(len(names), dtype=bool)[found.classes]
-        board.pr_curve("validation", "precision_recall/all", step, true.ravel(), found.probabilities.ravel())
+    def _show_curves(self, step: int, predictions: Predictions) -> None:
+        """Precision over recall, of all classes together and of the first ones alone."""
+        names, board, probabilities = self._names, self._board, predictions.probabilities
+        true = np.eye(len(names), dtype=bool)[predictions.labels]
+        board.pr_curve("validation", "precision_recall/all", step, true.ravel(), probabilities.ravel())
         for number, name in enumerate(names[:NUM_CURVES]):
             curve = f"precision_recall/{number} {name}" if name != str(number) else f"precision_recall/{name}"
-            board.pr_curve("validation", curve, step, true[:, number], found.probabilities[:, number])
+            board.pr_curve("validation", curve, step, true[:, number], probabilities[:, number])
 
-        if found.features is not None:
-            chosen = np.unique(np.linspace(0, len(predicted) - 1, min(NUM_POINTS, len(predicted))).round().astype(int))
-            side = min(SPRITE, max(run.source.image_shape[:2]))
-            sprites = [np.asarray(_rgb(image).resize((side, side))) for image in self._images(found.positions[chosen])]
-            columns = {
-                "class": [names[c] for c in found.classes[chosen]],
-                "predicted": [names[p] for p in predicted[chosen]],
-                "right": ["yes" if right else "no" for right in (predicted == found.classes)[chosen]],
-            }
-            board.embedding("pooled", step, found.features[chosen], columns, np.stack(sprites))
+    def _show_features(self, step: int, predictions: PredictionsWithFeatures) -> None:
+        """The features that the head sees, in the projector, with the images."""
+        names, predicted, labels = self._names, predictions.predicted, predictions.labels
+        assert predictions.features is not None
+        chosen = spread(len(labels), NUM_POINTS)
+        side = min(SPRITE, max(self._run.source.image_shape[:2]))
+        images = self._images(predictions.places[chosen])
+        sprites = [np.asarray(_rgb(image).resize((side, side))) for image in images]
+        columns = {
+            "class": [names[label] for label in labels[chosen]],
+            "predicted": [names[prediction] for prediction in predicted[chosen]],
+            "right": ["yes" if right else "no" for right in (predicted == labels)[chosen]],
+        }
+        self._board.embedding("pooled", step, predictions.features[chosen], columns, np.stack(sprites))
+
+    @property
+    def _board(self) -> TensorBoard:
+        board = self._log.tensorboard
+        assert board is not None
+        return board
 
     def _name(self, label: np.ndarray) -> str:
-        """Of a class; of mixed classes the two largest, with their shares."""
+        """The name of a class; of mixed classes the two largest, with their shares."""
         names = self._names
         if not label.ndim:
             return names[label]
@@ -112,83 +143,26 @@ class Media:
             return names[first]
         return f"{names[first]} {label[first]:.0%}, {names[second]} {label[second]:.0%}"
 
-    def _images(self, positions: np.ndarray) -> list[np.ndarray]:
-        """Validation's images at these places, as the run sees them."""
-        split = self._run.source.splits["validation"]
-        examples = split.records.read(split.indices[positions])
-        return [fit_image(example.pop("image"), self._run.source.image_shape) for example in examples]
+    def _images(self, places: np.ndarray) -> np.ndarray:
+        """Validation's images at these places, as the run sees them, uint8 [n, H, W, C]."""
+        source = self._run.source
+        return images_of(source.splits["validation"], places, image_shape=source.image_shape)
 
 
 def training_inputs(run: Run, feed: Feed, *, count: int) -> tuple[np.ndarray, np.ndarray]:
-    """(images uint8, labels) of step 0 as the model sees them: augmented and normalised, the latter undone."""
+    """Images uint8 and labels of step 0 as the model sees them: augmented and normalised, the latter undone."""
     batch: Any = feed.batch(0)
     key, size = jax.random.key(run.config.seed), run.config.batch_size
     images, labels = jax.jit(run.learning.prepare)(key, example_keys(key, 0, jnp.arange(size)), batch)
     return pixels_of(images[:count], run.facts), np.asarray(labels[:count])
 
 
-@dataclass(frozen=True)
-class Predictions:
-    """Of a split's examples that are not damaged, in its order."""
+def confusion_image(counts: np.ndarray, names: Sequence[str]) -> np.ndarray:
+    """A confusion matrix int [K, K] as uint8 RGB: blue by its share of the row. Up to 20 classes in words.
 
-    positions: np.ndarray  # int [n], places in the split
-    classes: np.ndarray  # int [n], the true ones
-    probabilities: np.ndarray  # float32 [n, classes]
-    log_odds: np.ndarray  # float32 [n], of the prediction
-    features: np.ndarray | None  # float32 [n, channels], of the tap `pooled`; none: the model has none
-
-
-def predictions(run: Run, feed: Feed, split: str, variables: dict[str, Any]) -> Predictions:
-    """What the model says of a whole split, of the images as they are."""
-    normalise, axis_name = make_normalise(run.facts["mean"], run.facts["std"]), run.parallel.axis_name
-
-    def of_batch(variables: Any, data: Any, inputs: Any) -> Any:
-        batch = feed.fetch(data, inputs)
-        logits, shown = run.learning.model.apply(variables, normalise(batch["image"]), train=False, mutable=[FEATURES])
-        label = batch["label"] if batch["label"].ndim == 1 else batch["label"].argmax(axis=1)
-        found = {"probabilities": jax.nn.softmax(logits), "log_odds": log_odds(logits).max(axis=1)}
-        found |= {"classes": label, "mask": batch["mask"]}
-        if "pooled" in shown.get(FEATURES, {}):
-            found["features"] = shown[FEATURES]["pooled"].astype(jnp.float32)
-        if axis_name is not None:
-            found = jax.lax.all_gather(found, axis_name, tiled=True)
-        return found
-
-    call, put = run.parallel.compile(of_batch, sharded={2: 0}), run.parallel.replicate(variables)
-    batches = [
-        run.parallel.unreplicate(call(put, data, inputs))
-        for data, inputs in feed.evaluation(split, run.calls.eval_batch_size)
-    ]
-    found = {name: np.concatenate([batch[name] for batch in batches]) for name in batches[0]}
-    positions = np.flatnonzero(found["mask"])
-    return Predictions(
-        positions,
-        found["classes"][positions],
-        found["probabilities"][positions],
-        found["log_odds"][positions],
-        found["features"][positions] if "features" in found else None,
-    )
-
-
-def first_filters(run: Run, params: Any) -> np.ndarray | None:
-    """The kernels of the convolution that sees the image, each scaled to 0..255; none for a model without."""
-    top = {name: params[name] for name in params_in_order(run.learning.model, run.task.example)}
-    channels = run.source.image_shape[-1]
-    for name in top:
-        for kernel in kernels(top[name]).values():
-            if kernel.ndim == 4 and kernel.shape[2] == channels and kernel.shape[0] > 1:
-                filters = np.moveaxis(np.asarray(kernel, np.float32), 3, 0)[:NUM_FILTERS]
-                low, high = (f(filters, axis=(1, 2, 3), keepdims=True) for f in (np.min, np.max))
-                scaled = np.round(255 * (filters - low) / np.maximum(high - low, 1e-12)).astype(np.uint8)
-                return _sheet(scaled if channels in (1, 3) else scaled[..., :1], None)
-    return None
-
-
-def confusion_image(classes: np.ndarray, predicted: np.ndarray, names: Sequence[str]) -> np.ndarray:
-    """Uint8 RGB: a row a true class, a column a predicted one, blue by its share of the row. Up to 20 in words."""
+    report.html draws its own with matplotlib, which takes a moment to import, and training never wants it.
+    """
     size = len(names)
-    counts = np.zeros((size, size), int)
-    np.add.at(counts, (classes, predicted), 1)
     shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
     cell = max(1, min(48, 1200 // size))
     white, blue = np.array([255, 255, 255]), np.array([8, 48, 107])
@@ -216,7 +190,7 @@ def confusion_image(classes: np.ndarray, predicted: np.ndarray, names: Sequence[
 
 
 def _sheet(images: Sequence[np.ndarray] | np.ndarray, words: Sequence[str] | None) -> np.ndarray:
-    """Uint8 RGB: the images in rows, about a square, with the words below each."""
+    """A sheet, uint8 RGB: the images in rows, about a square, with the words below each."""
     tiles = [draw([Row("", [image if image.shape[2] in (1, 3) else image[..., :1]])]) for image in images]
     font = ImageFont.load_default(12)
     text = max((round(font.getlength(each)) for each in words or ()), default=0)

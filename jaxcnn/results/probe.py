@@ -58,7 +58,7 @@ def linear_probe(
 def features_of(
     run: Run, feed: Feed, split: str, variables: dict[str, Any], *, layer: str = "pooled"
 ) -> tuple[np.ndarray, np.ndarray]:
-    """(features float32 [n, channels], classes int [n]) of a split in its order, damaged examples left out.
+    """Features float32 [n, channels] and classes int [n] of a split in its order, damaged examples left out.
 
     Raises:
       UserError: there is no such layer, or labels are soft.
@@ -66,20 +66,20 @@ def features_of(
     if run.source.label_shape:
         raise UserError(f"a probe is of classes, and the labels of {run.source.name} are soft")
 
-    def show(variables: Any, inputs: jax.Array) -> dict[str, jax.Array]:
+    def pyramid(variables: Any, inputs: jax.Array) -> dict[str, jax.Array]:
         return feature_pyramid(run.learning.model, variables, inputs)
 
     example = jax.tree.map(lambda x: jax.ShapeDtypeStruct((1, *x.shape), x.dtype), run.task.example)
-    layers = jax.eval_shape(show, variables, example)
+    layers = jax.eval_shape(pyramid, variables, example)
     if layer not in layers:
         raise UserError(f"--layer={layer}: {run.config.model.name} has no such features; {nearest(layer, layers)}")
 
     def features(variables: Any, batch: Any) -> jax.Array:
         inputs, _ = run.learning.prepare(None, None, batch)
-        shown = show(variables, inputs)[layer].astype(np.float32)
-        return shown if shown.ndim == 2 else global_average(shown)
+        taken = pyramid(variables, inputs)[layer].astype(np.float32)
+        return taken if taken.ndim == 2 else global_average(taken)
 
-    (found,), labels, _ = collect(
+    (of_split,), labels, _ = collect(
         [(features, variables)],
         feed.evaluation(split, run.calls.eval_batch_size),
         targets=lambda batch: run.learning.prepare(None, None, batch)[1],
@@ -87,13 +87,13 @@ def features_of(
         parallel=run.parallel,
         num_examples=lambda: feed.num_counted(split),
     )
-    return found, labels
+    return of_split, labels
 
 
 def fit(
     train: tuple[np.ndarray, np.ndarray], validation: tuple[np.ndarray, np.ndarray], *, classifier: str
 ) -> tuple[Any, float]:
-    """(the classifier of standardised features that is best on validation, its C); of equals the more regularised."""
+    """The classifier of standardised features that is best on validation, and its C; of equals the more regularised."""
     from sklearn.linear_model import LogisticRegression  # takes a second
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler

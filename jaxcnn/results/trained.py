@@ -31,7 +31,7 @@ Call = Callable[[np.ndarray], Any]  # uint8 [batch, height, width, channels] -> 
 
 @dataclass(frozen=True)
 class Answer:
-    """What came of one image."""
+    """The answer to one image."""
 
     name: str  # its path, or its number
     image: np.ndarray | None  # uint8 [height, width, channels] as the network saw it; none: it could not be read
@@ -79,23 +79,23 @@ class TrainedModel:
           tta: the views of each image that are averaged over, as for augment.average_views; none: the run's eval_tta.
           batch_size: see the class.
         """
-        answers = self._all(self.probabilities_call(tta), images, batch_size)
+        answers = self._values_of_all(self.probabilities_call(tta), images, batch_size)
         return np.stack(answers) if answers else np.empty((0, len(self.class_names)), np.float32)
 
     def classify(self, images: Any, *, top_k: int | None = None, **options: Any) -> list[Any]:
-        """Of each image its class's name; with top_k, its likeliest classes, [(name, probability), …]. As predict."""
+        """The class's name of each image; with top_k, its likeliest classes, [(name, probability), …]. As predict."""
         probabilities = self.predict(images, **options)
         if top_k is None:
             return [self.class_names[number] for number in probabilities.argmax(axis=1)]
         return [self.likeliest(row, top_k) for row in probabilities]
 
     def features(self, images: Any, *, layer: str = "pooled", batch_size: int | None = None) -> np.ndarray:
-        """What the head sees of each image, float32 [n, channels]; or a stage's map, [n, height, width, channels]."""
+        """Features that the head sees, float32 [n, channels]; or a stage's maps, [n, height, width, channels]."""
         like = jax.ShapeDtypeStruct((1, *self.image_shape), jnp.float32)
         shown = jax.eval_shape(partial(feature_pyramid, self.module), self.variables, like)
         if layer not in shown:
             raise UserError(f"layer={layer!r}: {self.config.model.name} has no such features; {nearest(layer, shown)}")
-        answers = self._all(partial(self._features, self._on_device, layer=layer), images, batch_size)
+        answers = self._values_of_all(partial(self._features, self._on_device, layer=layer), images, batch_size)
         return np.stack(answers) if answers else np.empty((0, *shown[layer].shape[1:]), np.float32)
 
     def explain(
@@ -110,7 +110,7 @@ class TrainedModel:
           batch_size: see the class.
         """
         call = self.explain_call(target, layer)
-        answers = [heat for heat, _ in self._all(call, images, batch_size)]
+        answers = [heat for heat, _ in self._values_of_all(call, images, batch_size)]
         return np.stack(answers) if answers else np.empty((0, *self.image_shape[:2]), np.float32)
 
     def prepare(self, images: Any) -> np.ndarray:
@@ -124,16 +124,16 @@ class TrainedModel:
         return np.stack(answers) if answers else np.empty((0, *self.image_shape), np.uint8)
 
     def likeliest(self, probabilities: np.ndarray, top_k: int) -> list[tuple[str, float]]:
-        """(name, probability) of the top_k classes of a row [classes]; of equals the first, as argmax has it."""
+        """The top_k (name, probability) of a row [classes]; of equals the first, as argmax has it."""
         order = np.argsort(-probabilities, kind="stable")[:top_k]
         return [(self.class_names[number], float(probabilities[number])) for number in order]
 
     def probabilities_call(self, tta: str | None = None) -> Call:
-        """What predict computes of a batch."""
+        """The compiled call of predict, for a batch."""
         return partial(self._probabilities, self._on_device, views=tta or self.config.eval_tta)
 
     def explain_call(self, target: str | None = None, layer: str | None = None) -> Call:
-        """What explain computes of a batch: (heat maps, logits). Raises UserError as explain."""
+        """The compiled call of explain, for a batch: (heat maps, logits). Raises UserError as explain."""
         if target is not None and target not in self.class_names:
             raise UserError(f"there is no class {target!r}; {nearest(target, self.class_names)}")
         number = None if target is None else self.class_names.index(target)
@@ -141,7 +141,7 @@ class TrainedModel:
         return partial(self._heat, self._on_device, target=number, layer=layer)
 
     def answers(self, call: Call, given: Iterable[Given], *, batch_size: int | None = None) -> Iterator[Answer]:
-        """What a call makes of each image of data.given.each_image, as they come; those not read have a `fault`.
+        """Answers of a call to each image of data.given.each_image, as they come; those not read have a `fault`.
 
         While a batch is on the device the next is decoded. Batches are padded to one size, so that nothing compiles
         again; but one that is first and not full to a power of two, so that one image does not take the time of many.
@@ -160,7 +160,7 @@ class TrainedModel:
             before = running
         yield from _answers(*before)
 
-    def _all(self, call: Call, images: Any, batch_size: int | None) -> list[Any]:
+    def _values_of_all(self, call: Call, images: Any, batch_size: int | None) -> list[Any]:
         values = []
         for each in self.answers(call, each_image(images), batch_size=batch_size):
             if each.fault is not None:
@@ -219,7 +219,7 @@ def _unreadable(name: str, fault: Any) -> RunError:
     return RunError(f"{name} cannot be read: {fault}")
 
 
-def _fitted(
+def _variables_of(
     module: nn.Module, arrays: dict[str, np.ndarray], image_shape: Sequence[int], source: str
 ) -> dict[str, Any]:
     """The variables of a module. Raises RunError where the arrays are not all that it has, or not finite."""
@@ -262,7 +262,7 @@ def load(workdir: str, step: str = "best") -> TrainedModel:
     )  # fmt: skip
     return TrainedModel(
         module=module,
-        variables=_fitted(module, tensors.arrays, data["image_shape"], tensors.source),
+        variables=_variables_of(module, tensors.arrays, data["image_shape"], tensors.source),
         class_names=tuple(data["class_names"]),
         image_shape=tuple(data["image_shape"]),
         mean=tuple(data["mean"]),

@@ -27,8 +27,8 @@ Row = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
-class Predictions:
-    """Predictions for one split, by example: predictions.csv."""
+class SavedPredictions:
+    """The predictions of one split, by example: predictions.csv."""
 
     identifiers: Sequence[str]
     labels: Sequence[str]
@@ -46,7 +46,7 @@ class Facts:
     timing: Sequence[Row] = ()
     summary: Mapping[str, Any] | None = None
     telemetry: Sequence[Row] | None = None
-    predictions: Predictions | None = None
+    predictions: SavedPredictions | None = None
     data_check: Mapping[str, Any] | None = None  # what `python -m jaxcnn.data check --json` wrote
     shared: Mapping[tuple[str, str], int] | None = None  # examples that two splits have in common
     workdir: str = "DIR"  # for the commands in remedies
@@ -148,7 +148,7 @@ def _read_data_check(file: epath.Path) -> dict[str, Any] | None:
         raise _damaged(file, error) from None
 
 
-def _read_predictions(file: epath.Path) -> Predictions | None:
+def _read_predictions(file: epath.Path) -> SavedPredictions | None:
     if not file.exists():
         return None
     try:
@@ -158,7 +158,7 @@ def _read_predictions(file: epath.Path) -> Predictions | None:
         if not rows or any(None in column for column in columns) or not all(map(math.isfinite, confidences)):
             raise ValueError("a row is not whole")
         identifiers, labels, predictions = columns
-        return Predictions(identifiers, labels, predictions, confidences)
+        return SavedPredictions(identifiers, labels, predictions, confidences)
     except (OSError, ValueError, KeyError, TypeError, csv.Error) as error:
         raise _damaged(file, error) from None
 

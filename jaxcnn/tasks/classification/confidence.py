@@ -1,4 +1,4 @@
-"""How far numbers and probabilities can be trusted: bootstrap intervals of scores, and temperature scaling."""
+"""Confidence in scores and in probabilities: bootstrap intervals, and temperature scaling."""
 
 from functools import partial
 
@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxcnn.tasks.classification.scores import NUM_BINS, masked_mean
+from jaxcnn.tasks.classification.scores import NUM_BINS, count_scores, expected_calibration_error, masked_mean
 
 TEMPERATURES = 0.01, 100.0  # the lowest and the highest that are considered
 
@@ -39,35 +39,26 @@ def bootstrap(
     count, generator = len(labels), np.random.default_rng(seed)
     right = labels == predictions
     averaged = np.stack([values.astype(np.float64) for values in means.values()], axis=1)
-    found = []
+    drawn: list[dict[str, float]] = []
     for _ in range(resamples):
         weights = np.bincount(generator.integers(0, count, count), minlength=count)
         tally = partial(np.bincount, minlength=num_classes)
         support, predicted = tally(labels, weights), tally(predictions, weights)
         correct = tally(labels, weights * right)
-        precision, recall = correct / np.maximum(predicted, 1), correct / np.maximum(support, 1)
-        f1 = 2 * correct / np.maximum(support + predicted, 1)
-        occurs = np.count_nonzero(support + predicted)
-        found.append(
-            {
-                "accuracy": correct.sum() / count,
-                "macro_precision": precision.sum() / occurs,
-                "macro_recall": recall.sum() / occurs,
-                "macro_f1": f1.sum() / occurs,
-                "balanced_accuracy": recall.sum() / np.count_nonzero(support),
-                "ece": np.abs(np.bincount(bins, weights * gaps, NUM_BINS)).sum() / count,
-                **dict(zip(means, weights @ averaged / count, strict=True)),
-            }
-        )
+        scores, _ = count_scores(correct, support, predicted, total=np.sum)
+        sums = np.bincount(bins, weights * gaps, NUM_BINS)
+        scores["ece"] = expected_calibration_error(sums, 1, count, total=np.sum)
+        drawn.append(scores | dict(zip(means, weights @ averaged / count, strict=True)))
     tails = (1 - level) / 2, (1 + level) / 2
     return {
-        name: tuple(np.quantile([each[name] for each in found], tails).tolist()) for name in (found[0] if found else ())
+        name: tuple(np.quantile([scores[name] for scores in drawn], tails).tolist())
+        for name in (drawn[0] if drawn else ())
     }
 
 
 @jax.jit
 def _slope(logits: jax.Array, labels: jax.Array, log_temperature: jax.Array) -> jax.Array:
-    """Of the negative log likelihood in log T, divided by -1/T: rising in 1/T, as the likelihood is concave in it."""
+    """Slope of the negative log likelihood in log T, divided by -1/T: it rises in 1/T, in which that is convex."""
     p = jax.nn.softmax(logits * jnp.exp(-log_temperature))
     mine = jnp.take_along_axis(logits, labels[:, None], axis=-1)[:, 0]
     return masked_mean((p * logits).sum(axis=-1) - mine, jnp.ones(len(labels), bool))
