@@ -78,7 +78,7 @@ def close(left, right):
 def test_the_numbers_are_those_of_the_data(runs, alone):
     run, feed = build(small_config(num_devices=1))
     assert isinstance(feed, ResidentFeed)
-    _, labels = feed.arrays("test")
+    labels = feed.arrays("test")[0]["label"]
     np.testing.assert_array_equal(alone.labels, labels)
     summary = alone.scores
     predicted = alone.probabilities.argmax(axis=1)

@@ -23,10 +23,11 @@ from jaxcnn.errors import Preempted, UserError
 from jaxcnn.layers.features import feature_pyramid
 from jaxcnn.layers.norm import BatchNorm
 from jaxcnn.models import MODELS
+from jaxcnn.models.make import params_in_order
 from jaxcnn.models.resnet import CifarResNet
 from jaxcnn.results.probe import features_of, linear_probe
 from jaxcnn.run.workdir import read_config
-from jaxcnn.training.build import build, params_in_order
+from jaxcnn.training.build import build
 from jaxcnn.training.feed import ResidentFeed
 from jaxcnn.training.finetune import Layer, layers_of, make_finetuning
 from jaxcnn.training.loop import result_variables
@@ -171,7 +172,7 @@ def test_patterns():
     ],
 )  # fmt: skip
 def test_layers_are_in_forward_order(name, size, expected):
-    params = params_in_order(MODELS[name](num_classes=3), (size, size, 3))
+    params = params_in_order(MODELS[name](num_classes=3), jax.ShapeDtypeStruct((size, size, 3), jnp.float32))
     found = layers_of(params)
     gap = expected.index(...)
     assert found[:gap] == expected[:gap]
@@ -400,7 +401,7 @@ def test_a_probe_is_of_the_models_own_features(num_devices):
     run, feed = build(config)
     variables = result_variables(run.init())
     assert isinstance(feed, ResidentFeed)
-    images, labels = feed.arrays("validation")
+    images, labels = feed.arrays("validation")[0].values()
     features, found = features_of(run, feed, "validation", variables)
     np.testing.assert_array_equal(found, labels)
     normalised = make_normalise(run.facts["mean"], run.facts["std"])(jnp.asarray(images))

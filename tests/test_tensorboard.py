@@ -227,7 +227,7 @@ def test_what_is_shown_is_what_the_model_sees_and_says(whole, monkeypatch):
     state = run.init()
     found = predict_with_features(run, feed, "validation", {"params": state.params, "batch_stats": state.batch_stats})
     np.testing.assert_array_equal(found.places, np.arange(144))
-    np.testing.assert_array_equal(found.labels, feed.arrays("validation")[1])
+    np.testing.assert_array_equal(found.labels, feed.arrays("validation")[0]["label"])
     np.testing.assert_allclose(found.probabilities.sum(axis=1), 1, rtol=1e-5)
     monkeypatch.setattr(feed, "num_counted", lambda split: 143)
     with pytest.raises(RunError, match="met 144 examples of a split of 143"):
