@@ -21,6 +21,7 @@ from rich.table import Column, Table
 
 from jaxcnn.command import check_outputs, check_step, flags_help, parse_flags, run_command, show_help
 from jaxcnn.config import from_dict, validate
+from jaxcnn.config.choices import TASKS, load_function
 from jaxcnn.data.folder import SUFFIXES
 from jaxcnn.data.given import Given, each_image
 from jaxcnn.errors import Preempted, UserError, nearest
@@ -55,6 +56,20 @@ def main(argv: list[str], start: float) -> int:
     given = parse_flags(values, argv)
     if not values.workdir:
         raise UserError("no run given; pass --workdir, e.g. --workdir runs/digits")
+    command: Callable[..., int] = load_function(TASKS[_task_of(values.workdir)].predict)
+    return command(values, given)
+
+
+def _task_of(workdir: str) -> str:
+    """Of a run; where it cannot be read, classification, which says so in its turn."""
+    try:
+        return str(workdir_lib.read_config(workdir_lib.resolve(workdir))["config"]["task"])
+    except UserError:
+        return "classification"
+
+
+def predict_images(values: flags.FlagValues, given: list[str]) -> int:
+    """The command for classification's runs."""
     if not given:
         raise UserError("no images given; pass files, folders, or - for a list of them on stdin")
     if values.csv == values.json == "-":

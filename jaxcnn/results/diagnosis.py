@@ -59,7 +59,8 @@ def diagnose(facts: Facts) -> list[Finding]:
     """All findings, the gravest first; none but those "not examined" where nothing is wrong."""
     found = list(_not_finite(facts))
     with np.errstate(divide="ignore", invalid="ignore"):  # ratios to losses of 0
-        found += [finding for check in _CHECKS for finding in check(facts)] if facts.train else [_nothing_yet(facts)]
+        checks = [check for check in _CHECKS if facts.has_accuracy or check not in _OF_ACCURACY]
+        found += [finding for check in checks for finding in check(facts)] if facts.train else [_nothing_yet(facts)]
     return sorted([*found, *_not_examined(facts)], key=lambda finding: SEVERITIES.index(finding.severity))
 
 
@@ -77,6 +78,8 @@ def _not_examined(facts: Facts) -> Iterator[Finding]:
             "there is no row of validation",
             *(() if facts.option("data.validation_fraction") else ("--config.data.validation_fraction=0.1",)),
         )
+    elif facts.train and not facts.has_accuracy:
+        yield missing("underfitting, leakage by accuracy, length", "nothing measures accuracy in this run")
     if facts.summary is None:
         yield missing(
             "whether it trained long enough", "the run has not finished", "the command that began it goes on with it"
@@ -87,13 +90,13 @@ def _not_examined(facts: Facts) -> Iterator[Finding]:
             "there is no telemetry.jsonl",
             "--config.telemetry.every_steps=100",
         )
-    if facts.predictions is None:
+    if facts.predictions is None and facts.data["class_names"]:
         yield missing(
             "class collapse, label noise",
             "there is no predictions.csv",
             f"python -m jaxcnn.evaluate --workdir {facts.workdir}",
         )
-    if facts.data_check is None:
+    if facts.data_check is None and facts.has_images:
         what = "copies between splits" if facts.data.get("class_counts") else "copies between splits, class imbalance"
         yield missing(
             what,
@@ -164,7 +167,7 @@ def _slow(facts: Facts) -> Iterator[Finding]:
     if len(losses) < SLOW_ROWS:
         return
     falling, fall = float((np.diff(losses) < 0).mean()), float(1 - losses[-1] / losses[0])
-    if falling >= SLOW_SHARE and 0 < fall < SLOW_FALL and facts.train[-1]["accuracy"] < 1 - LOSS_FLOOR:
+    if falling >= SLOW_SHARE and 0 < fall < SLOW_FALL and facts.train[-1].get("accuracy", 0) < 1 - LOSS_FLOOR:
         yield Finding(
             "learning rate too small",
             "warning",
@@ -178,13 +181,15 @@ def _overfitting(facts: Facts) -> Iterator[Finding]:
     if not facts.validation:
         return
     last = facts.validation[-1]
-    train, validation = facts.trained("accuracy", len(facts.validation) - 1), last["accuracy"]
-    gap, signs = train - validation, []
-    if gap >= OVERFIT_GAP and gap > STANDARD_ERRORS * facts.error_of(validation):
-        signs.append(
-            f"accuracy is {train:.1%} in training and {validation:.1%} in validation; under augmentation, dropout and "
-            "weights that still moved the first is too low, so the gap is larger still"
-        )
+    signs = []
+    if facts.has_accuracy:
+        train, validation = facts.trained("accuracy", len(facts.validation) - 1), last["accuracy"]
+        gap = train - validation
+        if gap >= OVERFIT_GAP and gap > STANDARD_ERRORS * facts.error_of(validation):
+            signs.append(
+                f"accuracy is {train:.1%} in training and {validation:.1%} in validation; under augmentation, dropout "
+                "and weights that still moved the first is too low, so the gap is larger still"
+            )
     losses = [row["loss"] for row in facts.validation]
     least = int(np.argmin(losses))
     rises = losses[-1] >= OVERFIT_RISE * losses[least]
@@ -233,7 +238,12 @@ def _underfitting(facts: Facts) -> Iterator[Finding]:
             "warning",
             f"accuracy is {train:.1%} in training and at best {validation:.1%} in validation: {skill:.0%} of the way "
             "from guessing to all right",
-            (_longer(facts), _find_rate(facts), "--config.model.name=resnet18", *_strong(facts)),
+            (
+                _longer(facts),
+                _find_rate(facts),
+                "--config.model.name=resnet18" if facts.has_images else "--config.model.hidden='(512,512)'",
+                *_strong(facts),
+            ),
         )
 
 
@@ -252,7 +262,9 @@ def _leak_by_accuracy(facts: Facts) -> Iterator[Finding]:
             "warning",
             f"accuracy is {validation:.1%} in validation and {train:.1%} in training, more than augmentation and "
             "dropout explain: are there copies of training images in it, or is it easier?",
-            (f"python -m jaxcnn.data check {facts.data['name']} --json {facts.workdir}/data_check.json",),
+            (f"python -m jaxcnn.data check {facts.data['name']} --json {facts.workdir}/data_check.json",)
+            if facts.has_images
+            else (),
         )
 
 
@@ -507,6 +519,7 @@ _CHECKS: tuple[Callable[[Facts], Iterator[Finding]], ...] = (
     _stopped_improving, _small_validation, _waiting, _gradients, _updates, _dead, _collapse, _label_noise, _imbalance,
     _shared, _copies,
 )  # fmt: skip
+_OF_ACCURACY = (_underfitting, _leak_by_accuracy, _still_improving, _stopped_improving, _small_validation)
 
 
 # ---- remedies
@@ -520,7 +533,8 @@ def _losses(facts: Facts) -> np.ndarray:
 def _unset(facts: Facts, *options: str) -> tuple[str, ...]:
     """Of `a.b=value`, those that the run has not on already, as they are written on the command line."""
     off = (None, 0, False, "none")
-    return tuple(f"--config.{each}" for each in options if facts.option(each.partition("=")[0]) in off)
+    usable = [each for each in options if facts.has_images or not each.startswith("augment.")]
+    return tuple(f"--config.{each}" for each in usable if facts.option(each.partition("=")[0]) in off)
 
 
 def _rate(facts: Facts, factor: float) -> str:
