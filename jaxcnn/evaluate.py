@@ -11,6 +11,7 @@ from absl import flags
 
 from jaxcnn.command import check_outputs, check_step, flags_help, parse_flags, run_command, show_help
 from jaxcnn.config import Config, from_dict, validate
+from jaxcnn.config.choices import TASKS, load_function
 from jaxcnn.errors import UserError, nearest
 from jaxcnn.files import to_json
 from jaxcnn.run import workdir as workdir_lib
@@ -36,6 +37,13 @@ def main(argv: list[str], start: float) -> int:
         show_help(f"{__doc__}\n{flags_help(values)}")
         return 0
     parse_flags(values, argv, takes_arguments=False)
+    workdirs, _ = _check(values)
+    command: Any = load_function(TASKS[_config(workdirs[0]).task].evaluate)
+    return int(command(values, argv))
+
+
+def evaluate_images(values: flags.FlagValues, argv: list[str]) -> int:
+    """The command for classification's runs."""
     workdirs, steps = _check(values)
 
     from jaxcnn.results import tables, written

@@ -7,7 +7,7 @@ named on stderr, and left out. Exit codes: 0 all were classified, 1 some were no
 import itertools
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any
 
@@ -15,6 +15,7 @@ from absl import flags
 
 from jaxcnn.command import check_outputs, check_step, flags_help, parse_flags, run_command, show_help
 from jaxcnn.config import Config, from_dict, validate
+from jaxcnn.config.choices import TASKS, load_function
 from jaxcnn.data.folder import SUFFIXES
 from jaxcnn.data.given import Given, each_image
 from jaxcnn.errors import UserError, nearest
@@ -33,6 +34,22 @@ def main(argv: list[str], start: float) -> int:
         show_help(f"{__doc__}\n{flags_help(values)}")
         return 0
     given = parse_flags(values, argv)
+    if not values.workdir:
+        raise UserError("no run given; pass --workdir, e.g. --workdir runs/digits")
+    command: Callable[..., int] = load_function(TASKS[_task_of(values.workdir)].predict)
+    return command(values, given)
+
+
+def _task_of(workdir: str) -> str:
+    """The task of a run; where it cannot be read, classification, which says so in its turn."""
+    try:
+        return str(workdir_lib.read_config(workdir_lib.resolve(workdir))["config"]["task"])
+    except UserError:
+        return "classification"
+
+
+def predict_images(values: flags.FlagValues, given: list[str]) -> int:
+    """The command for classification's runs."""
     _check(values, given)
     config, class_names = _run_of(values)
     images = _images(given)
@@ -80,8 +97,6 @@ def _define_flags(values: flags.FlagValues) -> None:
 
 def _check(values: flags.FlagValues, given: Sequence[str]) -> None:
     """Raises UserError for a command that cannot be meant; JAX is not imported."""
-    if not values.workdir:
-        raise UserError("no run given; pass --workdir, e.g. --workdir runs/digits")
     if not given:
         raise UserError("no images given; pass files, folders, or - for a list of them on stdin")
     if values.csv == values.json == "-":

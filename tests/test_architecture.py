@@ -80,6 +80,7 @@ def test_no_loops_within_a_room():
 # How each group of the config is called, and where: a field that is read nowhere turns nothing.
 READERS = {
     "data": (("data", "config.data", "_config.data"), ("data", "build", "feed", "tasks")),
+    "table": (("options", "config.table"), ("tasks",)),
     "augment": (("augment", "config.augment"), ("augment", "data", "build", "feed")),
     "model": (("config", "config.model"), ("build", "make")),
     "loss": (("config", "config.loss"), ("losses",)),

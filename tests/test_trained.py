@@ -7,6 +7,7 @@ from functools import partial
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from PIL import Image
@@ -17,7 +18,7 @@ from jaxcnn.data.given import each_image, prepared
 from jaxcnn.errors import RunError, UserError
 from jaxcnn.layers.conv import conv_xla
 from jaxcnn.models.make import make_model
-from jaxcnn.results.trained import _variables_of
+from jaxcnn.results.trained import fitted
 from jaxcnn.run.checkpoint import Checkpoints, flatten
 from jaxcnn.training import loop
 from jaxcnn.training.build import build
@@ -105,7 +106,7 @@ def test_weights_of_auxiliary_heads_are_there_to_be_loaded():
     keys, images = {"params": jax.random.key(0), "dropout": jax.random.key(0)}, np.zeros((1, 32, 32, 3), np.float32)
     shapes = jax.eval_shape(partial(module.init, train=True), keys, images)
     arrays = {name: np.zeros(leaf.shape, leaf.dtype) for name, leaf in flatten(shapes).items()}
-    assert "auxiliary1" in _variables_of(module, arrays, (32, 32, 3), "here")["params"]
+    assert "auxiliary1" in fitted(module, arrays, jax.ShapeDtypeStruct((32, 32, 3), jnp.float32), "here")["params"]
 
 
 def test_an_answer_that_is_not_finite_is_an_error(trained):

@@ -16,6 +16,7 @@ from jaxcnn.config.schema import (
     OptimizerConfig,
     ProfileConfig,
     ScheduleConfig,
+    TableConfig,
     TelemetryConfig,
 )
 
@@ -34,6 +35,7 @@ __all__ = [
     "OptimizerConfig",
     "ProfileConfig",
     "ScheduleConfig",
+    "TableConfig",
     "TelemetryConfig",
     "changed_fields",
     "check_unread",

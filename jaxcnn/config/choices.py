@@ -14,6 +14,17 @@ from jaxcnn.config.schema import Config, FinetuneConfig
 from jaxcnn.errors import UserError, nearest
 
 
+def load_function(named: str | Callable[..., Any]) -> Callable[..., Any]:
+    """What `package.module:function` names, imported now. Raises UserError where there is none."""
+    if not isinstance(named, str):
+        return named
+    module, _, function = named.partition(":")
+    try:
+        return getattr(importlib.import_module(module), function)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise UserError(f"{named!r} is no function, as package.module:function is: {error}") from error
+
+
 @dataclass(frozen=True)
 class Choice:
     """What one name stands for."""
@@ -26,13 +37,7 @@ class Choice:
 
     def load(self) -> Callable[..., Any]:
         """The function. Raises UserError where there is none."""
-        if not isinstance(self.made_by, str):
-            return self.made_by
-        module, _, function = self.made_by.partition(":")
-        try:
-            return getattr(importlib.import_module(module), function)
-        except (ImportError, AttributeError, ValueError) as error:
-            raise UserError(f"{self.made_by!r} is no function, as package.module:function is: {error}") from error
+        return load_function(self.made_by)
 
     def is_reader_of(self, option: str) -> bool:
         """Whether `reads` names the option, a path as on the command line."""
@@ -40,9 +45,18 @@ class Choice:
 
 
 @dataclass(frozen=True)
+class TaskChoice(Choice):
+    """A task, and what does its part of the commands: (the flags' values, the whole command line) -> exit code."""
+
+    evaluate: str = "jaxcnn.results.general:evaluate_command"
+    predict: str = "jaxcnn.results.general:predict_command"
+
+
+@dataclass(frozen=True)
 class LossChoice(Choice):
     """A loss, with what it compares."""
 
+    of: tuple[Literal["classes", "numbers"], ...] = ("classes",)  # the targets that it can be used for
     of_logits: bool = False  # logits with targets, not probabilities: a mean of probabilities has no such loss
 
 
@@ -109,12 +123,18 @@ def _airbench_muon(config: Config) -> Iterator[str]:
 # ---- the lists
 
 # A TaskKind: tasks/task.py
-TASKS: dict[str, Choice] = {
-    "classification": Choice(
+TASKS: dict[str, TaskChoice] = {
+    "classification": TaskChoice(
         "jaxcnn.tasks.classification:CLASSIFICATION",
-        reads=("augment.", "loss.", "eval_tta", "data.image_size", "data.channels"),
+        reads=(
+            "augment.", "loss.", "eval_tta", "tensorboard_media", "data.image_size", "data.channels", "data.classes",
+            "data.expected_", "data.mean", "data.std", "data.cache", "data.damaged",
+        ),
+        evaluate="jaxcnn.evaluate:evaluate_images",
+        predict="jaxcnn.predict:predict_images",
     ),
-}
+    "tabular": TaskChoice("jaxcnn.tasks.tabular:TABULAR", reads=("table.", "loss.")),
+}  # fmt: skip
 
 # (logits [B, K], targets [B, K], LossConfig) -> [B], in float32
 LOSSES: dict[str, LossChoice] = {
@@ -123,8 +143,12 @@ LOSSES: dict[str, LossChoice] = {
     ),
     "focal": LossChoice("jaxcnn.tasks.classification.losses:focal", reads=("loss.focal_gamma",)),
     "kl": LossChoice("jaxcnn.tasks.classification.losses:kl"),
-    "mse": LossChoice("jaxcnn.tasks.classification.losses:mse", of_logits=True),
-    "mae": LossChoice("jaxcnn.tasks.classification.losses:mae", of_logits=True),
+    "mse": LossChoice("jaxcnn.tasks.classification.losses:mse", of=("classes", "numbers"), of_logits=True),
+    "mae": LossChoice("jaxcnn.tasks.classification.losses:mae", of=("classes", "numbers"), of_logits=True),
+    "huber": LossChoice(
+        "jaxcnn.tasks.classification.losses:huber", reads=("loss.huber_delta",), of=("classes", "numbers"),
+        of_logits=True,
+    ),
 }  # fmt: skip
 
 # (OptimizerConfig, optim.Rate) -> optax.GradientTransformation, which makes the step that is added to the weights
@@ -178,6 +202,17 @@ SOURCES: dict[str, SourceChoice] = {
     "folder": SourceChoice("jaxcnn.data.sources:folder", takes="FOLDER"),
     "csv": SourceChoice("jaxcnn.data.sources:csv", takes="FILE"),
     "npz": SourceChoice("jaxcnn.data.sources:npz", takes="FILE"),
+}
+
+# (split_seed, what stands after the colon: a path that exists) -> Table: tasks/tabular/table.py
+TABLES: dict[str, SourceChoice] = {
+    "csv": SourceChoice("jaxcnn.tasks.tabular.table:read_csv", takes="FILE"),
+    "iris": SourceChoice("jaxcnn.tasks.tabular.table:iris"),
+    "wine": SourceChoice("jaxcnn.tasks.tabular.table:wine"),
+    "breast_cancer": SourceChoice("jaxcnn.tasks.tabular.table:breast_cancer"),
+    "diabetes": SourceChoice("jaxcnn.tasks.tabular.table:diabetes"),
+    "make_classification": SourceChoice("jaxcnn.tasks.tabular.table:make_classification"),
+    "make_regression": SourceChoice("jaxcnn.tasks.tabular.table:make_regression"),
 }
 
 # Which field chooses from which. data.name does too, by its kind, which is told where sets are opened.

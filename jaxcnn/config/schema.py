@@ -52,6 +52,17 @@ class DataConfig:
 
 
 @dataclass(slots=True)
+class TableConfig:
+    """How a table is read, for task=tabular: what is learned of it, and from which columns."""
+
+    target: str | None = None  # the column that is learned; none: the last
+    kind: str = field(default="auto", metadata=_among("auto", "classification", "regression"))  # auto: by the target
+    drop: tuple[str, ...] = ()  # columns that are left out
+    encode: bool = False  # text columns become a column for each of train's values; false: they are an error
+    missing: str = field(default="error", metadata=_among("error", "mean", "drop"))  # mean: train's; drop: the row
+
+
+@dataclass(slots=True)
 class AugmentConfig:
     """What the images go through in training, on the device and in this order. 0 and false turn a piece off."""
 
@@ -94,6 +105,7 @@ class ModelConfig:
     depth: float | None = field(default=None, metadata=_range(above=0, high=100))  # times the paper's blocks; none: its
     dropout_rate: float | None = field(default=None, metadata=_range(0, 0.95))  # none: the model's
     stochastic_depth: float | None = field(default=None, metadata=_range(0, 0.95))  # of the last block, linear from 0
+    hidden: tuple[int, ...] | None = field(default=None, metadata=_range(1, 2**16))  # mlp: units of each hidden layer
     activation: str | None = None  # a key of layers.blocks.ACTIVATIONS; none: the paper's
     initializer: str | None = None  # of all kernels: a key of layers.initializers.INITIALIZERS; none: the paper's
     norm: str | None = field(default=None, metadata=_among("batch", "group", "layer", "none"))  # none: the paper's
@@ -110,6 +122,7 @@ class LossConfig:
     name: str = "cross_entropy"  # a key of choices.LOSSES
     label_smoothing: float = field(default=0.0, metadata=_range(0, 0.99))
     focal_gamma: float = field(default=2.0, metadata=_range(0))  # Lin et al. 2017, eq. 4
+    huber_delta: float = field(default=1.0, metadata=_range(above=0))  # errors beyond it count linearly
     # Weights multiply an example's loss in training; the loss of validation and test is without them.
     class_weights: str = field(default="none", metadata=_among("none", "balanced"))  # balanced: of mean 1 over train
     class_weight_values: tuple[float, ...] = field(default=(), metadata=_range(0))  # one a class, taken as they are
@@ -244,6 +257,7 @@ class Config:
     eval_every_epochs: float = field(default=1.0, metadata=_range(above=0))
     log_every_steps: int = field(default=50, metadata=_range(1))
     data: DataConfig = field(default_factory=DataConfig)
+    table: TableConfig = field(default_factory=TableConfig)
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
     loss: LossConfig = field(default_factory=LossConfig)

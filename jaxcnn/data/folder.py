@@ -20,7 +20,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from jaxcnn.config.choices import SOURCES
+from jaxcnn.config.choices import SOURCES, TABLES
 from jaxcnn.data.decoding import FILE_LIMIT, decode_any, read_header
 from jaxcnn.data.records import DamagedRecordError, Example, Split, StoredSet
 from jaxcnn.data.resident import Progress
@@ -268,7 +268,7 @@ def find_path(full_name: str, kind: str, rest: str, data_dir: str | None) -> Pat
         hint = nearest(missing, there) if there else "nothing like it is there"
         raise UserError(f"{full_name}: there is no {missing!r} in {parent}: {hint}")
     suffix = path.suffix.lower()
-    is_file = SOURCES[kind].takes == "FILE"
+    is_file = {**TABLES, **SOURCES}[kind].takes == "FILE"
     if not is_file and not path.is_dir():
         advice = {
             **{f".{other}": f"did you mean {other}:{rest}?" for other in SOURCES if SOURCES[other].takes == "FILE"},

@@ -28,7 +28,7 @@ class Node:
     num_params: int = 0
 
 
-def module_graph(model: nn.Module, variables: Any, image_shape: tuple[int, int, int]) -> list[Node]:
+def module_graph(model: nn.Module, variables: Any, image_shape: tuple[int, ...]) -> list[Node]:
     """The nodes in the order in which images meet them.
 
     Args:

@@ -60,6 +60,7 @@ def make_model(
     options = {
         "width": config.width,
         "depth": config.depth,
+        "hidden": config.hidden,
         "dropout_rate": config.dropout_rate,
         "stochastic_depth": config.stochastic_depth,
         "activation": _named("activation", config.activation, ACTIVATIONS),
@@ -108,7 +109,16 @@ def check_traces(model: nn.Module, example: Any, *, one_alone: bool) -> None:
       one_alone: batch norm has one example to normalise over, which may be too few.
     """
     key, two = jax.random.key(0), _batch_of(2, example)
-    variables = jax.eval_shape(partial(model.init, train=False), key, two)
+    try:
+        variables = jax.eval_shape(partial(model.init, train=False), key, two)
+    except Exception:
+        shapes = [leaf.shape for leaf in jax.tree.leaves(example)]
+        if len(shapes) == 1 and len(shapes[0]) == 3:  # an image: the model's own words
+            raise
+        raise UserError(
+            f"{type(model).__name__} is for images [height, width, channels], and an example here has the shape "
+            f"{', '.join(map(str, shapes))}; set model.name=mlp"
+        ) from None
     if one_alone:
         train = partial(without_axis(model).apply, train=True, mutable=True, rngs={"params": key, "dropout": key})
         jax.eval_shape(train, variables, _batch_of(1, example))

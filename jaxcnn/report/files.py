@@ -62,7 +62,24 @@ class RunFiles:
 
     def averaged(self) -> bool:
         """Whether the result is that of the weights' average."""
-        return any("ema_accuracy" in row for row in self.metrics)
+        return any("ema_loss" in row for row in self.metrics)
+
+    @property
+    def has_images(self) -> bool:
+        """Whether examples are images."""
+        return self.saved["data"]["image_shape"] is not None
+
+    @property
+    def main_metric(self) -> str:
+        """What is shown first, beside the loss: accuracy where it is measured, else what chose the weights."""
+        measured = {name for row in self.metrics for name in row}
+        best: str = workdir_lib.rank_by(self.saved)["best_metric"]
+        return "accuracy" if "accuracy" in measured or not measured else best.removeprefix("ema_")
+
+    @property
+    def higher_is_better(self) -> bool:
+        """Of the main metric."""
+        return self.main_metric == "accuracy" or bool(workdir_lib.rank_by(self.saved)["higher_is_better"])
 
 
 def read_runs(workdirs: Sequence[str]) -> list[RunFiles]:

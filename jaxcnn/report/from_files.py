@@ -28,19 +28,20 @@ def overview(run: RunFiles) -> Section:
     config, data, summary = run.saved["config"], run.saved["data"], run.summary
     experiment, model, seed = run.saved["experiment"], config["model"]["name"], config["seed"]
     sentence = f"Experiment {experiment}: {model} on {data['name']}, seed {seed}."
-    values = []
+    values, metric, form = [], run.main_metric, _form(run.main_metric)
     for split in ("test", "validation"):
         measured = (summary or {}).get("splits", {}).get(split)
         if measured:
             note = f"n = {measured['num_examples']:,}; loss {number_in_words(measured['loss'])}"
-            values.append((f"{split} accuracy", number_in_words(measured["accuracy"], ".2%"), note))
+            values.append((f"{split} {metric}", number_in_words(measured[metric], form), note))
     if summary is None:
         sentence += " This run has not finished; figures are as far as it came."
         if run.failed_at is not None:
             sentence += f" It ended at step {run.failed_at:,}, where the training loss was not finite."
-        accuracies = run.points("validation", "accuracy")[1]
-        if accuracies:
-            values.append(("validation accuracy so far", f"{accuracies[-1]:.2%}", f"at step {run.last_step:,}"))
+        values_so_far = run.points("validation", metric)[1]
+        if values_so_far:
+            so_far = format(values_so_far[-1], form)
+            values.append((f"validation {metric} so far", so_far, f"at step {run.last_step:,}"))
         share = f"{run.last_step / run.total_steps:.0%} of {run.total_steps:,} steps"
         values.append(("not finished", f"step {run.last_step:,}", share))
     else:
@@ -49,11 +50,19 @@ def overview(run: RunFiles) -> Section:
         values.append(("parameters", _short_count(summary["num_params"]), f"{summary['num_params']:,}"))
         values.append(("training", _duration(summary["seconds"]["train"]), epochs))
         device = f"{summary['num_devices']} x {summary['platform']}"
-        values.append(("images per second", f"{summary['images_per_second']:,.0f}", f"in training, on {device}"))
-    shape = " x ".join(map(str, data["image_shape"]))
+        what = summary.get("examples", "images")
+        values.append((f"{what} per second", f"{summary['images_per_second']:,.0f}", f"in training, on {device}"))
     examples = " / ".join(f"{count:,} {split}" for split, count in data["num_examples"].items())
-    values.append(("classes", f"{len(data['class_names']):,}", f"{shape} pixels; {examples}"))
+    shape = f"{' x '.join(map(str, data['image_shape']))} pixels; " if run.has_images else ""
+    if data["class_names"]:
+        values.append(("classes", f"{len(data['class_names']):,}", f"{shape}{examples}"))
+    else:
+        values.append(("examples", f"{sum(data['num_examples'].values()):,}", f"{shape}{examples}"))
     return Section("Overview", paragraph(words(printable(sentence)), css="soft") + tiles(values))
+
+
+def _form(metric: str) -> str:
+    return ".2%" if metric == "accuracy" else ".4g"
 
 
 # ---- curves
@@ -66,7 +75,7 @@ def curves(runs: Sequence[RunFiles]) -> Section:
     missing: list[str] = []
     for name, title, what, reason in (
         ("loss", "loss", "loss", "no row of metrics.jsonl has a loss yet"),
-        ("accuracy", "accuracy", "accuracy", "no row of metrics.jsonl has an accuracy yet"),
+        *((name, name, name, f"no row of metrics.jsonl has an {name} yet") for name in _main_metrics(runs)),
         ("learning_rate", "learning rate", "", "no row of metrics.jsonl has a learning rate yet"),
         (
             "gradient_norm",
@@ -96,11 +105,15 @@ def curves(runs: Sequence[RunFiles]) -> Section:
     return Section("Training", body, pictures)
 
 
+def _main_metrics(runs: Sequence[RunFiles]) -> list[str]:
+    return [name for name in dict.fromkeys(run.main_metric for run in runs) if name != "loss"]
+
+
 def _lines(runs: Sequence[RunFiles], name: str) -> list[Line]:
     alone = len(runs) == 1
     lines = []
     for number, run in enumerate(runs):
-        if name in ("loss", "accuracy"):
+        if name in ("loss", *_main_metrics(runs)):
             train = run.points("train", name)
             validation = run.points("validation", name)
             if train[0]:
@@ -125,10 +138,12 @@ def _lines(runs: Sequence[RunFiles], name: str) -> list[Line]:
 def _caption(runs: Sequence[RunFiles], name: str, lines: Sequence[Line], what: str) -> str:
     thinned = any(len(line.xs) > figures.MOST_POINTS for line in lines)
     thin = f" Long lines are drawn as {figures.MOST_POINTS} means of neighbouring rows." if thinned else ""
-    if name in ("loss", "accuracy"):
+    if name in ("loss", *_main_metrics(runs)):
         counts = runs[0].saved["data"]["num_examples"]
         n = f", n = {counts['validation']:,}" if len(runs) == 1 and "validation" in counts else ""
-        direction = "Lower is better" if name == "loss" else "Higher is better"
+        of_metric = next((run for run in runs if run.main_metric == name), None)
+        is_higher = name != "loss" and of_metric is not None and of_metric.higher_is_better
+        direction = "Higher is better" if is_higher else "Lower is better"
         if len(runs) > 1:
             train = "strong is validation (of the weights' average, where one is kept), thin is training"
         else:
@@ -199,7 +214,7 @@ def comparison(runs: Sequence[RunFiles]) -> Section:
         ("status", lambda run: "finished" if run.summary else f"at step {run.last_step:,} of {run.total_steps:,}")
     ]
     for split in ("test", "validation"):
-        for metric, form in (("accuracy", ".2%"), ("loss", ".4f")):
+        for metric, form in (*((name, _form(name)) for name in _main_metrics(runs)), ("loss", ".4f")):
             measures.append((f"{split} {metric}", partial(_measured, split=split, metric=metric, form=form)))
     measures += [
         ("parameters", lambda run: _of_summary(run, lambda s: f"{s['num_params']:,}")),
@@ -238,7 +253,7 @@ def _over_seeds(runs: Sequence[RunFiles], changed: dict[str, list[str]]) -> str:
 def _measured(run: RunFiles, *, split: str, metric: str, form: str) -> str:
     measured = (run.summary or {}).get("splits", {}).get(split, {})
     if measured:
-        return number_in_words(measured[metric], form)
+        return number_in_words(measured[metric], form) if metric in measured else "—"
     seen = run.points("validation", metric)[1] if split == "validation" else []
     return f"{number_in_words(seen[-1], form)} so far" if seen else "—"
 

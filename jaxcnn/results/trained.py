@@ -219,13 +219,14 @@ def _unreadable(name: str, fault: Any) -> RunError:
     return RunError(f"{name} cannot be read: {fault}")
 
 
-def _variables_of(
-    module: nn.Module, arrays: dict[str, np.ndarray], image_shape: Sequence[int], source: str
-) -> dict[str, Any]:
-    """The variables of a module. Raises RunError where the arrays are not all that it has, or not finite."""
-    images = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
+def fitted(module: nn.Module, arrays: dict[str, np.ndarray], example: Any, source: str) -> dict[str, Any]:
+    """The variables of a module, called with such an `example`, shapes and dtypes without the batch's axis.
+
+    Raises RunError where the arrays are not all that it has, or not finite.
+    """
+    inputs = jax.tree.map(lambda x: jax.ShapeDtypeStruct((1, *x.shape), x.dtype), example)
     keys = {"params": jax.random.key(0), "dropout": jax.random.key(0)}
-    drawn = jax.eval_shape(partial(module.init, train=True), keys, images)  # as in training: with auxiliary heads
+    drawn = jax.eval_shape(partial(module.init, train=True), keys, inputs)  # as in training: with auxiliary heads
     like = {"params": drawn["params"], "batch_stats": drawn.get("batch_stats", {})}
     try:
         variables: dict[str, Any] = unflatten(arrays, like)
@@ -251,6 +252,10 @@ def load(workdir: str, step: str = "best") -> TrainedModel:
     path = workdir_lib.resolve(str(workdir))
     saved = workdir_lib.read_config(path)
     config, data = from_dict(saved["config"]), saved["data"]
+    if data["image_shape"] is None:
+        raise UserError(
+            f"{path} holds a run of task={config.task}, whose examples are no images; see results/general.py"
+        )
     verbosity = logging.get_verbosity()
     logging.set_verbosity(logging.ERROR)  # Orbax warns that what is opened to be read cannot be written
     try:
@@ -262,7 +267,9 @@ def load(workdir: str, step: str = "best") -> TrainedModel:
     )  # fmt: skip
     return TrainedModel(
         module=module,
-        variables=_variables_of(module, tensors.arrays, data["image_shape"], tensors.source),
+        variables=fitted(
+            module, tensors.arrays, jax.ShapeDtypeStruct(data["image_shape"], jnp.float32), tensors.source
+        ),
         class_names=tuple(data["class_names"]),
         image_shape=tuple(data["image_shape"]),
         mean=tuple(data["mean"]),

@@ -59,8 +59,8 @@ class Facts:
     @cached_property
     def validation(self) -> list[Row]:
         """Rows of validation, without those in which something is not finite."""
-        averaged = any("ema_accuracy" in row for row in self.rows if row["split"] == "validation")
-        return self._finite("validation", *(["ema_accuracy"] if averaged else []))
+        averaged = any("ema_loss" in row for row in self.rows if row["split"] == "validation")
+        return self._finite("validation", *(["ema_loss"] if averaged else []))
 
     def _finite(self, split: str, *names: str) -> list[Row]:
         rows = [row for row in self.rows if row["split"] == split and not not_finite_in(row)]
@@ -83,6 +83,16 @@ class Facts:
         """Accuracy of always predicting the largest class, as far as its share is known."""
         counts = (self.data.get("class_counts") or {}).get("validation")
         return max(counts.values()) / max(1, sum(counts.values())) if counts else 1 / len(self.data["class_names"])
+
+    @property
+    def has_accuracy(self) -> bool:
+        """Whether it is measured: of numbers there is none."""
+        return all("accuracy" in row for row in (*self.train[-1:], *self.validation[-1:]))
+
+    @property
+    def has_images(self) -> bool:
+        """Whether examples are images."""
+        return self.data.get("image_shape", ()) is not None
 
     @property
     def accuracy(self) -> str:
@@ -153,6 +163,8 @@ def _read_predictions(file: epath.Path) -> SavedPredictions | None:
         return None
     try:
         rows = list(csv.DictReader(io.StringIO(read_text(file), newline="")))
+        if rows and {"label", "prediction"} <= rows[0].keys() and "confidence" not in rows[0]:
+            return None  # of numbers
         columns = [[row[name] for row in rows] for name in ("identifier", "label", "prediction")]
         confidences = [float(row["confidence"]) for row in rows]
         if not rows or any(None in column for column in columns) or not all(map(math.isfinite, confidences)):

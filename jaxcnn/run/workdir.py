@@ -41,6 +41,8 @@ _RUN = {
         "class_counts?": ({str: {str: _COUNT}}, None),
         "mean?": [Number()],
         "std?": [Number(1e-37)],
+        "table?": {"target": str, "columns": [{"name": str, "values": ([str], None)}]},
+        "target?": {"mean": Number(), "std": Number(1e-37)},
     },
     "best?": {"best_metric": str, "higher_is_better": bool},
     "pretrained?": {"sha256": str},
@@ -130,6 +132,7 @@ def _check_data_facts(data: dict[str, Any]) -> None:
     """Raises ValueError unless what config.json says of the data fits together."""
     names, shape = data["class_names"], data["image_shape"]
     if shape is None:  # no images
+        _check_table(data)
         return
     if not names or len(shape) != 3 or math.prod(shape) > LARGEST_IMAGE:
         raise ValueError(f"no network sees images of {shape} in {len(names)} classes")
@@ -139,6 +142,19 @@ def _check_data_facts(data: dict[str, Any]) -> None:
     for counts in (data.get("class_counts") or {}).values():
         if not counts:
             raise ValueError("class_counts is of no classes")
+
+
+def _check_table(data: dict[str, Any]) -> None:
+    """Raises ValueError unless what config.json says of a table's columns fits together."""
+    if "table" not in data:
+        return
+    columns, mean, std = data["table"]["columns"], data.get("mean", []), data.get("std", [])
+    if not 0 < len(columns) == len(mean) == len(std):
+        raise ValueError(f"mean and std have {len(mean)} and {len(std)} values for {len(columns)} columns")
+    if any(each["values"] is not None and not each["values"] for each in columns):
+        raise ValueError("a column of text has no values")
+    if not data["class_names"] and "target" not in data:
+        raise ValueError("there are neither classes nor a mean of the target")
 
 
 def rank_by(saved: dict[str, Any]) -> dict[str, Any]:

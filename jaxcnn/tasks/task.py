@@ -3,13 +3,14 @@
 The core knows of a batch only `index`, `epoch`, `mask` and `valid`; all else of it is the task's.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import jax
 import numpy as np
 
+from jaxcnn.config import Config
 from jaxcnn.data import Source, open_source
 from jaxcnn.tasks.metric import Metric
 
@@ -19,13 +20,20 @@ Loss = Callable[[Any, Any], jax.Array]  # (outputs, targets) [B, ...] -> float32
 Prepare = Callable[[Any, Any, Batch], tuple[Any, Any]]
 
 
+def open_images(config: Config, **options: Any) -> Source:
+    """A source of images, as `config.data` names it. Options and errors as of `jaxcnn.data.open_source`."""
+    return open_source(config.data, **options)
+
+
 @dataclass(frozen=True)
 class TaskKind:
     """An entry of config.choices.TASKS: how its data are opened, and how a task is made of config and source."""
 
     make_task: Callable[..., "Task"]  # (config, source, *, resident, device_batch, progress) -> Task
-    open_source: Callable[..., Source] = open_source  # (DataConfig, *, progress, kept) -> Source
-    stand_in_source: Callable[..., Source | None] = lambda data: None  # of data that are not here, for a dry run
+    open_source: Callable[..., Source] = open_images  # (config, *, progress, kept) -> Source
+    stand_in_source: Callable[..., Source | None] = lambda config: None  # of data that are not here, for a dry run
+    # (config, `data` of config.json) -> Finished: what results/general.py evaluates and predicts by
+    finish: Callable[..., "Finished"] | None = None
 
 
 @dataclass(frozen=True)
@@ -55,3 +63,17 @@ class Task:
     best_metric: str  # chooses the weights, unless the config says
     apply: Callable[[Callable[[Any], Any], Any], Any] = lambda model, inputs: model(inputs)  # in evaluation
     examples: str = "examples"  # what they are called, in lines for people
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A task as its run's folder alone makes it, without the data, and what the host makes of outputs.
+
+    Outputs and targets are those of some examples, arrays [n, ...] on the host.
+    """
+
+    task: Task
+    # an example of new data for each row of a file: (how the file names it, its arrays; or what is wrong with it)
+    read: Callable[[str], Iterator[tuple[dict[str, Any], dict[str, np.ndarray] | ValueError]]]
+    answers: Callable[[Any, int], list[dict[str, Any]]]  # (outputs, top_k) -> a row an example, for people
+    compared: Callable[[Any, Any], dict[str, list[Any]]]  # (outputs, targets) -> columns of predictions.csv

@@ -218,9 +218,9 @@ def _open_source(
     stand_in: bool,
 ) -> Source:
     try:
-        return kind.open_source(config.data, progress=progress, kept=kept_splits)
+        return kind.open_source(config, progress=progress, kept=kept_splits)
     except data_lib.NotPreparedError as error:
-        source = kind.stand_in_source(config.data) if stand_in else None
+        source = kind.stand_in_source(config) if stand_in else None
         if source is None:
             raise
         if progress:

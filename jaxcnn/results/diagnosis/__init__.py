@@ -22,7 +22,8 @@ def diagnose(facts: Facts) -> list[Finding]:
     """All findings, the gravest first; none but those "not examined" where nothing is wrong."""
     findings = list(training.not_finite(facts))
     with np.errstate(divide="ignore", invalid="ignore"):  # ratios to losses of 0
-        findings += [each for check in CHECKS for each in check(facts)] if facts.train else [_nothing_yet(facts)]
+        checks = [check for check in CHECKS if facts.has_accuracy or check not in training.OF_ACCURACY]
+        findings += [each for check in checks for each in check(facts)] if facts.train else [_nothing_yet(facts)]
     return sorted([*findings, *_not_examined(facts)], key=lambda finding: SEVERITIES.index(finding.severity))
 
 
@@ -40,6 +41,8 @@ def _not_examined(facts: Facts) -> Iterator[Finding]:
             "there is no row of validation",
             *(() if facts.option("data.validation_fraction") else ("--config.data.validation_fraction=0.1",)),
         )
+    elif facts.train and not facts.has_accuracy:
+        yield missing("underfitting, leakage by accuracy, length", "nothing measures accuracy in this run")
     if facts.summary is None:
         yield missing(
             "whether it trained long enough", "the run has not finished", "the command that began it goes on with it"
@@ -50,13 +53,13 @@ def _not_examined(facts: Facts) -> Iterator[Finding]:
             "there is no telemetry.jsonl",
             "--config.telemetry.every_steps=100",
         )
-    if facts.predictions is None:
+    if facts.predictions is None and facts.data["class_names"]:
         yield missing(
             "class collapse, label noise",
             "there is no predictions.csv",
             f"python -m jaxcnn.evaluate --workdir {facts.workdir}",
         )
-    if facts.data_check is None:
+    if facts.data_check is None and facts.has_images:
         what = "copies between splits" if facts.data.get("class_counts") else "copies between splits, class imbalance"
         yield missing(
             what,

@@ -33,7 +33,8 @@ def listed(names: Sequence[str], count: int = LISTED) -> str:
 def unset(facts: Facts, *options: str) -> tuple[str, ...]:
     """Those of the options `a.b=value` that the run has not on already, as they are typed."""
     off = (None, 0, False, "none")
-    return tuple(f"--config.{each}" for each in options if facts.option(each.partition("=")[0]) in off)
+    usable = [each for each in options if facts.has_images or not each.startswith("augment.")]
+    return tuple(f"--config.{each}" for each in usable if facts.option(each.partition("=")[0]) in off)
 
 
 def times_rate(facts: Facts, factor: float) -> str:
@@ -56,6 +57,11 @@ def longer(facts: Facts) -> str:
     if facts.option("num_steps"):
         return f"--config.num_steps={2 * facts.option('num_steps')}"
     return f"--config.num_epochs={2 * facts.option('num_epochs'):g}"
+
+
+def larger_model(facts: Facts) -> str:
+    """A model that can learn more."""
+    return "--config.model.name=resnet18" if facts.has_images else "--config.model.hidden='(512,512)'"
 
 
 def balance(facts: Facts) -> tuple[str, ...]:

@@ -12,6 +12,7 @@ from jaxcnn.results.diagnosis.finding import (
     STANDARD_ERRORS,
     Finding,
     find_rate,
+    larger_model,
     longer,
     lower_rate,
     times_rate,
@@ -98,7 +99,7 @@ def _slow(facts: Facts) -> Iterator[Finding]:
     if len(losses) < SLOW_ROWS:
         return
     falling, fall = float((np.diff(losses) < 0).mean()), float(1 - losses[-1] / losses[0])
-    if falling >= SLOW_SHARE and 0 < fall < SLOW_FALL and facts.train[-1]["accuracy"] < 1 - LOSS_FLOOR:
+    if falling >= SLOW_SHARE and 0 < fall < SLOW_FALL and facts.train[-1].get("accuracy", 0) < 1 - LOSS_FLOOR:
         yield Finding(
             "learning rate too small",
             "warning",
@@ -119,13 +120,15 @@ def _overfitting(facts: Facts) -> Iterator[Finding]:
     if not facts.validation:
         return
     last = facts.validation[-1]
-    train, validation = facts.trained("accuracy", len(facts.validation) - 1), last["accuracy"]
-    gap, signs = train - validation, []
-    if gap >= OVERFIT_GAP and gap > STANDARD_ERRORS * facts.error_of(validation):
-        signs.append(
-            f"accuracy is {train:.1%} in training and {validation:.1%} in validation; under augmentation, dropout and "
-            "weights that still moved the first is too low, so the gap is larger still"
-        )
+    signs = []
+    if facts.has_accuracy:
+        train, validation = facts.trained("accuracy", len(facts.validation) - 1), last["accuracy"]
+        gap = train - validation
+        if gap >= OVERFIT_GAP and gap > STANDARD_ERRORS * facts.error_of(validation):
+            signs.append(
+                f"accuracy is {train:.1%} in training and {validation:.1%} in validation; under augmentation, dropout "
+                "and weights that still moved the first is too low, so the gap is larger still"
+            )
     losses = [row["loss"] for row in facts.validation]
     least = int(np.argmin(losses))
     rises = losses[-1] >= OVERFIT_RISE * losses[least]
@@ -178,7 +181,7 @@ def _underfitting(facts: Facts) -> Iterator[Finding]:
             "warning",
             f"accuracy is {train:.1%} in training and at best {validation:.1%} in validation: {skill:.0%} of the way "
             "from guessing to all right",
-            (longer(facts), find_rate(), "--config.model.name=resnet18", *turn_off_regularisation(facts)),
+            (longer(facts), find_rate(), larger_model(facts), *turn_off_regularisation(facts)),
         )
 
 
@@ -203,7 +206,9 @@ def _leak_by_accuracy(facts: Facts) -> Iterator[Finding]:
             "warning",
             f"accuracy is {validation:.1%} in validation and {train:.1%} in training, more than augmentation and "
             "dropout explain: are there copies of training images in it, or is it easier?",
-            (f"python -m jaxcnn.data check {facts.data['name']} --json {facts.workdir}/data_check.json",),
+            (f"python -m jaxcnn.data check {facts.data['name']} --json {facts.workdir}/data_check.json",)
+            if facts.has_images
+            else (),
         )
 
 
@@ -301,3 +306,4 @@ CHECKS: tuple[Callable[[Facts], Iterator[Finding]], ...] = (
     _diverged, _spikes, _slow, _overfitting, _underfitting, _leak_by_accuracy, _still_improving, _stopped_improving,
     _small_validation, _waiting,
 )  # fmt: skip
+OF_ACCURACY = (_underfitting, _leak_by_accuracy, _still_improving, _stopped_improving, _small_validation)

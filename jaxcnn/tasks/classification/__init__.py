@@ -88,4 +88,8 @@ def _make_prepare(facts: dict[str, Any], *, config: Config, source: Source, resi
     return prepare
 
 
-CLASSIFICATION = TaskKind(make_task, stand_in_source=data_lib.stand_in_source)
+def _stand_in_source(config: Config) -> Source | None:
+    return data_lib.stand_in_source(config.data)
+
+
+CLASSIFICATION = TaskKind(make_task, stand_in_source=_stand_in_source)

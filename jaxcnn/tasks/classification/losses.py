@@ -97,6 +97,11 @@ def mse(logits: jax.Array, targets: jax.Array, config: LossConfig) -> jax.Array:
     return jnp.mean(optax.losses.squared_error(logits, targets), axis=-1)
 
 
+def huber(logits: jax.Array, targets: jax.Array, config: LossConfig) -> jax.Array:
+    """Mean over classes of Huber's (1964) loss: e^2 / 2 of an error e, from huber_delta on linear. Of the logits."""
+    return jnp.mean(optax.losses.huber_loss(logits, targets, delta=config.huber_delta), axis=-1)
+
+
 def mae(logits: jax.Array, targets: jax.Array, config: LossConfig) -> jax.Array:
     """Mean over classes of |logit - target|: of the logits themselves, not of probabilities."""
     return jnp.mean(jnp.abs(logits - targets), axis=-1)

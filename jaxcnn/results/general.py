@@ -1,0 +1,446 @@
+"""What any task's finished run is worth on a split, and what it says of new data, by its metrics and hooks alone.
+
+The commands come here for every task that config/choices.py:TASKS does not send elsewhere. Nothing here knows what an
+example is.
+"""
+
+import copy
+import csv
+import io
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from itertools import islice
+from typing import Any
+
+import jax
+import numpy as np
+from absl import logging
+
+from jaxcnn.command import check_outputs, check_step
+from jaxcnn.config import Config, from_dict
+from jaxcnn.config.choices import choose
+from jaxcnn.data import Source
+from jaxcnn.errors import RunError, UserError
+from jaxcnn.files import to_json, write_atomically, writing
+from jaxcnn.machine import versions
+from jaxcnn.models.make import make_model
+from jaxcnn.results.trained import fitted
+from jaxcnn.run import workdir as workdir_lib
+from jaxcnn.run.log import RunLog
+from jaxcnn.tasks.metric import Metric, Metrics
+from jaxcnn.tasks.task import Finished, TaskKind
+from jaxcnn.terminal import PatientConsole, complain, one_line
+from jaxcnn.training.build import is_resident
+from jaxcnn.training.evaluation import collect
+from jaxcnn.training.feed import Feed, Progress, ResidentFeed, StreamingFeed
+from jaxcnn.training.parallel import make_parallel, set_up
+from jaxcnn.transfer.pretrained import run_arrays
+
+MOST_WEIGHTS = 1 << 22  # of resamples times examples that are held at a time
+
+
+@dataclass(frozen=True)
+class FinishedRun:
+    """A run's network, its task, and what its folder says."""
+
+    folder: Any
+    saved: dict[str, Any]
+    config: Config
+    kind: TaskKind
+    finished: Finished
+    module: Any
+    variables: dict[str, Any]
+    step: int
+
+    def outputs(self, variables: dict[str, Any], batch: Any) -> Any:
+        """The pure function behind every answer: of a batch as the source has it."""
+        inputs, _ = self.prepare(batch)
+        return self.finished.task.apply(partial(self.module.apply, variables, train=False), inputs)
+
+    def targets(self, batch: Any) -> Any:
+        """What a batch's outputs are compared with."""
+        return self.prepare(batch)[1]
+
+    def prepare(self, batch: Any) -> Any:
+        """(inputs, targets) of a batch, as evaluated."""
+        return self.finished.task.prepare(self.saved["data"])(None, None, batch)
+
+    @property
+    def batch_size(self) -> int:
+        """Of evaluation."""
+        return self.config.eval_batch_size or self.config.batch_size
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """A split's predictions and what they are worth. What is not defined is None."""
+
+    run: FinishedRun
+    split: str
+    source: Source
+    metrics: tuple[Metric, ...]  # the loss first
+    scores: dict[str, float | None]
+    intervals: dict[str, tuple[float, float]]
+    interval_facts: dict[str, Any]
+    places: np.ndarray  # int [n]: which of the split's examples these are
+    identifiers: tuple[str, ...]
+    columns: dict[str, list[Any]]  # of each example, what it was and what was said
+
+
+def load(workdir: str, step: str = "best") -> FinishedRun:
+    """A run's network, from its folder alone. Raises UserError, RunError as jaxcnn.load."""
+    folder = workdir_lib.resolve(workdir)
+    saved = workdir_lib.read_config(folder)
+    config = from_dict(saved["config"])
+    kind: Any = choose("task", config.task).load()
+    if kind.finish is None:
+        raise UserError(f"{folder} holds a run of task={config.task}, which says nothing of finished runs")
+    finished = kind.finish(config, saved["data"])
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity(logging.ERROR)  # Orbax warns that what is opened to be read cannot be written
+    try:
+        tensors, _ = run_arrays(folder, step)
+    finally:
+        logging.set_verbosity(verbosity)
+    module = make_model(config.model, **finished.task.model)
+    variables = fitted(module, tensors.arrays, finished.task.example, tensors.source)
+    number = int(tensors.source.rpartition(" ")[2])
+    return FinishedRun(folder, saved, config, kind, finished, module, variables, number)
+
+
+# ---- evaluate
+
+
+def evaluate_run(
+    run: FinishedRun,
+    *,
+    split: str = "test",
+    data_dir: str | None = None,
+    eval_batch_size: int | None = None,
+    num_devices: int | None = None,
+    resamples: int = 1000,
+    level: float = 0.95,
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> Evaluation:
+    """Measures every metric of the task, and the loss, on a split of the run's data.
+
+    Args:
+      data_dir: where data lie, if not where they did.
+      eval_batch_size: examples a call, over all devices; none: the run's.
+      num_devices: none: all.
+      resamples, level, seed: of the bootstrap; no resamples, no intervals.
+      progress: told while data are read.
+
+    Raises:
+      UserError: the data are not there, or not the run's.
+      RunError: they are damaged, or outputs are not finite.
+    """
+    source = _own_source(run, data_dir, progress)
+    if split not in source.splits:
+        raise UserError(f"--split={split}: the run has none (data.validation_fraction=0)")
+    wanted = eval_batch_size or run.batch_size
+    outputs, targets, places = _pass_over(run, source, split, wanted, num_devices, progress or (lambda *_: None))
+    bad = sum(int((~np.isfinite(each)).reshape(len(each), -1).any(axis=1).sum()) for each in jax.tree.leaves(outputs))
+    if bad:
+        raise RunError(
+            f"the outputs of {run.folder}, step {run.step:,}, are not finite for {bad:,} of {len(places):,} examples "
+            f"of {split}: the run has diverged; train with a lower optimizer.learning_rate"
+        )
+    task = run.finished.task
+    losses = jax.jit(task.losses(run.config.loss).evaluate)(outputs, targets)
+    metrics = Metrics(task.metrics)
+    values = jax.device_get(metrics.of_examples(outputs, targets, losses))
+    records = source.splits[split]
+    return Evaluation(
+        run=run,
+        split=split,
+        source=source,
+        metrics=tuple(metrics.by_name.values()),
+        scores={name: _number(finished_mean(metrics.by_name[name], value)) for name, value in values.items()},
+        intervals=bootstrap(metrics, values, resamples=resamples, level=level, seed=seed) if resamples else {},
+        interval_facts={
+            "method": "percentile bootstrap over examples", "resamples": resamples, "level": level, "seed": seed
+        },
+        places=places,
+        identifiers=tuple(records.records.identifier(int(records.indices[place])) for place in places),
+        columns=run.finished.compared(outputs, targets),
+    )  # fmt: skip
+
+
+def finished_mean(metric: Metric, values: np.ndarray) -> float:
+    """A metric of all examples, from what it averages of each, [n] or [n, size]."""
+    return float(metric.finish(np.asarray(values, np.float64).mean(axis=0)))
+
+
+def bootstrap(
+    metrics: Metrics, values: dict[str, np.ndarray], *, resamples: int, level: float, seed: int
+) -> dict[str, tuple[float, float]]:
+    """Percentile intervals over resampled examples (Efron & Tibshirani 1993, section 13.3).
+
+    Args:
+      values: what each metric averages, [n] or [n, size].
+      resamples: how many sets of n examples are drawn, with replacement.
+      level: the share of them that lies within the interval.
+      seed: of the draws; the weights of the examples are a function of it, of n and of the resample alone.
+    """
+    count, generator = len(next(iter(values.values()))), np.random.default_rng(seed)
+    means: dict[str, list[np.ndarray]] = {name: [] for name in values}
+    piece = max(1, MOST_WEIGHTS // count)
+    for start in range(0, resamples, piece):
+        drawn = [generator.integers(0, count, count) for _ in range(min(piece, resamples - start))]
+        weights = np.stack([np.bincount(each, minlength=count) for each in drawn]) / count
+        for name, each in values.items():
+            means[name].append(weights @ np.asarray(each, np.float64))
+    tails = (1 - level) / 2, (1 + level) / 2
+    intervals = {}
+    for name, pieces in means.items():
+        resampled = np.asarray(metrics.by_name[name].finish(np.concatenate(pieces)), np.float64)
+        low, high = np.quantile(resampled, tails)
+        if math.isfinite(low) and math.isfinite(high):
+            intervals[name] = float(low), float(high)
+    return intervals
+
+
+def _own_source(run: FinishedRun, data_dir: str | None, progress: Progress | None) -> Source:
+    """The run's data, checked to be those."""
+    config = copy.deepcopy(run.config)
+    config.data.exclude = None  # what is left of it stands in the run's splits
+    config.data.dir = data_dir or config.data.dir
+    source: Source = run.kind.open_source(config, progress=progress, kept=workdir_lib.read_splits(run.folder))
+    facts = {"fingerprint": source.fingerprint, "splits": source.splits_digest}
+    workdir_lib.check_data(run.folder, run.saved["data"], facts)
+    return source
+
+
+def _pass_over(
+    run: FinishedRun, source: Source, split: str, wanted: int, num_devices: int | None, tell: Progress
+) -> tuple[Any, Any, np.ndarray]:
+    """(outputs, targets, which of the split's examples these are), each [n, ...]."""
+    parallel = make_parallel("jit", num_devices=num_devices)
+    examples = source.splits[split]
+    only = replace(source, splits={"train": examples, "measured": examples})  # in train damaged ones are replaced
+    feed_kind = ResidentFeed if is_resident(run.config, only) else StreamingFeed
+    feed: Feed = feed_kind(run.config, only, parallel, tell)
+    batch_size = math.ceil(min(wanted, len(examples)) / parallel.num_devices) * parallel.num_devices
+    try:
+        (outputs,), targets, places = collect(
+            [(run.outputs, run.variables)],
+            feed.evaluation("measured", batch_size),
+            targets=run.targets,
+            fetch=feed.fetch,
+            parallel=parallel,
+            num_examples=lambda: feed.num_counted("measured"),
+        )
+    finally:
+        feed.close()
+    return outputs, targets, places
+
+
+def _number(value: float) -> float | None:
+    """With the seven digits that float32 has; None for what is not a number."""
+    return float(f"{value:.7g}") if math.isfinite(value) else None
+
+
+def evaluate_command(values: Any, argv: list[str]) -> int:
+    """What `python -m jaxcnn.evaluate` does for such a run. Raises UserError, RunError."""
+    task = _task_of(values.workdir[0])
+    for option, is_asked in (
+        ("--tta", values.tta is not None),
+        ("--data", values.data is not None),
+        ("several --workdir", len(set(values.workdir)) > 1),
+        ("several --step", "," in values.step),
+    ):
+        if is_asked:
+            raise UserError(f"{option}: a run of task={task} is evaluated alone, as it is, on its own data")
+    set_up(None, compilation_cache=True)
+    folder = workdir_lib.resolve(values.workdir[0])
+    log = RunLog(folder, tensorboard=False)
+    evaluation = evaluate_run(
+        load(values.workdir[0], values.step.strip()),
+        split=values.split or "test",
+        data_dir=values.data_dir,
+        eval_batch_size=values.batch_size,
+        resamples=values.resamples,
+        progress=log.work,
+    )
+    _show(evaluation, log.console)
+    output = workdir_lib.resolve(values.output) if values.output else folder
+    suffix = "" if evaluation.split == "test" else f"-{evaluation.split}"
+    suffix += "" if values.step == "best" else f"-step-{values.step.strip()}"
+    files = save(evaluation, output, suffix, command=argv)
+    log.say(f"everything is in {' and '.join(map(str, files))}")
+    scores = {name: value for name, value in evaluation.scores.items() if value is not None}
+    line = {"split": evaluation.split, "step": evaluation.run.step, **scores, "num_examples": len(evaluation.places)}
+    log.say(to_json(line))
+    return 0
+
+
+def save(evaluation: Evaluation, folder: Any, suffix: str, *, command: list[str]) -> list[Any]:
+    """Writes evaluation{suffix}.json and predictions{suffix}.csv; returns where they are. Raises RunError."""
+    files = [folder / f"evaluation{suffix}.json", folder / f"predictions{suffix}.csv"]
+    lines = ",\n".join(f"  {to_json(name)}: {to_json(value)}" for name, value in contents(evaluation, command).items())
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        write_atomically(files[1], predictions(evaluation))
+        write_atomically(files[0], f"{{\n{lines}\n}}\n")
+    except Exception as error:  # a bucket's own errors are no OSError
+        raise RunError(f"{folder} cannot be written ({one_line(error)}); pass another --output") from None
+    return files
+
+
+def contents(evaluation: Evaluation, command: list[str]) -> dict[str, Any]:
+    """All of evaluation.json."""
+    run, source = evaluation.run, evaluation.source
+    member = {
+        "workdir": str(run.folder),
+        "experiment": run.saved["experiment"],
+        "model": run.config.model.name,
+        "step": run.step,
+        "scores": evaluation.scores,
+    }
+    return {
+        "experiment": run.saved["experiment"],
+        "task": run.config.task,
+        "split": evaluation.split,
+        "data": {"name": source.name, "fingerprint": source.fingerprint},
+        "num_examples": len(evaluation.places),
+        "step": run.step,
+        "members": [member],
+        "scores": evaluation.scores,
+        "units": {metric.name: metric.unit for metric in evaluation.metrics},
+        "intervals": evaluation.intervals,
+        "interval_facts": evaluation.interval_facts,
+        "class_names": list(source.class_names),
+        "command": command,
+        "versions": versions(),
+    }
+
+
+def predictions(evaluation: Evaluation) -> str:
+    """A line an example, as CSV."""
+    columns = {"index": evaluation.places.tolist(), "identifier": evaluation.identifiers, **evaluation.columns}
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(columns)
+    writer.writerows(zip(*columns.values(), strict=True))
+    return text.getvalue()
+
+
+def _show(evaluation: Evaluation, console: Any) -> None:
+    from rich.table import Table
+
+    run = evaluation.run
+    table = Table(
+        title=f"{run.saved['experiment']}, step {run.step:,}: {evaluation.split} of {evaluation.source.name}, "
+        f"{len(evaluation.places):,} examples",
+        title_justify="left",
+    )
+    level = 100 * evaluation.interval_facts["level"]
+    for column in ("score", "value", *([f"{level:g} % interval"] if evaluation.intervals else [])):
+        table.add_column(column, justify="left" if column == "score" else "right")
+    for metric in evaluation.metrics:
+        value, bounds = evaluation.scores[metric.name], evaluation.intervals.get(metric.name)
+        name = f"{metric.name} ({metric.unit})" if metric.unit else metric.name
+        interval = "" if bounds is None else f"{bounds[0]:.4f} – {bounds[1]:.4f}"
+        table.add_row(name, "" if value is None else f"{value:.4f}", *([interval] if evaluation.intervals else []))
+    console.print(table)
+
+
+def _task_of(workdir: str) -> str:
+    return str(workdir_lib.read_config(workdir_lib.resolve(workdir))["config"]["task"])
+
+
+# ---- predict
+
+
+def predict(run: FinishedRun, path: str, *, top_k: int = 1) -> Iterator[dict[str, Any] | tuple[dict, ValueError]]:
+    """A row for each example of a file: how the file names it, and the answer, or (that, what is wrong with it).
+
+    Raises UserError: the file cannot be read, or is none of the task's.
+    """
+    call = jax.jit(run.outputs)
+    variables = jax.device_put(run.variables)
+    given = run.finished.read(path)
+    while batch := list(islice(given, run.batch_size)):
+        sound = [arrays for _, arrays in batch if not isinstance(arrays, ValueError)]
+        answers: Iterator[dict[str, Any] | ValueError] = iter(())
+        if sound:
+            rows = [*sound, *[sound[0]] * (run.batch_size - len(sound))]  # padded to one size, compiled once
+            stacked = {name: np.stack([each[name] for each in rows]) for name in sound[0]}
+            outputs = jax.tree.map(lambda x: x[: len(sound)], jax.device_get(call(variables, stacked)))
+            answers = iter(_finite_answers(run.finished, outputs, top_k))
+        for named, arrays in batch:
+            answer = arrays if isinstance(arrays, ValueError) else next(answers)
+            yield (named, answer) if isinstance(answer, ValueError) else {**named, **answer}
+
+
+def _finite_answers(finished: Finished, outputs: Any, top_k: int) -> Sequence[dict[str, Any] | ValueError]:
+    leaves = [each.reshape(len(each), -1) for each in jax.tree.leaves(outputs)]
+    finite = np.all([np.isfinite(each).all(axis=1) for each in leaves], axis=0)
+    fault = ValueError("the network's output is not finite for it; its values are far from those that it has learned")
+    answers = finished.answers(outputs, top_k)
+    return [answer if is_finite else fault for answer, is_finite in zip(answers, finite, strict=True)]
+
+
+def predict_command(values: Any, given: list[str]) -> int:
+    """What `python -m jaxcnn.predict` does for such a run. Raises UserError, RunError."""
+    task = _task_of(values.workdir)
+    for option in ("tta", "explain", "target"):
+        if values[option].value is not None:
+            raise UserError(f"--{option} is for images, and the run is of task={task}; leave it out")
+    if not given or "-" in given:
+        raise UserError("no files given; pass CSV files, e.g. new.csv")
+    if values.csv == values.json == "-":
+        raise UserError("--csv=- and --json=- would both write to stdout; give one of them a file")
+    check_step(values.step)
+    check_outputs(values, "csv", "json")
+    set_up(None, compilation_cache=True)
+    run = load(values.workdir, values.step)
+    run = replace(run, config=replace(run.config, eval_batch_size=values.batch_size or run.config.eval_batch_size))
+    rows, faults = [], 0
+    for path in given:
+        for row in predict(run, path, top_k=values.top_k):
+            if isinstance(row, tuple):
+                faults += 1
+                named = ", ".join(f"{name} {value}" for name, value in row[0].items())
+                complain(f"{path}, {named}: {row[1]}")
+            else:
+                rows.append({"path": path, **row} if len(given) > 1 else row)
+    console = PatientConsole()
+    if values.csv or values.json:
+        for output, text in ((values.csv, _as_csv), (values.json, _as_json)):
+            if output:
+                with writing(output) as file:
+                    file.write(text(rows))
+    else:
+        _print_table(rows, console)
+    if "-" not in (values.csv, values.json):
+        told = [f"{len(rows):,} {run.finished.task.examples} predicted by {run.folder}, step {run.step:,}"]
+        told += [f"{faults:,} left out"] if faults else []
+        told += [f"written to {output}" for output in (values.csv, values.json) if output]
+        console.print("; ".join(told), soft_wrap=True)
+    return 1 if faults else 0
+
+
+def _as_csv(rows: list[dict[str, Any]]) -> str:
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list(rows[0]) if rows else [], lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue()
+
+
+def _as_json(rows: list[dict[str, Any]]) -> str:
+    return "[\n" + ",\n".join(map(to_json, rows)) + "\n]\n" if rows else "[]\n"
+
+
+def _print_table(rows: list[dict[str, Any]], console: Any) -> None:
+    from rich.table import Table
+
+    table = Table(*(rows[0] if rows else ()))
+    for row in rows:
+        table.add_row(*(f"{value:.4f}" if isinstance(value, float) else str(value) for value in row.values()))
+    console.print(table)
