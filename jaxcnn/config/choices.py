@@ -50,13 +50,14 @@ class TaskChoice(Choice):
 
     evaluate: str = "jaxcnn.results.general:evaluate_command"
     predict: str = "jaxcnn.results.general:predict_command"
+    report_looks_inside: bool = False  # at the network and its predictions too, not at the run's files alone
 
 
 @dataclass(frozen=True)
 class LossChoice(Choice):
     """A loss, with what it compares."""
 
-    of: tuple[Literal["classes", "numbers"], ...] = ("classes",)  # the targets that it can be used for
+    of: tuple[Literal["classes", "numbers", "labels"], ...] = ("classes",)  # the targets that it can be used for
     of_logits: bool = False  # logits with targets, not probabilities: a mean of probabilities has no such loss
 
 
@@ -123,16 +124,19 @@ def _airbench_muon(config: Config) -> Iterator[str]:
 # ---- the lists
 
 # A TaskKind: tasks/task.py
+_OF_IMAGES = (
+    "augment.", "loss.", "eval_tta", "data.image_size", "data.channels", "data.mean", "data.std", "data.cache",
+    "data.damaged",
+)  # fmt: skip
 TASKS: dict[str, TaskChoice] = {
     "classification": TaskChoice(
         "jaxcnn.tasks.classification:CLASSIFICATION",
-        reads=(
-            "augment.", "loss.", "eval_tta", "tensorboard_media", "data.image_size", "data.channels", "data.classes",
-            "data.expected_", "data.mean", "data.std", "data.cache", "data.damaged",
-        ),
+        reads=(*_OF_IMAGES, "tensorboard_media", "data.classes", "data.expected_"),
         evaluate="jaxcnn.evaluate:evaluate_images",
         predict="jaxcnn.predict:predict_images",
+        report_looks_inside=True,
     ),
+    "multilabel": TaskChoice("jaxcnn.tasks.multilabel:MULTILABEL", reads=("multilabel.", *_OF_IMAGES)),
     "tabular": TaskChoice("jaxcnn.tasks.tabular:TABULAR", reads=("table.", "loss.")),
 }  # fmt: skip
 
@@ -145,6 +149,7 @@ LOSSES: dict[str, LossChoice] = {
     "kl": LossChoice("jaxcnn.tasks.classification.losses:kl"),
     "mse": LossChoice("jaxcnn.tasks.classification.losses:mse", of=("classes", "numbers"), of_logits=True),
     "mae": LossChoice("jaxcnn.tasks.classification.losses:mae", of=("classes", "numbers"), of_logits=True),
+    "binary_cross_entropy": LossChoice("jaxcnn.tasks.multilabel:binary_cross_entropy", of=("labels",)),
     "huber": LossChoice(
         "jaxcnn.tasks.classification.losses:huber", reads=("loss.huber_delta",), of=("classes", "numbers"),
         of_logits=True,

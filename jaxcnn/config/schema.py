@@ -143,6 +143,14 @@ class GroupsConfig:
 
 
 @dataclass(slots=True)
+class MultilabelConfig:
+    """How sets of labels are written, and when a label is said to be there."""
+
+    separator: str = "|"  # between the labels of an image: beach|sea; the name "-" is of an image without labels
+    thresholds: tuple[float, ...] = field(default=(0.5,), metadata=_range(above=0, high=1))  # one, or one a label
+
+
+@dataclass(slots=True)
 class OptimizerConfig:
     """How the weights move; its links, in order, are in optim.py."""
 
@@ -259,6 +267,7 @@ class Config:
     data: DataConfig = field(default_factory=DataConfig)
     table: TableConfig = field(default_factory=TableConfig)
     augment: AugmentConfig = field(default_factory=AugmentConfig)
+    multilabel: MultilabelConfig = field(default_factory=MultilabelConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
     loss: LossConfig = field(default_factory=LossConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)

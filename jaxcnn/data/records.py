@@ -268,20 +268,19 @@ class JoinedRecords:
 
 
 @dataclass(frozen=True)
-class ChosenClasses:
-    """Records whose labels are numbered anew, for splits that have only some of the classes."""
+class Relabelled:
+    """Records with other labels, for splits of the same files."""
 
     whole: Records
-    numbers: tuple[int, ...]  # of the classes, in their new order
 
     @property
     def name(self) -> str:
-        """Of the whole."""
+        """Name of the whole."""
         return self.whole.name
 
     @property
     def files(self) -> tuple[Path, ...]:
-        """Of the whole."""
+        """Files of the whole."""
         return self.whole.files
 
     def __len__(self) -> int:
@@ -290,24 +289,52 @@ class ChosenClasses:
     def __getitem__(self, record: int) -> Example:
         return next(self.read([record]))
 
-    def renumbered(self, labels: np.ndarray) -> np.ndarray:
-        """int32 [N] of the whole's labels; -1 where it is another class, or not known."""
-        table = np.full(max(self.numbers) + 2, -1, np.int32)  # the last is for all others
-        table[list(self.numbers)] = np.arange(len(self.numbers))
-        return table[np.where((labels < 0) | (labels > max(self.numbers)), -1, labels)]
+    def relabelled(self, labels: np.ndarray) -> np.ndarray:
+        """Labels [N, ...] of the whole's labels; negative where one is not known."""
+        raise NotImplementedError
 
     def labels(self, progress: Progress | None = None) -> np.ndarray:
-        """int32 [N], -1 where a record is of another class."""
-        return self.renumbered(self.whole.labels(progress))
+        """Labels of all records, [N, ...]."""
+        return self.relabelled(self.whole.labels(progress))
 
     def identifier(self, record: int) -> str:
-        """As the whole calls it."""
+        """Identifier in the whole."""
         return self.whole.identifier(record)
 
     def read(self, records: Sequence[int] | np.ndarray) -> Iterator[Example]:
         """The examples in the order asked."""
         for example in self.whole.read(records):
-            yield {**example, "label": int(self.renumbered(np.array(example["label"])))}
+            label = self.relabelled(np.asarray(example["label"])[None])[0]
+            yield {**example, "label": label if label.ndim else int(label)}
+
+
+@dataclass(frozen=True)
+class ChosenClasses(Relabelled):
+    """Records whose labels are numbered anew, for splits that have only some of the classes."""
+
+    numbers: tuple[int, ...]  # of the classes, in their new order
+
+    def relabelled(self, labels: np.ndarray) -> np.ndarray:
+        """int32 [N] of the whole's labels; -1 where it is another class, or not known."""
+        table = np.full(max(self.numbers) + 2, -1, np.int32)  # the last is for all others
+        table[list(self.numbers)] = np.arange(len(self.numbers))
+        return table[np.where((labels < 0) | (labels > max(self.numbers)), -1, labels)]
+
+
+@dataclass(frozen=True)
+class LabelSets(Relabelled):
+    """Records whose class stands for a set of labels, and has the set in its place: 1 for each label that is in it."""
+
+    table: np.ndarray  # float32 [classes of the whole, K], 0 or 1
+
+    @property
+    def label_shape(self) -> tuple[int, ...]:
+        """Shape of a label, (K,)."""
+        return self.table.shape[1:]
+
+    def relabelled(self, labels: np.ndarray) -> np.ndarray:
+        """float32 [N, K] of the whole's classes; -1 where one is not known."""
+        return np.where((labels < 0)[:, None], np.float32(-1), self.table[np.maximum(labels, 0)])
 
 
 def label_shape(records: Records) -> tuple[int, ...]:

@@ -20,11 +20,11 @@ import numpy as np
 
 from jaxcnn.data.decoding import fit_image
 from jaxcnn.data.records import (
-    ChosenClasses,
     DamagedRecordError,
     ImageShape,
     Progress,
     Records,
+    Relabelled,
     Source,
     Split,
     example_of,
@@ -83,7 +83,7 @@ def load_arrays(
     of the split. Either way each record is decoded once. A damaged one is an error or, with `skip_damaged`, a black
     image with the label -1.
     """
-    if isinstance(split.records, ChosenClasses):  # the cache is of the whole set
+    if isinstance(split.records, Relabelled):  # the cache is of the whole set
         images, labels = load_arrays(
             Split(split.records.whole, split.indices),
             fingerprint=fingerprint,
@@ -92,7 +92,7 @@ def load_arrays(
             progress=progress,
             skip_damaged=skip_damaged,
         )
-        return images, split.records.renumbered(labels)
+        return images, split.records.relabelled(labels)
     home = private_cache("decoded") if cache and split.records.files else None
     folder = None if home is None else home / _cache_name(split.records, fingerprint, image_shape)
     arrays = None if folder is None else _load_cached(folder, split.records, image_shape)

@@ -45,6 +45,7 @@ def open_source(
     progress: Progress | None = None,
     kept: dict[str, np.ndarray] | None = None,
     damaged: bool = False,
+    partial: bool = False,
 ) -> Source:
     """Finds the set and its splits: `test` is `test_split`, else the source's own, else its `validation`.
 
@@ -58,9 +59,10 @@ def open_source(
       progress: told while labels, or the headers of many image files, are read.
       kept: the splits of a run that exists, as Source.record_numbers had them: they are its splits for good.
       damaged: files whose header cannot be read stay in the set, for who looks for them; else they are a RunError.
+      partial: splits need not have the same classes, nor more than one, as `open_files` has it.
     """
     tolerant = damaged or data.damaged == "skip" or data.exclude is not None  # which may name the damaged ones
-    stored = open_stored(data, progress=progress, damaged=tolerant)
+    stored = open_stored(data, progress=progress, damaged=tolerant, partial=partial)
     image_shape = _run_shape(data, stored)
     numbers = class_numbers(data, stored.class_names)
     if numbers:
@@ -79,7 +81,7 @@ def open_source(
     if numbers:
         splits = {name: Split(ChosenClasses(each.records, numbers), each.indices) for name, each in splits.items()}
     prepared = data.name.startswith("tfds:")  # shuffled, and its labels take a pass over all records, once
-    if not prepared or data.train_split not in stored.splits:
+    if not partial and (not prepared or data.train_split not in stored.splits):
         _tell_of_classes_without_examples(data, stored.class_names, splits["train"], progress)
     return Source(
         name=data.name,

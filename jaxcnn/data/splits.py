@@ -12,7 +12,7 @@ import numpy as np
 
 from jaxcnn.config import DataConfig, parse_fold
 from jaxcnn.data.order import HOLDOUT_STREAM, LIMIT_STREAM, DrawnGroups
-from jaxcnn.data.records import ChosenClasses, JoinedRecords, Records, Split, classes_of, label_shape
+from jaxcnn.data.records import JoinedRecords, Records, Relabelled, Split, classes_of, label_shape
 from jaxcnn.errors import UserError, nearest
 from jaxcnn.fingerprints import check_same_data
 from jaxcnn.terminal import short_line
@@ -159,7 +159,7 @@ def join(parts: Sequence[Part]) -> Split:
 
 def parts_of(split: Split) -> list[Part]:
     """The inverse of join."""
-    if isinstance(split.records, ChosenClasses):
+    if isinstance(split.records, Relabelled):
         return parts_of(Split(split.records.whole, split.indices))
     if not isinstance(split.records, JoinedRecords):
         return [(split.records, split.indices)]

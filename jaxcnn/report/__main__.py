@@ -15,6 +15,7 @@ from absl import flags
 
 import jaxcnn
 from jaxcnn.command import check_outputs, check_step, flags_help, parse_flags, run_command, show_help
+from jaxcnn.config.choices import TASKS
 from jaxcnn.errors import RunError, UserError, nearest
 from jaxcnn.files import write_atomically
 from jaxcnn.report.files import RunFiles, read_runs
@@ -94,7 +95,7 @@ def make(runs: list[RunFiles], values: Any, log: RunLog) -> tuple[str, dict[str,
     for number, run in enumerate(runs, start=1):
         folder = "" if alone else f"{number}-{re.sub(r'[^A-Za-z0-9._-]+', '-', run.name).strip('.-')}/"
         of_run: Attempt = partial(attempt, folder=folder)
-        of_files = values.quick or not run.has_images
+        of_files = values.quick or not TASKS[run.saved["config"]["task"]].report_looks_inside
         seen, predictions = ([], None) if of_files else _of_network(run, values, log, of_run)
         sections = [
             of_run("Diagnosis", partial(from_files.diagnosis, run, predictions)),

@@ -390,9 +390,9 @@ def predict_command(values: Any, given: list[str]) -> int:
     task = _task_of(values.workdir)
     for option in ("tta", "explain", "target"):
         if values[option].value is not None:
-            raise UserError(f"--{option} is for images, and the run is of task={task}; leave it out")
+            raise UserError(f"--{option} is for classes of images, and the run is of task={task}; leave it out")
     if not given or "-" in given:
-        raise UserError("no files given; pass CSV files, e.g. new.csv")
+        raise UserError("no files given; pass those that the run's task reads: docs/tasks.md")
     if values.csv == values.json == "-":
         raise UserError("--csv=- and --json=- would both write to stdout; give one of them a file")
     check_step(values.step)

@@ -38,8 +38,10 @@ def make_task(
         learns=f"{num_classes} classes",
         example=jax.ShapeDtypeStruct(image_shape, jnp.float32),
         model={"num_classes": num_classes, "image_size": min(image_shape[:2])},
-        facts=partial(_statistics, config=config, source=source),
-        prepare=partial(_make_prepare, config=config, source=source, resident=resident),
+        facts=partial(channel_facts, config=config, source=source),
+        prepare=partial(
+            make_prepare, config=config, image_shape=image_shape, num_classes=num_classes, resident=resident
+        ),
         losses=lambda loss: Losses(train=make_loss(loss, weights), evaluate=make_loss(loss)),
         metrics=metrics,
         recorded=("accuracy", *(["top5_accuracy"] if TOP5_ACCURACY in metrics else [])),
@@ -49,7 +51,7 @@ def make_task(
     )
 
 
-def _statistics(
+def channel_facts(
     train_arrays: Callable[[], dict[str, np.ndarray]] | None, *, config: Config, source: Source
 ) -> dict[str, Any]:
     """`mean` and `std` a channel, in 0..1: as the config has them, else measured on train."""
@@ -69,20 +71,23 @@ def _statistics(
     return {"mean": mean, "std": std}
 
 
-def _make_prepare(facts: dict[str, Any], *, config: Config, source: Source, resident: bool) -> Prepare:
+def make_prepare(
+    facts: dict[str, Any], *, config: Config, image_shape: tuple[int, int, int], num_classes: int, resident: bool
+) -> Prepare:
+    """Images augmented and normalised, with their labels; `facts` are `channel_facts`'."""
     normalise = make_normalise(facts["mean"], facts["std"])
     augment = make_augment(
         config.augment,
         mean=facts["mean"],
         std=facts["std"],
-        image_shape=source.image_shape,
-        num_classes=len(source.class_names),
+        image_shape=image_shape,
+        num_classes=num_classes,
         cropped_at_decode=not resident,
     )
 
-    def prepare(key: Any, keys: Any, batch: Batch) -> tuple[jax.Array, jax.Array]:
+    def prepare(key: Any, keys: Any, batch: Batch) -> tuple[jax.Array, Any]:
         if keys is None:
-            return normalise(batch["image"]), batch["label"]
+            return normalise(batch["image"]), batch.get("label")
         return augment(keys, batch["image"], batch["label"], mirrored(key, batch))
 
     return prepare
