@@ -7,7 +7,7 @@ import dataclasses
 
 from absl import flags
 
-from jaxcnn.command import check_outputs, flags_help, parse_flags, run_command, show_help
+from jaxcnn.command import HELP_FLAGS, check_outputs, flags_help, parse_flags, run_command, show_help
 from jaxcnn.errors import UserError
 from jaxcnn.files import to_json, write_atomically
 from jaxcnn.results.diagnosis import diagnose
@@ -23,7 +23,7 @@ def main(argv: list[str], start: float) -> int:
     values = flags.FlagValues()
     flags.DEFINE_string("workdir", None, "the run's folder", flag_values=values)
     flags.DEFINE_string("json", None, "write the findings there too", flag_values=values)
-    if {"--help", "-help", "-h", "--helpfull"} & set(argv):
+    if HELP_FLAGS & set(argv):
         show_help(f"{__doc__}\n{flags_help(values)}")
         return 0
     parse_flags(values, argv, takes_arguments=False)

@@ -9,7 +9,7 @@ from typing import Any
 
 from absl import flags
 
-from jaxcnn.command import check_outputs, check_step, flags_help, parse_flags, run_command, show_help
+from jaxcnn.command import HELP_FLAGS, check_outputs, check_step, flags_help, parse_flags, run_command, show_help
 from jaxcnn.config import Config, from_dict, validate
 from jaxcnn.config.choices import TASKS, load_function
 from jaxcnn.errors import UserError, nearest
@@ -33,7 +33,7 @@ def main(argv: list[str], start: float) -> int:
     flags.DEFINE_integer("batch_size", None, "images on the devices; default the run's", 1, 10**6, flag_values=values)
     flags.DEFINE_bool("calibrate", True, "fit a temperature on validation", flag_values=values)
     flags.DEFINE_string("output", None, "folder of the files; the first --workdir", flag_values=values)
-    if {"--help", "-help", "-h", "--helpfull"} & set(argv):
+    if HELP_FLAGS & set(argv):
         show_help(f"{__doc__}\n{flags_help(values)}")
         return 0
     parse_flags(values, argv, takes_arguments=False)

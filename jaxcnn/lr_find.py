@@ -12,7 +12,7 @@ from absl import flags
 from etils import epath
 from rich.table import Table
 
-from jaxcnn.command import check_outputs, flags_help, run_command, show_help
+from jaxcnn.command import HELP_FLAGS, check_outputs, flags_help, run_command, show_help
 from jaxcnn.config import Config, EarlyStopConfig, ScheduleConfig
 from jaxcnn.config.command_line import load_config
 from jaxcnn.errors import UserError
@@ -34,7 +34,7 @@ def main(argv: list[str], start: float) -> int:
         "steps", 100, "how many, unless the loss diverges before", FEWEST_STEPS, 10**6, flag_values=values
     )
     flags.DEFINE_string("output", None, "a folder for lr_find.json and lr_find.png", flag_values=values)
-    if {"--help", "-help", "-h", "--helpfull"} & set(argv):
+    if HELP_FLAGS & set(argv):
         show_help(f"{__doc__}\n{flags_help(values)}")
         return 0
     config, experiment = load_config(argv, flag_values=values)

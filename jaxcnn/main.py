@@ -11,7 +11,7 @@ from typing import Any
 
 from absl import flags
 
-from jaxcnn.command import flags_help, run_command, show_help
+from jaxcnn.command import HELP_FLAGS, flags_help, run_command, show_help
 from jaxcnn.config import Config, check_unread, flatten
 from jaxcnn.config.command_line import load_config
 from jaxcnn.errors import UserError
@@ -26,7 +26,7 @@ def main(argv: list[str], start: float) -> int:
     values = flags.FlagValues()
     flags.DEFINE_string("workdir", None, "the run's folder; default runs/<experiment>", flag_values=values)
     flags.DEFINE_bool("dry_run", False, "resolve and show everything, train nothing", flag_values=values)
-    if {"--help", "-help", "-h", "--helpfull"} & set(argv):
+    if HELP_FLAGS & set(argv):
         fields = "\n".join(f"  {name} = {value!r}" for name, value in flatten(Config()).items())
         show_help(
             f"{__doc__}\n  --config: the experiment, FILE or FILE:ARG\n{flags_help(values)}\n\n"

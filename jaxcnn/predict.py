@@ -13,7 +13,7 @@ from typing import Any
 
 from absl import flags
 
-from jaxcnn.command import check_outputs, check_step, flags_help, parse_flags, run_command, show_help
+from jaxcnn.command import HELP_FLAGS, check_outputs, check_step, flags_help, parse_flags, run_command, show_help
 from jaxcnn.config import Config, from_dict, validate
 from jaxcnn.config.choices import TASKS, load_function
 from jaxcnn.data.folder import SUFFIXES
@@ -30,7 +30,7 @@ def main(argv: list[str], start: float) -> int:
     values = flags.FlagValues()
     values.set_gnu_getopt(True)  # options may stand after the images
     _define_flags(values)
-    if {"--help", "-help", "-h", "--helpfull"} & set(argv):
+    if HELP_FLAGS & set(argv):
         show_help(f"{__doc__}\n{flags_help(values)}")
         return 0
     given = parse_flags(values, argv)

@@ -14,7 +14,7 @@ from typing import Any
 from absl import flags
 
 import jaxcnn
-from jaxcnn.command import check_outputs, check_step, flags_help, parse_flags, run_command, show_help
+from jaxcnn.command import HELP_FLAGS, check_outputs, check_step, flags_help, parse_flags, run_command, show_help
 from jaxcnn.config.choices import TASKS
 from jaxcnn.errors import RunError, UserError, nearest
 from jaxcnn.files import write_atomically
@@ -38,7 +38,7 @@ def main(argv: list[str], start: float) -> int:
     flags.DEFINE_string("step", "best", "which checkpoint: best (on validation), last, or its step", flag_values=values)
     flags.DEFINE_integer("image", 0, "of the split, whose feature maps are shown", 0, 2**31 - 1, flag_values=values)
     flags.DEFINE_string("data_dir", None, "where prepared sets lie, if not where they did", flag_values=values)
-    if {"--help", "-help", "-h", "--helpfull"} & set(argv):
+    if HELP_FLAGS & set(argv):
         show_help(f"{__doc__}\n{flags_help(values)}")
         return 0
     more = parse_flags(values, argv)
