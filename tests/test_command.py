@@ -135,8 +135,8 @@ def test_what_a_person_sees(whole):
     assert summary["step"] == 60
     assert summary["weights"] == "best validation accuracy, ema"
     assert summary.keys() == {
-        "experiment", "status", "examples", "step", "epochs", "num_params", "weights", "splits", "seconds", "images_per_second",
-        "platform", "num_devices", "num_processes", "seed", "versions",
+        "experiment", "status", "examples", "step", "epochs", "num_params", "weights", "splits", "seconds",
+        "images_per_second", "platform", "num_devices", "num_processes", "seed", "versions",
     }  # fmt: skip
     assert summary["seconds"].keys() >= {"setup", "compile", "train", "evaluate"}
 
