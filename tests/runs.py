@@ -85,7 +85,7 @@ def train(config: Config, folder: Path, *, report: Any = None) -> dict[str, Any]
     workdir.check(path, "test", config)
     run, feed = build(config)
     path.mkdir(parents=True, exist_ok=True)
-    workdir.write_config(path, "test", config, run.data_facts(), versions())
+    workdir.write_config(path, "test", config, run.data_facts(), versions(), best=run.learning.selections.best.facts())
     log = RunLog(path, tensorboard=config.tensorboard, console=PatientConsole(file=io.StringIO(), width=200))
     checkpoints = Checkpoints(
         path / "checkpoints",
@@ -105,7 +105,7 @@ def begin(config: Config, folder: Path) -> None:
     path = epath.Path(folder)
     run, feed = build(config)
     path.mkdir(parents=True)
-    workdir.write_config(path, "test", config, run.data_facts(), versions())
+    workdir.write_config(path, "test", config, run.data_facts(), versions(), best=run.learning.selections.best.facts())
     checkpoints = Checkpoints(path / "checkpoints", **run.learning.selections.best.facts(), asynchronous=False)
     checkpoints.save(1, jax.device_get({"state": run.init(), "totals": run.learning.metrics.empty()}), {})
     checkpoints.close()

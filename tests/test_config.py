@@ -39,6 +39,8 @@ def another(value, metadata, hint, choices):
         return other, repr(other)
     if hint in (str, str | None):
         return "somewhere", "somewhere"
+    if hint == tuple[int, ...] | None:
+        return (3, 5), "(3,5)"
     if hint not in (tuple[float, ...], tuple[float, ...] | None):
         return ("first", "second"), "('first','second')"
     return (0.25, 0.5), "(0.25,0.5)"

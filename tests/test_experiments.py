@@ -24,7 +24,7 @@ VARIANTS = [
     "cifar10_speedrun.py:94", "cifar10_speedrun.py", "cifar10_speedrun.py:95", "cifar10_speedrun.py:96",
     "imagenet_resnet50.py", "imagenet_resnet50.py:resnet18", "folder.py", "folder.py:small",
     "transfer_cifar10.py:pretrain", "transfer_cifar10.py:scratch", "transfer_cifar10.py", "transfer_cifar10.py:gradual",
-    "transfer_vgg16.py", "transfer_mobilenet.py",
+    "transfer_vgg16.py", "transfer_mobilenet.py", "iris.py", "table.py", "table.py:regression",
 ]  # fmt: skip
 ALIKE = ("cifar10.py:resnet110", "imagenet_resnet50.py:resnet18")  # but for their depth
 SHAPES = {"tfds:mnist": (28, 28, 1), "tfds:cifar10": (32, 32, 3)}
@@ -58,20 +58,24 @@ def test_it_builds_and_traces(variant, tmp_path):
             build(config)
         write_classes(tmp_path, {"cat": 20, "dog": 20}, size=(32, 48))
         config.data.name = f"folder:{tmp_path}"
+    if config.data.name == "csv:":
+        with pytest.raises(UserError, match=r"names no csv; pass --config\.data\.name=csv:PATH"):
+            build(config)
+        (tmp_path / "table.csv").write_text("a,b,y\n" + "".join(f"{n},{n * n},{n % 2}\n" for n in range(30)))
+        config.data.name = f"csv:{tmp_path / 'table.csv'}"
     run, feed = build(config, stand_in=True)
     state = run.abstract_state()
     batch = {
-        "image": jax.ShapeDtypeStruct((16, *run.source.image_shape), "uint8"),
-        "label": jax.ShapeDtypeStruct((16,), "int32"),
+        **{name: jax.ShapeDtypeStruct((16, *spec.shape), spec.dtype) for name, spec in run.source.example.items()},
         **dict.fromkeys(("index", "epoch"), jax.ShapeDtypeStruct((16,), "int32")),
     }
     keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), 16))
-    images, labels = jax.eval_shape(run.learning.prepare, jax.eval_shape(lambda: jax.random.key(0)), keys, batch)
-    assert images.shape == (16, *run.source.image_shape)
+    inputs, targets = jax.eval_shape(run.learning.prepare, jax.eval_shape(lambda: jax.random.key(0)), keys, batch)
+    assert inputs.shape == (16, *run.task.example.shape)
     variables = {"params": state.params, "batch_stats": state.batch_stats}
     apply = functools.partial(run.learning.model.apply, train=False)
-    assert jax.eval_shape(apply, variables, images).shape == (16, len(run.source.class_names))
-    assert labels.shape == (16,)
+    assert jax.eval_shape(apply, variables, inputs).shape == (16, run.task.model["num_classes"])
+    assert {leaf.shape for leaf in jax.tree.leaves(targets)} == {(16,)}
     feed.close()
 
 

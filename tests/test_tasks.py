@@ -12,7 +12,7 @@ import pytest
 from sklearn.metrics import balanced_accuracy_score, f1_score
 
 from jaxcnn.config import Config, validate
-from jaxcnn.config.choices import TASKS, Choice
+from jaxcnn.config.choices import TASKS, TaskChoice
 from jaxcnn.errors import Preempted, UserError
 from jaxcnn.tasks.classification import metrics as classification_metrics
 from jaxcnn.tasks.metric import LOSS, Metric, Metrics, Selection
@@ -48,7 +48,7 @@ def rotation(monkeypatch):
     exec(code, module.__dict__)
     monkeypatch.setitem(sys.modules, "my_package.rotation", module)
     monkeypatch.setitem(TASKS, "rotation", None)  # so that what the entry puts there goes again
-    exec(entry, {"TASKS": TASKS, "Choice": Choice})
+    exec(entry, {"TASKS": TASKS, "TaskChoice": TaskChoice})
     return module
 
 

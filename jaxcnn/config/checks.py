@@ -237,6 +237,8 @@ def type_name(hint: Any) -> str:
         item = typing.get_args(hint)[0]
         if item is float:
             return "a tuple of floats, e.g. '(0.5, 0.5)'"
+        if item is int:
+            return "a tuple of integers, e.g. '(64, 64)'"
         return "a tuple of " + ("names" if item is str else "names or numbers") + ", e.g. \"('first', 'second')\""
     if dataclasses.is_dataclass(hint):
         return str(getattr(hint, "__name__", hint))

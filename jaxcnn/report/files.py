@@ -73,8 +73,9 @@ class RunFiles:
     def main_metric(self) -> str:
         """What is shown first, beside the loss: accuracy where it is measured, else what chose the weights."""
         measured = {name for row in self.metrics for name in row}
-        best: str = workdir_lib.rank_by(self.saved)["best_metric"]
-        return "accuracy" if "accuracy" in measured or not measured else best.removeprefix("ema_")
+        if "accuracy" in measured or not measured:
+            return "accuracy"
+        return str(workdir_lib.rank_by(self.saved)["best_metric"]).removeprefix("ema_")
 
     @property
     def higher_is_better(self) -> bool:

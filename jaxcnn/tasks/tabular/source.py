@@ -196,6 +196,8 @@ def open_source(
         data = replace(data, stratify=False)
         _check_no_classes(config)
     names = [name for name in table.columns if name != target]
+    if not config.table.encode:
+        _check_text(data.name, table, names)
     rows = TableRecords(data.name, np.empty((len(targets), 0)), targets, table.lines, table.is_file)
     stored = {"train": Split(rows, np.arange(len(rows)))}
     fingerprint = fingerprint_of("table", data.name.partition(":")[0], digest)
@@ -203,7 +205,7 @@ def open_source(
     available, num_excluded = (stored, 0) if exclusion is None else without(stored, exclusion, data.name)
     splits = assign_splits(data, available, progress) if kept is None else restore_splits(kept, stored, fingerprint)
     numbers = record_numbers(splits, stored, fingerprint)
-    columns = _columns(data.name, table, names, splits["train"].indices, encode=config.table.encode)
+    columns = _columns(data.name, table, names, splits["train"].indices)
     features = np.stack([each.numbers(table.columns[each.name]) for each in columns], axis=1).astype(np.float32)
     rows = replace(rows, features=features)
     counts = {
@@ -281,18 +283,22 @@ def _without_gaps(name: str, table: Table, target: str, options: TableConfig, te
     return table
 
 
-def _columns(name: str, table: Table, names: Sequence[str], train: np.ndarray, *, encode: bool) -> tuple[Column, ...]:
-    """What each column holds, text as far as it stands in train's rows."""
+def _check_text(name: str, table: Table, names: Sequence[str]) -> None:
+    """Raises UserError where a column is text."""
     text = [column for column in names if is_text(table.columns[column])]
-    if text and not encode:
+    if text:
         where = ", ".join(f"{column!r} ({_first_text(table, column)})" for column in text[:5])
         raise UserError(
             f"{name} has text in {where}{', …' if len(text) > 5 else ''}: mend the cells, set table.encode=true for an "
             f'input for each value, or leave it out: table.drop="{tuple(text)}"'
         )
+
+
+def _columns(name: str, table: Table, names: Sequence[str], train: np.ndarray) -> tuple[Column, ...]:
+    """What each column holds, text as far as it stands in train's rows."""
     columns = []
     for column in names:
-        if column not in text:
+        if not is_text(table.columns[column]):
             columns.append(Column(column))
             continue
         values = sorted({cell for cell in table.columns[column][train] if cell})
