@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 from sklearn.metrics import average_precision_score, f1_score
 
+import jaxcnn
 from jaxcnn import evaluate, predict
 from jaxcnn.config import Config
 from jaxcnn.errors import UserError
@@ -67,6 +68,8 @@ def test_evaluate_and_predict(trained: Path, listed: Path, tmp_path: Path) -> No
     low, high = said["intervals"]["mean_average_precision"]
     assert low <= said["scores"]["mean_average_precision"] <= high
     assert said["class_names"] == list(LABELS)
+    with pytest.raises(UserError, match="task=multilabel, which is not of single classes of images"):
+        jaxcnn.load(str(trained))
     answers = tmp_path / "answers.csv"
     image = str(listed.parent / "01.png")
     assert predict.main(["predict", "--workdir", str(trained), image, f"--csv={answers}"], 0.0) == 0

@@ -424,7 +424,7 @@ def test_a_regression_is_diagnosed_and_reported(price_run):
     assert "validation rmse so far" in page
     assert "Lower is better" in page
     assert "could not be made" not in page.lower()
-    with pytest.raises(UserError, match="holds a run of task=tabular, whose examples are no images"):
+    with pytest.raises(UserError, match="holds a run of task=tabular, which is not of single classes of images"):
         load(workdir)
 
 

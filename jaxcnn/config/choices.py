@@ -50,7 +50,7 @@ class TaskChoice(Choice):
 
     evaluate: str = "jaxcnn.results.general:evaluate_command"
     predict: str = "jaxcnn.results.general:predict_command"
-    report_looks_inside: bool = False  # at the network and its predictions too, not at the run's files alone
+    looks_inside: bool = False  # jaxcnn.load and the report look at its network; else at the run's files alone
 
 
 @dataclass(frozen=True)
@@ -134,7 +134,7 @@ TASKS: dict[str, TaskChoice] = {
         reads=(*_OF_IMAGES, "tensorboard_media", "data.classes", "data.expected_"),
         evaluate="jaxcnn.evaluate:evaluate_images",
         predict="jaxcnn.predict:predict_images",
-        report_looks_inside=True,
+        looks_inside=True,
     ),
     "multilabel": TaskChoice("jaxcnn.tasks.multilabel:MULTILABEL", reads=("multilabel.", *_OF_IMAGES)),
     "tabular": TaskChoice("jaxcnn.tasks.tabular:TABULAR", reads=("table.", "loss.")),

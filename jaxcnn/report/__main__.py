@@ -95,7 +95,7 @@ def make(runs: list[RunFiles], values: Any, log: RunLog) -> tuple[str, dict[str,
     for number, run in enumerate(runs, start=1):
         folder = "" if alone else f"{number}-{re.sub(r'[^A-Za-z0-9._-]+', '-', run.name).strip('.-')}/"
         of_run: Attempt = partial(attempt, folder=folder)
-        of_files = values.quick or not TASKS[run.saved["config"]["task"]].report_looks_inside
+        of_files = values.quick or not TASKS[run.saved["config"]["task"]].looks_inside
         seen, predictions = ([], None) if of_files else _of_network(run, values, log, of_run)
         sections = [
             of_run("Diagnosis", partial(from_files.diagnosis, run, predictions)),

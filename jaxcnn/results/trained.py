@@ -17,6 +17,7 @@ from absl import logging
 
 from jaxcnn.augment import average_views, make_normalise
 from jaxcnn.config import Config, from_dict
+from jaxcnn.config.choices import TASKS
 from jaxcnn.data.given import Given, each_image, prepared
 from jaxcnn.errors import RunError, UserError, nearest
 from jaxcnn.layers.features import feature_pyramid
@@ -252,9 +253,10 @@ def load(workdir: str, step: str = "best") -> TrainedModel:
     path = workdir_lib.resolve(str(workdir))
     saved = workdir_lib.read_config(path)
     config, data = from_dict(saved["config"]), saved["data"]
-    if data["image_shape"] is None:
+    if not TASKS[config.task].looks_inside:
         raise UserError(
-            f"{path} holds a run of task={config.task}, whose examples are no images; see results/general.py"
+            f"{path} holds a run of task={config.task}, which is not of single classes of images; load it by "
+            "jaxcnn.results.general.load"
         )
     verbosity = logging.get_verbosity()
     logging.set_verbosity(logging.ERROR)  # Orbax warns that what is opened to be read cannot be written
