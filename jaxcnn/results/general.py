@@ -23,15 +23,16 @@ from jaxcnn.config import Config, from_dict
 from jaxcnn.config.choices import choose
 from jaxcnn.data import Source
 from jaxcnn.errors import RunError, UserError
-from jaxcnn.files import to_json, write_atomically, writing
+from jaxcnn.files import to_json, writing
 from jaxcnn.machine import versions
 from jaxcnn.models.make import make_model
 from jaxcnn.results.trained import fitted
+from jaxcnn.results.written import write_files
 from jaxcnn.run import workdir as workdir_lib
 from jaxcnn.run.log import RunLog
 from jaxcnn.tasks.metric import Metric, Metrics
 from jaxcnn.tasks.task import Finished, TaskKind
-from jaxcnn.terminal import PatientConsole, complain, one_line
+from jaxcnn.terminal import PatientConsole, complain
 from jaxcnn.training.build import is_resident
 from jaxcnn.training.evaluation import collect
 from jaxcnn.training.feed import Feed, Progress, ResidentFeed, StreamingFeed
@@ -270,25 +271,12 @@ def evaluate_command(values: Any, argv: list[str]) -> int:
     output = workdir_lib.resolve(values.output) if values.output else folder
     suffix = "" if evaluation.split == "test" else f"-{evaluation.split}"
     suffix += "" if values.step == "best" else f"-step-{values.step.strip()}"
-    files = save(evaluation, output, suffix, command=argv)
+    files = write_files(output, suffix, contents(evaluation, argv), predictions(evaluation))
     log.say(f"everything is in {' and '.join(map(str, files))}")
     scores = {name: value for name, value in evaluation.scores.items() if value is not None}
     line = {"split": evaluation.split, "step": evaluation.run.step, **scores, "num_examples": len(evaluation.places)}
     log.say(to_json(line))
     return 0
-
-
-def save(evaluation: Evaluation, folder: Any, suffix: str, *, command: list[str]) -> list[Any]:
-    """Writes evaluation{suffix}.json and predictions{suffix}.csv; returns where they are. Raises RunError."""
-    files = [folder / f"evaluation{suffix}.json", folder / f"predictions{suffix}.csv"]
-    lines = ",\n".join(f"  {to_json(name)}: {to_json(value)}" for name, value in contents(evaluation, command).items())
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        write_atomically(files[1], predictions(evaluation))
-        write_atomically(files[0], f"{{\n{lines}\n}}\n")
-    except Exception as error:  # a bucket's own errors are no OSError
-        raise RunError(f"{folder} cannot be written ({one_line(error)}); pass another --output") from None
-    return files
 
 
 def contents(evaluation: Evaluation, command: list[str]) -> dict[str, Any]:

@@ -34,17 +34,21 @@ def suffix_of(
 
 
 def save(evaluation: Evaluation, folder: Any, suffix: str, *, command: list[str]) -> list[Any]:
+    """Writes the files of an evaluation, as `write_files`."""
+    return write_files(folder, suffix, contents(evaluation, command=command), predictions_csv(evaluation))
+
+
+def write_files(folder: Any, suffix: str, content: dict[str, Any], predictions: str) -> list[Any]:
     """Writes evaluation{suffix}.json and predictions{suffix}.csv, each whole or not at all; returns where they are.
 
     Raises:
       RunError: they cannot be written.
     """
     files = [folder / f"evaluation{suffix}.json", folder / f"predictions{suffix}.csv"]
-    content = contents(evaluation, command=command)
     lines = ",\n".join(f"  {to_json(name)}: {to_json(value)}" for name, value in content.items())
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        write_atomically(files[1], predictions_csv(evaluation))
+        write_atomically(files[1], predictions)
         write_atomically(files[0], f"{{\n{lines}\n}}\n")
     except Exception as error:  # a bucket's own errors are no OSError
         raise RunError(f"{folder} cannot be written ({one_line(error)}); pass another --output") from None
