@@ -98,6 +98,7 @@ def _train(run: Any, feed: Any, experiment: str, workdir: Any, log: RunLog, star
     config: Config = run.config
     num_params = sum(leaf.size for leaf in jax.tree.leaves(run.abstract_state().params))
     pretrained = None if workdir_lib.has_checkpoints(workdir) else run.pretrained
+    before = workdir_lib.saved_convolutions(workdir)
     workdir_lib.write_config(
         workdir,
         experiment,
@@ -106,9 +107,12 @@ def _train(run: Any, feed: Any, experiment: str, workdir: Any, log: RunLog, star
         versions(),
         pretrained=None if pretrained is None else pretrained.facts(),
         best=run.learning.selections.best.facts(),
+        convolutions=run.convolutions,
     )
     workdir_lib.write_splits(workdir, run.source.record_numbers)
     log.say(describe(run, experiment, num_params))
+    if before is not None and run.convolutions not in (None, before):
+        log.say(f"they were computed by {before}: this run goes on equal up to rounding, not bit for bit")
     if pretrained is not None:
         log.console.print(pretrained.table())
     if run.learning.finetuning.layers:

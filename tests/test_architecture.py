@@ -134,6 +134,7 @@ OTHER_DOORS = {
     "data/decoding.py": "the opener of images",
     "data/downloads.py": "downloads, and what archives hold, as large as was registered",
     "data/label_cache.py": "the private cache", "data/resident.py": "the private cache",
+    "layers/onednn/library.py": "what the kernel says, in files that have no size",
     "data/without_tensorflow.py": "TensorFlow's file functions, in its stead",
 }  # fmt: skip
 FILE_CALLS = {

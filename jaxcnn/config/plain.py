@@ -13,6 +13,7 @@ from jaxcnn.errors import UserError, nearest
 RESUMABLE_FIELDS = (
     "eval_batch_size", "log_every_steps", "checkpoint.every_epochs", "checkpoint.every_steps", "checkpoint.keep_last",
     "checkpoint.asynchronous", "model.remat", "parallel", "platform", "num_devices", "steps_per_call", "metrics",
+    "model.convolution",  # they are equal but for rounding
     "tensorboard", "tensorboard_media", "telemetry.every_steps", "profile.steps", "compilation_cache", "data.dir",
     "data.cache",
     "data.damaged", "data.num_workers", "data.prefetch_batches",

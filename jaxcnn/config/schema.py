@@ -110,6 +110,8 @@ class ModelConfig:
     initializer: str | None = None  # of all kernels: a key of layers.initializers.INITIALIZERS; none: the paper's
     norm: str | None = field(default=None, metadata=_among("batch", "group", "layer", "none"))  # none: the paper's
     dtype: str = field(default="float32", metadata=_among("float32", "bfloat16"))  # of compute; params stay float32
+    # On CPUs, what computes convolutions: see layers/conv.py. They differ in rounding and speed.
+    convolution: str = field(default="auto", metadata=_among("auto", "onednn", "xla", "products"))
     remat: bool = False  # keep only what stands between blocks, compute the rest again: less memory, more time
     batch_norm: str = field(default="global", metadata=_among("global", "per_device"))  # the batch it normalises over
     batch_norm_momentum: float = field(default=0.9, metadata=_range(0, 1))  # of the running statistics

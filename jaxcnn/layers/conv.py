@@ -1,10 +1,13 @@
 """A 2-D convolution with gradients of its own, as fast inside loops as outside them, and fast on CPUs.
 
-Off CPUs it is XLA's; on them conv_cpu.py's.
+Off CPUs it is XLA's; on them oneDNN's or conv_cpu.py's, whichever is faster: this file chooses, when it is traced.
 """
 
-from collections.abc import Callable
-from functools import partial
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from functools import partial, wraps
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +15,68 @@ from flax import linen as nn
 from jax import lax
 from jax.typing import DTypeLike
 
-from jaxcnn.layers.conv_cpu import Window, conv_cpu, conv_xla
+from jaxcnn.layers.conv_cpu import Window, conv_cpu, conv_xla, suits_winograd
+from jaxcnn.layers.conv_onednn import conv_onednn
+from jaxcnn.layers.onednn.call import why_not
+from jaxcnn.layers.onednn.library import library
+from jaxcnn.layers.onednn.plan import FORWARD, Convolution
+
+AUTO = "auto"
+ON_CPUS: dict[str, Callable[..., jax.Array]] = {
+    "onednn": conv_onednn,
+    "products": conv_cpu,
+    "xla": conv_xla,
+}
+# Multiply-adds from which oneDNN is chosen: below, Python's part of a call outweighs its gain. A kernel of one pixel is
+# one matrix product, in which XLA is as fast until it is large; and Winograd's fewer products (conv_cpu.py) outweigh
+# oneDNN's from so many inputs x outputs on. docs/performance.md has the figures.
+ONEDNN_FROM, ONEDNN_FROM_POINTWISE = 2_000_000, 16_000_000
+WINOGRAD_FROM = 128 * 128
+
+_asked: ContextVar[str] = ContextVar("convolution", default=AUTO)
+
+
+@contextmanager
+def computed_by(way: str) -> Iterator[None]:
+    """Has convolutions on CPUs that are traced inside computed by a key of ON_CPUS, or by the fastest: `auto`."""
+    token = _asked.set(way)
+    try:
+        yield
+    finally:
+        _asked.reset(token)
+
+
+def by(way: str, function: Callable) -> Callable:
+    """`function`, whose convolutions are `computed_by` this way wherever it is traced."""
+
+    @wraps(function, updated=())
+    def traced(*arguments: Any, **keywords: Any) -> Any:
+        with computed_by(way):
+            return function(*arguments, **keywords)
+
+    return traced
+
+
+def way_of(convolution: Convolution) -> str:
+    """The key of ON_CPUS by which a convolution and its gradients are computed."""
+    asked, count = _asked.get(), convolution.multiply_adds
+    if asked == "onednn":
+        return "onednn" if count else "xla"  # none: there is nothing to compute
+    if asked != AUTO:
+        return asked
+    *size, inputs, outputs = convolution.kernel
+    pointwise = size == [1, 1] and convolution.window.groups == 1
+    winograd = suits_winograd(convolution.kernel, convolution.window) and inputs * outputs >= WINOGRAD_FROM
+    worth_it = not winograd and count >= (ONEDNN_FROM_POINTWISE if pointwise else ONEDNN_FROM)
+    return "onednn" if worth_it and jax.default_backend() == "cpu" and why_not() is None else "products"
+
+
+def words(way: str) -> str:
+    """What computes a run's convolutions on CPUs, asked for in this way."""
+    if way in (AUTO, "onednn") and why_not() is None:
+        here = library()
+        return f"oneDNN {here.version} on {here.threads} thread{'' if here.threads == 1 else 's'}"
+    return "XLA's own" if way == "xla" else "matrix products"
 
 
 class Conv(nn.Module):
@@ -68,28 +132,32 @@ def conv(
         pads = [(padding, padding)] * 2
     (top, bottom), (left, right) = pads
     window = Window((strides, strides), ((top, bottom), (left, right)), (dilation, dilation), groups)
-    return _conv(images, kernel, window)
+    return _conv(images, kernel, window, way_of(Convolution(FORWARD, images.shape, kernel.shape, window)))
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(2,))
-def _conv(x: jax.Array, kernel: jax.Array, window: Window) -> jax.Array:
+@partial(jax.custom_vjp, nondiff_argnums=(2, 3))
+def _conv(x: jax.Array, kernel: jax.Array, window: Window, way: str) -> jax.Array:
     result: jax.Array = lax.platform_dependent(
-        x, kernel, cpu=partial(conv_cpu, window=window), default=partial(conv_xla, window=window)
+        x, kernel, cpu=partial(ON_CPUS[way], window=window), default=partial(conv_xla, window=window)
     )
     return result
 
 
-def _conv_forward(x: jax.Array, kernel: jax.Array, window: Window) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
-    return _conv(x, kernel, window), (x, kernel)
+def _conv_forward(
+    x: jax.Array, kernel: jax.Array, window: Window, way: str
+) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+    return _conv(x, kernel, window, way), (x, kernel)
 
 
-def _conv_backward(window: Window, saved: tuple[jax.Array, jax.Array], dy: jax.Array) -> tuple[jax.Array, jax.Array]:
+def _conv_backward(
+    window: Window, way: str, saved: tuple[jax.Array, jax.Array], dy: jax.Array
+) -> tuple[jax.Array, jax.Array]:
     def gradients(x: jax.Array, kernel: jax.Array, dy: jax.Array, *, function: Callable) -> tuple[jax.Array, jax.Array]:
         dx, dkernel = jax.vjp(partial(function, window=window), x, kernel)[1](dy)
         return dx, dkernel
 
     result: tuple[jax.Array, jax.Array] = lax.platform_dependent(
-        *saved, dy, cpu=partial(gradients, function=conv_cpu), default=partial(gradients, function=conv_xla)
+        *saved, dy, cpu=partial(gradients, function=ON_CPUS[way]), default=partial(gradients, function=conv_xla)
     )
     return result
 

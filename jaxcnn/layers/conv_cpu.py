@@ -58,7 +58,7 @@ def conv_cpu(x: jax.Array, kernel: jax.Array, window: Window) -> jax.Array:
 def _dense(x: jax.Array, kernel: jax.Array, window: Window) -> jax.Array:
     if _is_pointwise(kernel, window):
         return _every(x, window.strides) @ kernel[0, 0]
-    if _suits_winograd(kernel, window):
+    if suits_winograd(kernel.shape, window):
         return _winograd(x, kernel, window.padding)
     if _suits_bands(kernel, window):
         return _banded(x, kernel, window)
@@ -87,7 +87,7 @@ def _dense_backward(window: Window, saved: tuple[jax.Array, jax.Array], dy: jax.
         for size, r, pad, rows, stride in zip(x.shape[1:3], reach, before, dy.shape[1:3], window.strides, strict=True)
     ]
     padding = tuple(zip(before, after, strict=True))
-    if _suits_winograd(kernel, window) and min(before) >= 0 and min(after) >= 0:
+    if suits_winograd(kernel.shape, window) and min(before) >= 0 and min(after) >= 0:
         dx = _winograd(dy, kernel[::-1, ::-1], padding, contract=1)
         return dx, _winograd_kernel_gradient(x, dy, window.padding)
     if window.strides == (1, 1):
@@ -107,10 +107,11 @@ def _is_pointwise(kernel: jax.Array, window: Window) -> bool:
     return kernel.shape[:2] == (1, 1) and window.padding == ((0, 0), (0, 0))
 
 
-def _suits_winograd(kernel: jax.Array, window: Window) -> bool:
-    height, width, inputs, outputs = kernel.shape
+def suits_winograd(kernel: Sequence[int], window: Window) -> bool:
+    """Whether a convolution by a kernel [height, width, in / groups, out] is computed by Winograd's method."""
+    height, width, inputs, outputs = kernel
     return (
-        (height, width) == (3, 3)
+        (height, width, window.groups) == (3, 3, 1)
         and window.strides == window.dilation == (1, 1)
         and min(inputs, outputs) >= 16
         and inputs * outputs >= WINOGRAD_CHANNELS

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from jaxcnn.config import ModelConfig
 from jaxcnn.errors import UserError, nearest
 from jaxcnn.layers.blocks import ACTIVATIONS
+from jaxcnn.layers.conv import by
 from jaxcnn.layers.initializers import INITIALIZERS
 from jaxcnn.layers.norm import BatchNorm, GroupNorm, NoNorm, without_axis
 from jaxcnn.models import MODELS
@@ -110,7 +111,7 @@ def check_traces(model: nn.Module, example: Any, *, one_alone: bool) -> None:
     """
     key, two = jax.random.key(0), _batch_of(2, example)
     try:
-        variables = jax.eval_shape(partial(model.init, train=False), key, two)
+        variables = jax.eval_shape(by("xla", partial(model.init, train=False)), key, two)  # traced fastest
     except Exception:
         shapes = [leaf.shape for leaf in jax.tree.leaves(example)]
         if len(shapes) == 1 and len(shapes[0]) == 3:  # an image: the model's own words
@@ -121,7 +122,7 @@ def check_traces(model: nn.Module, example: Any, *, one_alone: bool) -> None:
         ) from None
     if one_alone:
         train = partial(without_axis(model).apply, train=True, mutable=True, rngs={"params": key, "dropout": key})
-        jax.eval_shape(train, variables, _batch_of(1, example))
+        jax.eval_shape(by("xla", train), variables, _batch_of(1, example))
 
 
 def params_in_order(model: nn.Module, example: Any) -> dict[str, Any]:
@@ -137,7 +138,7 @@ def params_in_order(model: nn.Module, example: Any) -> dict[str, Any]:
         names.extend(params)  # flax keeps the order; what comes out of eval_shape is sorted
         return params
 
-    params = jax.eval_shape(init, jax.random.key(0))
+    params = jax.eval_shape(by("xla", init), jax.random.key(0))
     return {name: params[name] for name in names}
 
 

@@ -44,6 +44,7 @@ _RUN = {
         "table?": {"target": str, "columns": [{"name": str, "values": ([str], None)}]},
         "target?": {"mean": Number(), "std": Number(1e-37)},
     },
+    "convolutions?": str,
     "best?": {"best_metric": str, "higher_is_better": bool},
     "pretrained?": {"sha256": str},
     "command?": [str],
@@ -172,6 +173,11 @@ def saved_data(workdir: epath.Path) -> dict[str, Any] | None:
     return read_config(workdir)["data"] if (workdir / "config.json").exists() else None
 
 
+def saved_convolutions(workdir: epath.Path) -> str | None:
+    """What computed the convolutions of the run that began there; versions before oneDNN did not say it."""
+    return read_config(workdir).get("convolutions", "matrix products") if (workdir / "config.json").exists() else None
+
+
 def read_summary(workdir: epath.Path) -> dict[str, Any] | None:
     """Content of summary.json, which only a finished run has; one that is damaged is written again."""
     try:
@@ -242,12 +248,14 @@ def write_config(
     *,
     pretrained: dict[str, Any] | None = None,
     best: dict[str, Any] | None = None,
+    convolutions: str | None = None,
 ) -> None:
     """Makes the folder this run's.
 
     Args:
       pretrained: facts of the weights that the run begins with now, if it does.
       best: how its checkpoints are ranked, as `rank_by` gives it.
+      convolutions: what computes them, where that is a choice.
 
     Raises:
       UserError: it cannot be written, or the data or weights are not those that the run in it was trained on.
@@ -269,6 +277,7 @@ def write_config(
         "data": data,
         **({} if pretrained is None else {"pretrained": pretrained}),
         **({} if best is None else {"best": best}),
+        **({} if convolutions is None else {"convolutions": convolutions}),
         "command": sys.argv,
         "versions": versions,
     }

@@ -21,6 +21,8 @@ from jaxcnn.config import MOST_STEPS, Config, FinetuneConfig, parse_steps
 from jaxcnn.config.choices import choose
 from jaxcnn.data import Source
 from jaxcnn.errors import UserError, nearest
+from jaxcnn.layers.conv import computed_by
+from jaxcnn.layers.conv import words as convolutions_words
 from jaxcnn.models.make import check_name, check_traces, has_batch_norm, make_model, params_in_order
 from jaxcnn.tasks.metric import LOSS, Metrics
 from jaxcnn.tasks.task import Losses, Prepare, Task, TaskKind
@@ -121,22 +123,33 @@ class Run:
 
     def abstract_state(self) -> TrainState:
         """Shapes and dtypes of the state; computes nothing."""
+        return self._abstract_state
+
+    @cached_property
+    def _abstract_state(self) -> TrainState:
         return jax.eval_shape(self.init_from, jax.random.key(self.config.seed))
+
+    @property
+    def convolutions(self) -> str | None:
+        """What computes its convolutions where that is a choice: on CPUs, in models that have some."""
+        has_some = any(leaf.ndim == 4 for leaf in jax.tree.leaves(self.abstract_state().params))
+        return convolutions_words(self.config.model.convolution) if self.parallel.on_cpu and has_some else None
 
     def init_from(self, key: jax.Array, examples: Any = None) -> TrainState:
         """The state before the first step, as a pure function of the run's key and, for from_data, train's examples."""
         learning = self.learning
         if examples is not None:
             examples, _ = learning.prepare(None, None, jax.tree.map(lambda x: x[:FIRST_EXAMPLES], examples))
-        return init_state(
-            key,
-            self.task.example,
-            model=learning.model,
-            optimizer=learning.optimizer,
-            initializer=self.config.model.initializer,
-            ema=learning.average is not None,
-            examples=examples,
-        )
+        with computed_by("xla"):  # what it computes is not looked at: this is traced fastest
+            return init_state(
+                key,
+                self.task.example,
+                model=learning.model,
+                optimizer=learning.optimizer,
+                initializer=self.config.model.initializer,
+                ema=learning.average is not None,
+                examples=examples,
+            )
 
     def data_facts(self) -> dict[str, Any]:
         """What a run's folder says of its data."""
@@ -200,7 +213,12 @@ def build(
 
 
 def _devices(config: Config) -> Parallel:
-    parallel = make_parallel(config.parallel, platform=config.platform, num_devices=config.num_devices)
+    parallel = make_parallel(
+        config.parallel,
+        platform=config.platform,
+        num_devices=config.num_devices,
+        convolution=config.model.convolution,
+    )
     if config.batch_size % (parallel.num_devices * config.optimizer.accumulate):
         raise UserError(
             f"batch_size={config.batch_size} does not divide over {parallel.num_devices} devices x "

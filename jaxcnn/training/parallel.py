@@ -15,6 +15,8 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jaxcnn.errors import UserError, nearest
+from jaxcnn.layers.conv import AUTO, by
+from jaxcnn.layers.onednn.call import why_not
 from jaxcnn.machine import private_cache
 
 AXIS = "data"
@@ -26,6 +28,7 @@ class Parallel:
 
     mode: str
     devices: tuple[jax.Device, ...]
+    convolution: str = AUTO  # what computes convolutions on CPUs, of layers/conv.py
 
     @property
     def num_devices(self) -> int:
@@ -112,6 +115,7 @@ class Parallel:
           donate: numbers of the arguments whose memory the results may take.
           remat: the function recomputes what it does not keep. Under pmap, CPUs keep it all the same.
         """
+        function = by(self.convolution, function)
         if self.mode == "pmap":
             return jax.pmap(function, axis_name=AXIS, devices=self.devices, donate_argnums=tuple(donate))
         # XLA's CPU compiler drops the barrier between a value and its recomputation early, and then merges the two.
@@ -158,8 +162,13 @@ def set_up(platform: str | None, *, compilation_cache: bool) -> None:
         jax.config.update("jax_enable_compilation_cache", False)
 
 
-def make_parallel(mode: str, *, platform: str | None = None, num_devices: int | None = None) -> Parallel:
-    """Finds the devices. Raises UserError when they are not there: a run that names its platform gets that or none."""
+def make_parallel(
+    mode: str, *, platform: str | None = None, num_devices: int | None = None, convolution: str = AUTO
+) -> Parallel:
+    """Finds the devices. Raises UserError when they are not there: a run that names its platform gets that or none.
+
+    `convolution`: what computes convolutions on CPUs; named, it must be there too.
+    """
     try:
         devices = jax.devices(platform)
     except (RuntimeError, AssertionError) as error:  # JAX asserts, with no words, when no platform is left
@@ -175,4 +184,7 @@ def make_parallel(mode: str, *, platform: str | None = None, num_devices: int | 
         devices = devices[:num_devices]
     if mode not in ("jit", "pmap"):
         raise UserError(f"parallel={mode!r} is not known; {nearest(mode, ('jit', 'pmap'))}")
-    return Parallel(mode, tuple(devices))
+    missing = why_not() if convolution == "onednn" else None
+    if missing is not None:
+        raise UserError(f"model.convolution=onednn: {missing}")
+    return Parallel(mode, tuple(devices), convolution)

@@ -13,7 +13,10 @@ from etils import epath
 from rich.console import Console
 
 from jaxcnn import data as data_lib
-from jaxcnn.config import flatten
+from jaxcnn.config import Config, flatten
+from jaxcnn.layers.onednn.call import flops as onednn_flops
+from jaxcnn.layers.onednn.call import why_not
+from jaxcnn.layers.onednn.library import NotForThisMachineError
 from jaxcnn.run.workdir import has_checkpoints
 from jaxcnn.training.build import Run, normalised_over
 
@@ -74,6 +77,8 @@ def describe(run: Run, experiment: str, num_params: int) -> str:
         f"model {config.model.name}: {num_params:,} parameters, {config.model.dtype}; "
         f"{learning.total_steps:,} steps of {config.batch_size} {run.task.examples}, {run.calls.steps_per_call} a call",
     ]
+    if run.convolutions is not None:
+        lines.append(f"convolutions by {run.convolutions}{_faster(config)}")
     validation, test = source.splits.get("validation"), source.splits["test"]
     if validation is not None and (shared := data_lib.num_shared(validation, test)):
         lines.append(
@@ -83,6 +88,13 @@ def describe(run: Run, experiment: str, num_params: int) -> str:
     if normalised is not None:
         lines.append(f"batch norm normalises over {normalised} {run.task.examples} ({config.model.batch_norm})")
     return "\n".join(lines)
+
+
+def _faster(config: Config) -> str:
+    """How convolutions would be faster, where they could be."""
+    reason = why_not()
+    helps = config.model.convolution == "auto" and reason and not isinstance(reason, NotForThisMachineError)
+    return f"; {reason}" if helps else ""
 
 
 def _decoders(run: Run) -> str:
@@ -149,7 +161,8 @@ def step_cost(run: Run) -> tuple[float, Memory]:
         aliased=analysis.alias_size_in_bytes,
         other_splits=other_splits,
     )
-    return cost.get("flops", float("nan")) * parallel.num_devices, memory
+    flops = max(0.0, cost.get("flops", 0.0)) + onednn_flops(compiled.as_text())
+    return flops * parallel.num_devices, memory
 
 
 def _mib(size: int) -> str:
