@@ -4,7 +4,7 @@
 #   ./launch.sh test [ARGS…]    the fast tests (-m slow: the long ones); ARGS go to pytest
 #   ./launch.sh check           format, lint and types
 #   ./launch.sh setup           the environment alone
-# JAXCNN_EXTRAS (e.g. cuda12, cuda13, tpu) overrides what is found on the machine; PYTHON names the interpreter.
+# JAXCNN_EXTRAS (e.g. cuda12, cuda13, tpu, onednn, or nothing) overrides what is found on the machine; PYTHON names the interpreter.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")"
 
@@ -24,11 +24,12 @@ setup() {                                     # setup EXTRA…: installs the pro
   for extra in ${extras//,/ }; do touch ".venv/installed-$stamp-$extra"; done
 }
 
-accelerator() {                               # the extra for the accelerator of this machine, or nothing
+accelerator() {                               # the extra for this machine: of its GPU or TPU, or of an x86-64 CPU
   if command -v nvidia-smi >/dev/null && nvidia-smi -L >/dev/null 2>&1; then
     case "$(nvidia-smi)" in *'CUDA Version: 1'[3-9]*) echo cuda13 ;; *) echo cuda12 ;; esac
   elif compgen -G "/dev/accel*" >/dev/null; then echo tpu
-  elif compgen -G "/dev/vfio/[0-9]*" >/dev/null && grep -qs Google /sys/class/dmi/id/product_name; then echo tpu; fi
+  elif compgen -G "/dev/vfio/[0-9]*" >/dev/null && grep -qs Google /sys/class/dmi/id/product_name; then echo tpu
+  elif [ "$(uname -sm)" = "Linux x86_64" ]; then echo onednn; fi
 }
 
 train() {

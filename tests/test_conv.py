@@ -12,8 +12,15 @@ from flax import linen as nn
 from jax import lax
 
 from jaxcnn.layers import conv_cpu
-from jaxcnn.layers.conv import Conv, conv
+from jaxcnn.layers.conv import Conv, computed_by, conv
 from jaxcnn.layers.pool import adaptive_avg_pool, max_pool
+
+
+@pytest.fixture(autouse=True)
+def products():
+    """conv_cpu.py's ways; oneDNN's have tests/test_onednn.py."""
+    with computed_by("products"):
+        yield
 
 
 def plain(images, kernel, *, strides=1, padding="SAME", dilation=1, groups=1):

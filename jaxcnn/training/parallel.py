@@ -104,22 +104,20 @@ class Parallel:
 
         return jax.tree.map(one, tree)
 
-    def compile(
-        self, function: Callable, *, sharded: dict[int, int], donate: Sequence[int] = (), remat: bool = False
-    ) -> Callable:
+    def compile(self, function: Callable, *, sharded: dict[int, int], donate: Sequence[int] = ()) -> Callable:
         """Compiles a function of positional arrays.
 
         Args:
           function: all its results are the same on every device.
           sharded: argument number -> the axis along which the argument is spread; others are replicated.
           donate: numbers of the arguments whose memory the results may take.
-          remat: the function recomputes what it does not keep. Under pmap, CPUs keep it all the same.
         """
         function = by(self.convolution, function)
         if self.mode == "pmap":
             return jax.pmap(function, axis_name=AXIS, devices=self.devices, donate_argnums=tuple(donate))
-        # XLA's CPU compiler drops the barrier between a value and its recomputation early, and then merges the two.
-        options = {"xla_disable_hlo_passes": "cse_barrier_expander"} if remat and self.on_cpu else None
+        # XLA's CPU compiler drops barriers early (those of layers/norm.py, and those between
+        # a value and what recomputes it, model.remat), unless told; pmap cannot tell it.
+        options = {"xla_disable_hlo_passes": "cse_barrier_expander"} if self.on_cpu else None
         if self.num_devices == 1:
             return jax.jit(function, donate_argnums=tuple(donate), compiler_options=options)
 

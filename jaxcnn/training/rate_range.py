@@ -60,7 +60,6 @@ def range_test(run: Run, feed: Feed, rates: np.ndarray, *, progress: Progress = 
         partial(train_steps, step=partial(run.calls.step, optimizer=optimizer), fetch=feed.fetch),
         sharded={3: 1},
         donate=(0, 1),
-        remat=config.model.remat,
     )
     state, data = parallel.replicate(run.init()), feed.data("train")
     key, empty = parallel.replicate(jax.random.key(config.seed)), jax.device_get(run.learning.metrics.empty())

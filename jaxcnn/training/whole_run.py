@@ -173,7 +173,7 @@ def train_in_chunks(
         length = min(num_steps, pieces.total_steps - step)
         if length not in compiled:
             chunk = partial(train_chunk, num_steps=length, pieces=pieces)
-            compiled[length] = parallel.compile(chunk, sharded={}, donate=(0,), remat=run.config.model.remat)
+            compiled[length] = parallel.compile(chunk, sharded={}, donate=(0,))
         state, curves = compiled[length](state, data, *arguments)
         step += length
         yield parallel.unreplicate(state), parallel.unreplicate(curves)
