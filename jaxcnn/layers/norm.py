@@ -4,7 +4,6 @@ Parameters, statistics and the arithmetic between them are float32, whatever the
 """
 
 import math
-from functools import partial
 from typing import Any
 
 import jax
@@ -17,56 +16,63 @@ from jaxcnn.errors import UserError
 Means = tuple[jax.Array, ...]
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(5, 6, 7))
-def _normalise(
-    x: jax.Array,
-    scale: jax.Array,
-    bias: jax.Array,
-    running: tuple[jax.Array, jax.Array],
-    held: jax.Array,
-    epsilon: float,
-    axis_name: str | None,
-    dtype: DTypeLike,
-) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Returns x, normalised over all axes but the last and over `axis_name`, then scaled and moved; mean; variance.
+# Each of the two operations below has a gradient of its own, which reads the array less often than JAX's would. Between
+# them are means over devices and arithmetic on channels, which are JAX's to differentiate. `anchor` has no gradient: in
+# exact arithmetic no result depends on it.
 
-    Where `held`, the running mean and variance stand for those of x, which are returned all the same. Neither has a
-    gradient. The array is read twice on its way forwards and twice on its way back.
+
+@jax.custom_vjp
+def _moments(x: jax.Array, anchor: jax.Array) -> Means:
+    """Means of x - anchor and of its square, over all axes but the last."""
+    axes, centred = tuple(range(x.ndim - 1)), x - anchor
+    return jnp.mean(centred, axes), jnp.mean(jnp.square(centred), axes)
+
+
+def _moments_backward(saved: Means, cotangents: Means) -> tuple[jax.Array, None]:
+    x, anchor = saved
+    by_mean, by_square = (each * (x.shape[-1] / x.size) for each in cotangents)
+    return by_mean + 2 * by_square * (x - anchor), None
+
+
+_moments.defvjp(lambda x, anchor: (_moments(x, anchor), (x, anchor)), _moments_backward)
+
+
+@jax.custom_vjp
+def _scaled(x: jax.Array, anchor: jax.Array, shift: jax.Array, scale: jax.Array, bias: jax.Array) -> jax.Array:
+    """(x - anchor - shift) * scale + bias, in this order, in which a mean far from zero loses nothing."""
+    return (x - anchor - shift) * scale + bias
+
+
+def _scaled_backward(saved: Means, dy: jax.Array) -> tuple[Any, ...]:
+    x, anchor, shift, scale = saved
+    axes = tuple(range(x.ndim - 1))
+    by_bias, by_scale = jnp.sum(dy, axes), jnp.sum(dy * (x - anchor - shift), axes)
+    return dy * scale, None, -scale * by_bias, by_scale, by_bias
+
+
+_scaled.defvjp(lambda *operands: (_scaled(*operands), operands[:4]), _scaled_backward)
+
+
+@jax.custom_vjp
+def _gradient_once(x: jax.Array) -> jax.Array:
+    """X. Its gradient is computed once: XLA for CPUs does so in each place that reads it, after concatenations in 30."""
+    return x
+
+
+_gradient_once.defvjp(
+    lambda x: (x, None),
+    lambda _, dx: (jax.lax.platform_dependent(dx, cpu=jax.lax.optimization_barrier, default=lambda dx: dx),),
+)
+
+
+def _anchor(x: jax.Array, axis_name: str | None) -> jax.Array:
+    """A number near the mean of each channel: moments around it lose nothing to cancellation (Chan et al. 1983).
+
+    It is the mean of one example, read in a fraction of the time, and off by at most the root of the number of examples
+    in standard deviations.
     """
-    return _normalise_forward(x, scale, bias, running, held, epsilon, axis_name, dtype)[0]
-
-
-def _normalise_forward(x, scale, bias, running, held, epsilon, axis_name, dtype):  # type: ignore[no-untyped-def]
-    axes = tuple(range(x.ndim - 1))
-    # Moments around an anchor near the mean lose nothing to cancellation (Chan, Golub and LeVeque 1983). One example's
-    # mean is off by at most the root of their number in standard deviations, and is read in a fraction of the time.
-    (anchor,) = _mean_over(axis_name, jnp.mean(x[:1].astype(jnp.float32), axes))
-    centred = x.astype(jnp.float32) - anchor
-    missed, square = _mean_over(axis_name, jnp.mean(centred, axes), jnp.mean(jnp.square(centred), axes))
-    var = jnp.maximum(square - jnp.square(missed), 0.0)
-    running_mean, running_var = running
-    shift = jnp.where(held, running_mean - anchor, missed)
-    inverse = jax.lax.rsqrt(jnp.where(held, running_var, var) + epsilon)
-    y = (centred - shift) * (inverse * scale) + bias
-    return (y.astype(dtype), anchor + missed, var), (x, anchor, shift, inverse, scale, held)
-
-
-def _normalise_backward(epsilon, axis_name, dtype, saved, cotangents):  # type: ignore[no-untyped-def]
-    x, anchor, shift, inverse, scale, held = saved
-    axes = tuple(range(x.ndim - 1))
-    dy = cotangents[0].astype(jnp.float32)
-    normalised = (x.astype(jnp.float32) - anchor - shift) * inverse
-    by_bias, by_scale = jnp.sum(dy, axes), jnp.sum(dy * normalised, axes)
-    count = x.size // x.shape[-1]
-    through_mean, through_var = _mean_over(axis_name, by_bias / count, by_scale / count)
-    through = jnp.where(held, 0.0, through_mean + normalised * through_var)
-    dx = ((inverse * scale) * (dy - through)).astype(x.dtype)
-    # XLA for CPUs would compute it anew in each place that reads it: with concatenations, 30 times over.
-    dx = jax.lax.platform_dependent(dx, cpu=jax.lax.optimization_barrier, default=lambda dx: dx)
-    return dx, by_scale, by_bias, None, None
-
-
-_normalise.defvjp(_normalise_forward, _normalise_backward)
+    (anchor,) = _mean_over(axis_name, jnp.mean(x[:1], tuple(range(x.ndim - 1))))
+    return jax.lax.stop_gradient(anchor)
 
 
 def _mean_over(axis_name: str | None, *means: jax.Array) -> Means:
@@ -114,16 +120,13 @@ class BatchNorm(nn.Module):
                 "raise batch_size, lower optimizer.accumulate, or set model.norm=group"
             )
         running = running_mean.value, running_var.value
-        outputs, mean, var = _normalise(
-            inputs,
-            jnp.broadcast_to(scale, channels),
-            bias,
-            running,
-            jnp.asarray(held),
-            self.epsilon,
-            self._axis if self.synchronise else None,
-            self.dtype,
-        )
+        x, axis_name = _gradient_once(inputs.astype(jnp.float32)), self._axis if self.synchronise else None
+        anchor = _anchor(x, axis_name)
+        missed, square = _mean_over(axis_name, *_moments(x, anchor))
+        mean, var = anchor + missed, jnp.maximum(square - jnp.square(missed), 0.0)
+        shift = jnp.where(held, running[0] - anchor, missed)
+        inverse = jax.lax.rsqrt(jnp.where(held, running[1], var) + self.epsilon)
+        outputs = _scaled(x, anchor, shift, inverse * scale, bias).astype(self.dtype)
         if not self.synchronise:
             mean, var = _mean_over(self._axis, mean, var)
         if self.unbiased:
