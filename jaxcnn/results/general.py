@@ -8,7 +8,7 @@ import copy
 import csv
 import io
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import islice
@@ -21,17 +21,18 @@ from absl import logging
 from jaxcnn.command import check_outputs, check_step
 from jaxcnn.config import Config, from_dict
 from jaxcnn.config.choices import choose
-from jaxcnn.data import Source
+from jaxcnn.data import Source, num_shared
 from jaxcnn.errors import RunError, UserError
 from jaxcnn.files import to_json, writing
 from jaxcnn.machine import versions
 from jaxcnn.models.make import make_model
+from jaxcnn.results.members import NotCalibrated
 from jaxcnn.results.trained import fitted
 from jaxcnn.results.written import write_files
 from jaxcnn.run import workdir as workdir_lib
 from jaxcnn.run.log import RunLog
 from jaxcnn.tasks.metric import Metric, Metrics
-from jaxcnn.tasks.task import Finished, TaskKind
+from jaxcnn.tasks.task import Calibrated, Finished, TaskKind
 from jaxcnn.terminal import PatientConsole, complain
 from jaxcnn.training.build import is_resident
 from jaxcnn.training.evaluation import collect
@@ -88,6 +89,17 @@ class Evaluation:
     places: np.ndarray  # int [n]: which of the split's examples these are
     identifiers: tuple[str, ...]
     columns: dict[str, list[Any]]  # of each example, what it was and what was said
+    calibration: "CalibratedScores | NotCalibrated | None"  # None: the task fits nothing
+
+
+@dataclass(frozen=True)
+class CalibratedScores:
+    """What was fitted on validation, and what it changes of the split's scores."""
+
+    fitted: Calibrated
+    num_examples: int  # of validation
+    before: dict[str, float | None]
+    after: dict[str, float | None]
 
 
 def load(workdir: str, step: str = "best") -> FinishedRun:
@@ -124,6 +136,7 @@ def evaluate_run(
     resamples: int = 1000,
     level: float = 0.95,
     seed: int = 0,
+    calibrate: bool = True,
     progress: Progress | None = None,
 ) -> Evaluation:
     """Measures every metric of the task, and the loss, on a split of the run's data.
@@ -133,6 +146,7 @@ def evaluate_run(
       eval_batch_size: examples a call, over all devices; none: the run's.
       num_devices: none: all.
       resamples, level, seed: of the bootstrap; no resamples, no intervals.
+      calibrate: whether what the task fits on validation is fitted, and its scores stand beside the others.
       progress: told while data are read.
 
     Raises:
@@ -142,25 +156,20 @@ def evaluate_run(
     source = _own_source(run, data_dir, progress)
     if split not in source.splits:
         raise UserError(f"--split={split}: the run has none (data.validation_fraction=0)")
-    wanted = eval_batch_size or run.batch_size
-    outputs, targets, places = _pass_over(run, source, split, wanted, num_devices, progress or (lambda *_: None))
-    bad = sum(int((~np.isfinite(each)).reshape(len(each), -1).any(axis=1).sum()) for each in jax.tree.leaves(outputs))
-    if bad:
-        raise RunError(
-            f"the outputs of {run.folder}, step {run.step:,}, are not finite for {bad:,} of {len(places):,} examples "
-            f"of {split}: the run has diverged; train with a lower optimizer.learning_rate"
-        )
-    task = run.finished.task
-    losses = jax.jit(task.losses(run.config.loss).evaluate)(outputs, targets)
-    metrics = Metrics(task.metrics)
-    values = jax.device_get(metrics.of_examples(outputs, targets, losses))
+    pass_over = partial(
+        _pass_over, run, source, wanted=eval_batch_size or run.batch_size, num_devices=num_devices,
+        tell=progress or (lambda *_: None),
+    )  # fmt: skip
+    outputs, targets, places = pass_over(split)
+    metrics, values = _measure(run, run.finished.task.metrics, outputs, targets)
+    scores = _scores(metrics, values)
     records = source.splits[split]
     return Evaluation(
         run=run,
         split=split,
         source=source,
         metrics=tuple(metrics.by_name.values()),
-        scores={name: _number(finished_mean(metrics.by_name[name], value)) for name, value in values.items()},
+        scores=scores,
         intervals=bootstrap(metrics, values, resamples=resamples, level=level, seed=seed) if resamples else {},
         interval_facts={
             "method": "percentile bootstrap over examples", "resamples": resamples, "level": level, "seed": seed
@@ -168,7 +177,54 @@ def evaluate_run(
         places=places,
         identifiers=tuple(records.records.identifier(int(records.indices[place])) for place in places),
         columns=run.finished.compared(outputs, targets),
+        calibration=_calibrate(
+            run, pass_over, source, split, outputs, targets, scores, is_asked=calibrate
+        ),
     )  # fmt: skip
+
+
+def _measure(
+    run: FinishedRun, metrics: tuple[Metric, ...], outputs: Any, targets: Any
+) -> tuple[Metrics, dict[str, np.ndarray]]:
+    """(the metrics, with the loss; what each averages of the examples, [n] or [n, size])."""
+    losses = jax.jit(run.finished.task.losses(run.config.loss).evaluate)(outputs, targets)
+    measured = Metrics(metrics)
+    return measured, jax.device_get(measured.of_examples(outputs, targets, losses))
+
+
+def _scores(metrics: Metrics, values: dict[str, np.ndarray]) -> dict[str, float | None]:
+    return {name: _number(finished_mean(metrics.by_name[name], value)) for name, value in values.items()}
+
+
+def _calibrate(
+    run: FinishedRun,
+    pass_over: Callable[[str], tuple[Any, Any, np.ndarray]],
+    source: Source,
+    split: str,
+    outputs: Any,
+    targets: Any,
+    scores: dict[str, float | None],
+    *,
+    is_asked: bool,
+) -> CalibratedScores | NotCalibrated | None:
+    """What the task fits on validation, and the scores of the split's outputs and targets with it."""
+    if run.finished.calibrate is None:
+        return None
+    if not is_asked:
+        return NotCalibrated("not asked for")
+    if split == "validation":
+        return NotCalibrated("it is fitted on validation, which is what is reported")
+    if "validation" not in source.splits:
+        return NotCalibrated("the run has no validation split to fit on")
+    if shared := num_shared(source.splits["validation"], source.splits[split]):
+        return NotCalibrated(f"validation, to fit on, shares {shared:,} examples with {split}")
+    of_validation, their_targets, places = pass_over("validation")
+    fitted = run.finished.calibrate(of_validation, their_targets)
+    after = _scores(*_measure(run, fitted.metrics, outputs, targets))
+    names = [metric.name for metric in fitted.metrics]
+    return CalibratedScores(
+        fitted, len(places), {name: scores[name] for name in names}, {name: after[name] for name in names}
+    )
 
 
 def finished_mean(metric: Metric, values: np.ndarray) -> float:
@@ -217,9 +273,12 @@ def _own_source(run: FinishedRun, data_dir: str | None, progress: Progress | Non
 
 
 def _pass_over(
-    run: FinishedRun, source: Source, split: str, wanted: int, num_devices: int | None, tell: Progress
+    run: FinishedRun, source: Source, split: str, *, wanted: int, num_devices: int | None, tell: Progress
 ) -> tuple[Any, Any, np.ndarray]:
-    """(outputs, targets, which of the split's examples these are), each [n, ...]."""
+    """(outputs, targets, which of the split's examples these are), each [n, ...].
+
+    Raises RunError where outputs are not finite.
+    """
     parallel = make_parallel("jit", num_devices=num_devices)
     examples = source.splits[split]
     only = replace(source, splits={"train": examples, "measured": examples})  # in train damaged ones are replaced
@@ -237,6 +296,12 @@ def _pass_over(
         )
     finally:
         feed.close()
+    bad = sum(int((~np.isfinite(each)).reshape(len(each), -1).any(axis=1).sum()) for each in jax.tree.leaves(outputs))
+    if bad:
+        raise RunError(
+            f"the outputs of {run.folder}, step {run.step:,}, are not finite for {bad:,} of {len(places):,} examples "
+            f"of {split}: the run has diverged; train with a lower optimizer.learning_rate"
+        )
     return outputs, targets, places
 
 
@@ -258,13 +323,17 @@ def evaluate_command(values: Any, argv: list[str]) -> int:
             raise UserError(f"{option}: a run of task={task} is evaluated alone, as it is, on its own data")
     set_up(None, compilation_cache=True)
     folder = workdir_lib.resolve(values.workdir[0])
+    run = load(values.workdir[0], values.step.strip())
+    if run.finished.calibrate is None and values["calibrate"].present and values.calibrate:
+        raise UserError(f"--calibrate: a run of task={task} has nothing that is fitted on validation; leave it out")
     log = RunLog(folder, tensorboard=False)
     evaluation = evaluate_run(
-        load(values.workdir[0], values.step.strip()),
+        run,
         split=values.split or "test",
         data_dir=values.data_dir,
         eval_batch_size=values.batch_size,
         resamples=values.resamples,
+        calibrate=values.calibrate,
         progress=log.work,
     )
     _show(evaluation, log.console)
@@ -301,9 +370,21 @@ def contents(evaluation: Evaluation, command: list[str]) -> dict[str, Any]:
         "units": {metric.name: metric.unit for metric in evaluation.metrics},
         "intervals": evaluation.intervals,
         "interval_facts": evaluation.interval_facts,
+        **({} if evaluation.calibration is None else {"calibration": _calibration(evaluation.calibration)}),
         "class_names": list(source.class_names),
         "command": command,
         "versions": versions(),
+    }
+
+
+def _calibration(calibration: CalibratedScores | NotCalibrated) -> dict[str, Any]:
+    if isinstance(calibration, NotCalibrated):
+        return {"not_done": calibration.reason}
+    return {
+        **calibration.fitted.facts,
+        "fitted_on": {"split": "validation", "num_examples": calibration.num_examples},
+        "before": calibration.before,
+        "after": calibration.after,
     }
 
 
@@ -335,6 +416,25 @@ def _show(evaluation: Evaluation, console: Any) -> None:
         interval = "" if bounds is None else f"{bounds[0]:.4f} – {bounds[1]:.4f}"
         table.add_row(name, "" if value is None else f"{value:.4f}", *([interval] if evaluation.intervals else []))
     console.print(table)
+    if isinstance(evaluation.calibration, CalibratedScores):
+        _show_calibration(evaluation.calibration, console)
+    elif evaluation.calibration is not None:
+        console.print(f"nothing fitted: {evaluation.calibration.reason}", soft_wrap=True)
+
+
+def _show_calibration(calibration: CalibratedScores, console: Any) -> None:
+    changes = [
+        f"{name} {_shown(value)} -> {_shown(calibration.after[name])}" for name, value in calibration.before.items()
+    ]
+    line = (
+        f"{calibration.fitted.what} fitted on {calibration.num_examples:,} examples of validation: {', '.join(changes)}"
+    )
+    for each in (line, *calibration.fitted.notes):
+        console.print(each, soft_wrap=True)
+
+
+def _shown(value: float | None) -> str:
+    return "–" if value is None else f"{value:.4f}"
 
 
 def _task_of(workdir: str) -> str:

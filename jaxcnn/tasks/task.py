@@ -66,6 +66,16 @@ class Task:
 
 
 @dataclass(frozen=True)
+class Calibrated:
+    """What was fitted on a finished run's validation split, which decides it alone."""
+
+    what: str  # in lines for people: "thresholds"
+    facts: dict[str, Any]  # plain data, for evaluation.json
+    metrics: tuple[Metric, ...]  # those that it changes, as they are with it
+    notes: tuple[str, ...] = ()  # what a reader should know
+
+
+@dataclass(frozen=True)
 class Finished:
     """A task as its run's folder alone makes it, without the data, and what the host makes of outputs.
 
@@ -77,3 +87,4 @@ class Finished:
     read: Callable[[str], Iterator[tuple[dict[str, Any], dict[str, np.ndarray] | ValueError]]]
     answers: Callable[[Any, int], list[dict[str, Any]]]  # (outputs, top_k) -> a row an example, for people
     compared: Callable[[Any, Any], dict[str, list[Any]]]  # (outputs, targets) -> columns of predictions.csv
+    calibrate: Callable[[Any, Any], Calibrated] | None = None  # (outputs, targets), both of validation
