@@ -32,7 +32,7 @@ class TaskKind:
     make_task: Callable[..., "Task"]  # (config, source, *, resident, device_batch, progress) -> Task
     open_source: Callable[..., Source] = open_images  # (config, *, progress, kept) -> Source
     stand_in_source: Callable[..., Source | None] = lambda config: None  # of data that are not here, for a dry run
-    # (config, `data` of config.json) -> Finished: what results/general.py evaluates and predicts by
+    # (config, `data` of config.json) -> Finished: what results/general.py evaluates and results/finished.py predicts by
     finish: Callable[..., "Finished"] | None = None
 
 
