@@ -2,6 +2,7 @@
 
 import csv
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,8 @@ import jaxcnn
 from jaxcnn import evaluate, predict
 from jaxcnn.config import Config
 from jaxcnn.errors import UserError
+from jaxcnn.results import general
+from jaxcnn.results.members import NotCalibrated
 from jaxcnn.tasks.metric import Metrics
 from jaxcnn.tasks.multilabel import MULTILABEL, fit_thresholds, metrics_for
 from jaxcnn.training.build import build
@@ -151,6 +154,18 @@ def test_evaluate_fits_thresholds_on_validation_alone(trained: Path, tmp_path: P
     assert evaluate.main([*command, "--nocalibrate"], 0.0) == 0
     said = json.loads((tmp_path / "evaluation-step-last.json").read_text())
     assert said["calibration"] == {"not_done": "not asked for"}
+
+
+def test_nothing_is_fitted_on_what_is_reported(listed: Path) -> None:
+    source = build(config_of(listed))[0].source
+    without = replace(source, splits={name: source.splits[name] for name in ("train", "test")})
+    mixed = replace(source, splits={**source.splits, "validation": source.splits["test"]})
+    for opened, reason in (
+        (without, "the run has no validation split to fit on"),
+        (mixed, f"validation, to fit on, shares {len(source.splits['test'])} examples with test"),
+    ):
+        assert general.reason_not_to_fit(opened, "test", is_asked=True) == NotCalibrated(reason)
+    assert general.reason_not_to_fit(source, "test", is_asked=True) is None
 
 
 def test_a_label_that_validation_has_not_is_named() -> None:

@@ -36,6 +36,16 @@ MOST_WEIGHTS = 1 << 22  # of resamples times examples that are held at a time
 
 
 @dataclass(frozen=True)
+class CalibratedScores:
+    """What was fitted on validation, and what it changes of the split's scores."""
+
+    fitted: Calibrated
+    num_examples: int  # of validation
+    before: dict[str, float | None]
+    after: dict[str, float | None]
+
+
+@dataclass(frozen=True)
 class Evaluation:
     """A split's predictions and what they are worth. What is not defined is None."""
 
@@ -49,17 +59,7 @@ class Evaluation:
     places: np.ndarray  # int [n]: which of the split's examples these are
     identifiers: tuple[str, ...]
     columns: dict[str, list[Any]]  # of each example, what it was and what was said
-    calibration: "CalibratedScores | NotCalibrated | None"  # None: the task fits nothing
-
-
-@dataclass(frozen=True)
-class CalibratedScores:
-    """What was fitted on validation, and what it changes of the split's scores."""
-
-    fitted: Calibrated
-    num_examples: int  # of validation
-    before: dict[str, float | None]
-    after: dict[str, float | None]
+    calibration: CalibratedScores | NotCalibrated | None  # None: the task fits nothing
 
 
 def evaluate_run(
@@ -97,8 +97,13 @@ def evaluate_run(
         tell=progress or (lambda *_: None),
     )  # fmt: skip
     outputs, targets, places = pass_over(split)
-    metrics, values = _measure(run, run.finished.task.metrics, outputs, targets)
+    measure = partial(_measure, run, outputs, targets)
+    metrics, values = measure(run.finished.task.metrics)
     scores = _scores(metrics, values)
+    calibration: CalibratedScores | NotCalibrated | None = None
+    if fit := run.finished.calibrate:
+        calibration = reason_not_to_fit(source, split, is_asked=calibrate)
+        calibration = calibration or _calibrate(fit, pass_over("validation"), measure, scores)
     records = source.splits[split]
     return Evaluation(
         run=run,
@@ -113,14 +118,12 @@ def evaluate_run(
         places=places,
         identifiers=tuple(records.records.identifier(int(records.indices[place])) for place in places),
         columns=run.finished.compared(outputs, targets),
-        calibration=_calibrate(
-            run, pass_over, source, split, outputs, targets, scores, is_asked=calibrate
-        ),
+        calibration=calibration,
     )  # fmt: skip
 
 
 def _measure(
-    run: FinishedRun, metrics: tuple[Metric, ...], outputs: Any, targets: Any
+    run: FinishedRun, outputs: Any, targets: Any, metrics: tuple[Metric, ...]
 ) -> tuple[Metrics, dict[str, np.ndarray]]:
     """(the metrics, with the loss; what each averages of the examples, [n] or [n, size])."""
     losses = jax.jit(run.finished.task.losses(run.config.loss).evaluate)(outputs, targets)
@@ -132,20 +135,8 @@ def _scores(metrics: Metrics, values: dict[str, np.ndarray]) -> dict[str, float 
     return {name: _number(finished_mean(metrics.by_name[name], value)) for name, value in values.items()}
 
 
-def _calibrate(
-    run: FinishedRun,
-    pass_over: Callable[[str], tuple[Any, Any, np.ndarray]],
-    source: Source,
-    split: str,
-    outputs: Any,
-    targets: Any,
-    scores: dict[str, float | None],
-    *,
-    is_asked: bool,
-) -> CalibratedScores | NotCalibrated | None:
-    """What the task fits on validation, and the scores of the split's outputs and targets with it."""
-    if run.finished.calibrate is None:
-        return None
+def reason_not_to_fit(source: Source, split: str, *, is_asked: bool) -> NotCalibrated | None:
+    """The reason that nothing may be fitted on validation where a split is reported; None: it may."""
     if not is_asked:
         return NotCalibrated("not asked for")
     if split == "validation":
@@ -154,9 +145,19 @@ def _calibrate(
         return NotCalibrated("the run has no validation split to fit on")
     if shared := num_shared(source.splits["validation"], source.splits[split]):
         return NotCalibrated(f"validation, to fit on, shares {shared:,} examples with {split}")
-    of_validation, their_targets, places = pass_over("validation")
-    fitted = run.finished.calibrate(of_validation, their_targets)
-    after = _scores(*_measure(run, fitted.metrics, outputs, targets))
+    return None
+
+
+def _calibrate(
+    fit: Callable[[Any, Any], Calibrated],
+    validation: tuple[Any, Any, np.ndarray],
+    measure: Callable[[tuple[Metric, ...]], tuple[Metrics, dict[str, np.ndarray]]],
+    scores: dict[str, float | None],
+) -> CalibratedScores:
+    """What is fitted on validation, as `_pass_over` gives it; `measure` and `scores` are of the reported split."""
+    outputs, targets, places = validation
+    fitted = fit(outputs, targets)
+    after = _scores(*measure(fitted.metrics))
     names = [metric.name for metric in fitted.metrics]
     return CalibratedScores(
         fitted, len(places), {name: scores[name] for name in names}, {name: after[name] for name in names}
