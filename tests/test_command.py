@@ -28,6 +28,7 @@ DIGITS = "--config=experiments/digits.py"
 SHORT = [
     "--config.num_steps=60", "--config.log_every_steps=7", "--config.optimizer.ema_decay=0.9",
     "--config.model.name=mlp", "--config.checkpoint.every_steps=9", "--config.tensorboard=false",
+    "--config.num_devices=1",
 ]  # fmt: skip
 
 
@@ -167,8 +168,9 @@ def test_evaluate_needs_the_folder_alone(tmp_path, whole):
 
 def test_pmap_on_eight_devices(tmp_path):
     code, output, errors = run_here(
-        DIGITS, *SHORT, "--config.parallel=pmap", f"--workdir={tmp_path / 'pmap'}", "--config.num_steps=10"
-    )
+        DIGITS, *SHORT, "--config.parallel=pmap", "--config.num_devices=8", f"--workdir={tmp_path / 'pmap'}",
+        "--config.num_steps=10",
+    )  # fmt: skip
     assert (code, errors) == (0, "")
     assert "8 devices by pmap" in output
 
@@ -180,7 +182,7 @@ def test_neither_tensorflow_nor_torch_is_imported(tmp_path):
 import sys
 from jaxcnn import command, main
 sys.argv = ["main", "{DIGITS}", "--config.data.name=tfds:shapes", "--config.data.dir={tmp_path}/tfds",
-            "--config.num_steps=3", "--config.batch_size=8", "--workdir={tmp_path}/run", "--config.data.resident=false",
+            "--config.num_steps=3", "--config.batch_size=8", "--config.model.name=mlp", "--workdir={tmp_path}/run", "--config.data.resident=false",
             "--config.data.num_workers=0"]
 try:
     command.run_command(main.main)
@@ -360,7 +362,7 @@ def test_evaluate_finds_data_that_have_moved(tmp_path):
 def test_nan_ends_with_exit_code_1_and_one_line(tmp_path):
     code, _, errors = run_here(
         DIGITS, "--config.model.name=mlp", "--config.optimizer.name=sgd", "--config.optimizer.learning_rate=1e15",
-        "--config.optimizer.weight_decay=0", f"--workdir={tmp_path / 'nan'}",
+        "--config.optimizer.weight_decay=0", "--config.num_devices=1", f"--workdir={tmp_path / 'nan'}",
     )  # fmt: skip
     assert code == 1
     assert re.fullmatch(r"jaxcnn: NaN or Inf at step \d+, first in .*\n", errors)
