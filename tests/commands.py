@@ -15,7 +15,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 
 def environment(devices: int = 1, **changes: str) -> dict[str, str]:
-    """What a command's process is started with; the suite's own flags, so that it finds programs in the suite's cache."""
+    """What a command's process starts with: XLA's flags as the suite has them, so that they share compiled programs."""
     flags = f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count={devices}"
     return {**os.environ, "XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu", "COLUMNS": "120", **changes}
 

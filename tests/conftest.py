@@ -8,8 +8,8 @@ from pathlib import Path
 
 os.environ["JAX_PLATFORMS"] = "cpu"
 # Unoptimised, small programs compile in a tenth of the time and are run only a few times; XLA's fusion emitters and the
-# splitting of a program over threads cost three quarters of what is left. The flag given last counts, so
-# XLA_FLAGS="--xla_backend_optimization_level=3 --xla_cpu_use_fusion_emitters=true" in the environment tests what users run.
+# splitting of a program over threads cost three quarters of what is left. The flag given last counts, so the environment's
+# XLA_FLAGS="--xla_backend_optimization_level=3 --xla_cpu_use_fusion_emitters=true" tests what users run.
 os.environ["XLA_FLAGS"] = (
     "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0 "
     "--xla_llvm_disable_expensive_passes=true --xla_cpu_use_fusion_emitters=false "
@@ -26,6 +26,28 @@ os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
+# These begin first: a long file that begins last keeps one worker waiting for the other.
+LONG_FILES = (
+    "command",
+    "loop",
+    "finetune",
+    "remote",
+    "whole_run",
+    "report",
+    "streaming",
+    "models",
+    "parallel",
+    "splits",
+)
+
+
+def pytest_configure(config):
+    config.option.loadscopereorder = False  # pytest-xdist would begin with the files of the most tests
+
+
+def pytest_collection_modifyitems(items):
+    rank = {f"test_{name}": number for number, name in enumerate(LONG_FILES)}
+    items.sort(key=lambda item: rank.get(item.path.stem, len(rank)))
 
 
 @pytest.fixture(scope="session")

@@ -10,7 +10,6 @@ import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -182,8 +181,8 @@ def test_neither_tensorflow_nor_torch_is_imported(tmp_path):
 import sys
 from jaxcnn import command, main
 sys.argv = ["main", "{DIGITS}", "--config.data.name=tfds:shapes", "--config.data.dir={tmp_path}/tfds",
-            "--config.num_steps=3", "--config.batch_size=8", "--config.model.name=mlp", "--workdir={tmp_path}/run", "--config.data.resident=false",
-            "--config.data.num_workers=0"]
+            "--config.num_steps=3", "--config.batch_size=8", "--config.model.name=mlp", "--workdir={tmp_path}/run",
+            "--config.data.resident=false", "--config.data.num_workers=0"]
 try:
     command.run_command(main.main)
 except SystemExit as end:
