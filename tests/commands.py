@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 from unittest import mock
 
 from jaxcnn import command
@@ -32,9 +33,9 @@ def start(*arguments: object, module: str = "main", devices: int = 1, text: bool
     )
 
 
-def run(*arguments: object, module: str = "main", devices: int = 1, **changes: str) -> tuple[int, str, str]:
-    """Runs a command as a process; its exit code, output and errors."""
-    process = start(*arguments, module=module, devices=devices, **changes)
+def run(*arguments: object, **options: Any) -> tuple[int, str, str]:
+    """Runs a command as a process, with options as `start` has them; its exit code, output and errors."""
+    process = start(*arguments, **options)
     output, errors = process.communicate(timeout=240)
     return process.returncode, output, errors
 
@@ -44,7 +45,7 @@ def run_here(*arguments: object, module: str = "main") -> tuple[int, str, str]:
 
     What `run_command` does to a process at its beginning is left out: signals, the libraries' logs, a second exec.
     """
-    outcome = 0
+    outcome: Any = None
     output, errors = io.StringIO(), io.StringIO()
     with contextlib.ExitStack() as stack:
         for name in ("begin_anew", "take_over", "quiet_libraries"):

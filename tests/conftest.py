@@ -8,8 +8,8 @@ from pathlib import Path
 
 os.environ["JAX_PLATFORMS"] = "cpu"
 # Unoptimised, small programs compile in a tenth of the time and are run only a few times; XLA's fusion emitters and the
-# splitting of a program over threads cost three quarters of what is left. The flag given last counts, so the environment's
-# XLA_FLAGS="--xla_backend_optimization_level=3 --xla_cpu_use_fusion_emitters=true" tests what users run.
+# splitting of a program over threads cost three quarters of what is left. The flag given last counts, so with
+# XLA_FLAGS="--xla_backend_optimization_level=3 --xla_cpu_use_fusion_emitters=true" the suite tests what users run.
 os.environ["XLA_FLAGS"] = (
     "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0 "
     "--xla_llvm_disable_expensive_passes=true --xla_cpu_use_fusion_emitters=false "
