@@ -63,8 +63,6 @@ def test_a_ratio_is_of_the_same_rounds():
 
 
 def test_a_report_is_whole_after_each_row(tmp_path):
-    import json
-
     report = Report(tmp_path / "deep" / "step.json", "step")
     report.add(model="a", ratio=ratio({"x": [1.0], "y": [2.0]}, "x", "y"))
     content = json.loads((tmp_path / "deep" / "step.json").read_text())
