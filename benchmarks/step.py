@@ -69,17 +69,16 @@ class OurStep:
         import jax
         import optax
 
-        from jaxcnn.augment import make_augment, make_normalise
-        from jaxcnn.config import AugmentConfig, LossConfig, ModelConfig, OptimizerConfig
+        from jaxcnn.config import Config, LossConfig, ModelConfig, OptimizerConfig
         from jaxcnn.models import MODELS
         from jaxcnn.models.make import make_model
+        from jaxcnn.tasks.classification import make_prepare
         from jaxcnn.tasks.classification.losses import make_loss
-        from jaxcnn.tasks.classification.metrics import metrics_for
+        from jaxcnn.tasks.classification.metrics import ACCURACY, TOP5_ACCURACY, metrics_for
+        from jaxcnn.tasks.metric import Metrics
         from jaxcnn.training.optim import make_optimizer
         from jaxcnn.training.step import init_state, train_step
 
-        channels = case.image_shape[-1]
-        statistics = {"mean": (0.5,) * channels, "std": (0.25,) * channels}
         config = ModelConfig(
             name=case.model, stem=case.stem, dtype={"f32": "float32"}.get(precision, "bfloat16")
         )  # fp16 is PyTorch's alone
@@ -89,36 +88,49 @@ class OurStep:
         optimizer = make_optimizer(
             OptimizerConfig(name="nesterov", learning_rate=1e-3, weight_decay=5e-4), optax.constant_schedule(1e-3)
         )
+        channels = case.image_shape[-1]
+        prepare = make_prepare(
+            {"mean": (0.5,) * channels, "std": (0.25,) * channels},
+            config=Config(),  # which augments nothing
+            image_shape=case.image_shape,
+            num_classes=case.num_classes,
+            resident=True,
+        )
         self.step = partial(
             train_step,
             model=model,
             optimizer=optimizer,
             loss=make_loss(LossConfig()),
-            augment=make_augment(AugmentConfig(), **statistics, image_shape=case.image_shape),
-            metrics=metrics_for(case.num_classes),
+            prepare=prepare,
+            metrics=Metrics(each for each in metrics_for(case.num_classes) if each in (ACCURACY, TOP5_ACCURACY)),
         )
         self.batch, self._key = jax.device_put(batch), jax.random.key(0)
-        self.init = jax.jit(partial(init_state, image_shape=case.image_shape, model=model, optimizer=optimizer))
+        example = jax.ShapeDtypeStruct(case.image_shape, jax.numpy.float32)
+        self.init = jax.jit(partial(init_state, example=example, model=model, optimizer=optimizer))
         self.state = self.init(self._key)
         self.num_params = sum(leaf.size for leaf in jax.tree.leaves(self.state.params))
         self._variables = {
             "params": jax.tree.map(jax.numpy.copy, self.state.params),
             "batch_stats": jax.tree.map(jax.numpy.copy, self.state.batch_stats),
         }
-        normalise = make_normalise(**statistics)
         self._compiled: Any = None
-        self._forward = jax.jit(lambda variables, images: model.apply(variables, normalise(images), train=False))
+        self._forward = jax.jit(
+            lambda variables, batch: model.apply(variables, prepare(None, None, batch)[0], train=False)
+        )
         self._last: Any = None
+
+    def trace(self) -> Any:
+        """The step, traced and lowered; nothing is compiled."""
+        import jax
+
+        return jax.jit(self.step, donate_argnums=0).lower(self.state, self.batch, self._key)
 
     def compile(self) -> float:
         """Compiles the step; the seconds."""
         import time
 
-        import jax
-
         start = time.perf_counter()
-        lowered = jax.jit(self.step, donate_argnums=0).lower(self.state, self.batch, self._key)
-        self._compiled = lowered.compile()
+        self._compiled = self.trace().compile()
         return time.perf_counter() - start
 
     def gigaflops(self) -> float:
@@ -133,7 +145,7 @@ class OurStep:
 
     def forward(self) -> None:
         """The logits under fixed weights and running statistics."""
-        self._last = self._forward(self._variables, self.batch["image"])
+        self._last = self._forward(self._variables, self.batch)
 
     def wait(self) -> None:
         """Returns when the device has done all it was given."""
@@ -157,7 +169,12 @@ class OurStep:
 
     def straight(self, count: int) -> Callable[[], None]:
         """`count` calls of the step."""
-        return lambda: [self.train() for _ in range(count)] and None
+
+        def call() -> None:
+            for _ in range(count):
+                self.train()
+
+        return call
 
 
 def _class_of(model_class: Any) -> Any:

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.measure import make_parser, say, set_up
+from benchmarks.measure import Report, make_parser, say, set_up
 
 SETS = {
     "iris": "classification", "wine": "classification", "breast_cancer": "classification",
@@ -82,6 +82,7 @@ def main() -> None:
     parser.add_argument("--sets", default=",".join(SETS))
     options = parser.parse_args()
     set_up(options, torch_here=False)
+    report = Report(options.json, "tabular")
     say("| set | metric | jaxcnn | scikit-learn, defaults | scikit-learn, converged | seconds |")
     say("|---|---|---|---|---|---|")
     for name in options.sets.split(","):
@@ -101,6 +102,8 @@ def main() -> None:
         cells = [form(found[side]) for side in SIDES]
         spent = " / ".join(f"{seconds[side]:.0f}" for side in SIDES)
         say(f"| {name} | {run.task.best_metric} | {' | '.join(cells)} | {spent} |")
+        report.add(set=name, metric=run.task.best_metric, of_folds=found, seconds=seconds, seeds=options.seeds)
+    report.finish()
 
 
 def _percent(values: list[float]) -> str:

@@ -31,7 +31,9 @@ def main(argv: list[str], start: float) -> int:
     flags.DEFINE_string("tta", None, "views that are averaged; none: as the run's eval_tta", flag_values=values)
     flags.DEFINE_integer("resamples", 1000, "of the bootstrap's intervals; 0: none", 0, 10**6, flag_values=values)
     flags.DEFINE_integer("batch_size", None, "images on the devices; default the run's", 1, 10**6, flag_values=values)
-    flags.DEFINE_bool("calibrate", True, "fit a temperature on validation", flag_values=values)
+    flags.DEFINE_bool(
+        "calibrate", True, "fit on validation: a temperature; of several labels, thresholds", flag_values=values
+    )
     flags.DEFINE_string("output", None, "folder of the files; the first --workdir", flag_values=values)
     if HELP_FLAGS & set(argv):
         show_help(f"{__doc__}\n{flags_help(values)}")

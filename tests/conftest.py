@@ -7,11 +7,13 @@ import tempfile
 from pathlib import Path
 
 os.environ["JAX_PLATFORMS"] = "cpu"
-# Unoptimised, small programs compile in 40 % of the time and are run only a few times. The flag given last counts, so
-# XLA_FLAGS=--xla_backend_optimization_level=3 in the environment tests what users run.
+# Unoptimised, small programs compile in a tenth of the time and are run only a few times; XLA's fusion emitters and the
+# splitting of a program over threads cost three quarters of what is left. The flag given last counts, so with
+# XLA_FLAGS="--xla_backend_optimization_level=3 --xla_cpu_use_fusion_emitters=true" the suite tests what users run.
 os.environ["XLA_FLAGS"] = (
     "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0 "
-    "--xla_llvm_disable_expensive_passes=true " + os.environ.get("XLA_FLAGS", "")
+    "--xla_llvm_disable_expensive_passes=true --xla_cpu_use_fusion_emitters=false "
+    "--xla_cpu_parallel_codegen_split_count=1 " + os.environ.get("XLA_FLAGS", "")
 )
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 # One cache for the suite, and for the workers of pytest-xdist: many tests train the same small program.
@@ -24,6 +26,28 @@ os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
+# These begin first: a long file that begins last keeps one worker waiting for the other.
+LONG_FILES = (
+    "command",
+    "loop",
+    "finetune",
+    "remote",
+    "whole_run",
+    "report",
+    "streaming",
+    "models",
+    "parallel",
+    "splits",
+)
+
+
+def pytest_configure(config):
+    config.option.loadscopereorder = False  # pytest-xdist would begin with the files of the most tests
+
+
+def pytest_collection_modifyitems(items):
+    rank = {f"test_{name}": number for number, name in enumerate(LONG_FILES)}
+    items.sort(key=lambda item: rank.get(item.path.stem, len(rank)))
 
 
 @pytest.fixture(scope="session")
@@ -39,6 +63,8 @@ def tfds_dir() -> str:
 def programs_of_one_file():
     """Compiled programs are let go of after each file: a worker would come to hold gigabytes of them."""
     yield
+    if "tests.runs" in sys.modules:
+        sys.modules["tests.runs"].forget_built()
     if "jax" in sys.modules:
         sys.modules["jax"].clear_caches()
         gc.collect()

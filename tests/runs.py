@@ -24,13 +24,15 @@ from jaxcnn.config import (
 from jaxcnn.layers.features import tap
 from jaxcnn.layers.norm import BatchNorm
 from jaxcnn.machine import versions
+from jaxcnn.models import MODELS
 from jaxcnn.results.media import Media
 from jaxcnn.run import workdir
 from jaxcnn.run.checkpoint import Checkpoints, flatten
 from jaxcnn.run.log import RunLog
 from jaxcnn.terminal import PatientConsole
 from jaxcnn.training import loop
-from jaxcnn.training.build import build
+from jaxcnn.training.build import Run, build
+from jaxcnn.training.feed import Feed
 
 
 class TinyNet(nn.Module):
@@ -66,7 +68,6 @@ def small_config(**changes: Any) -> Config:
         checkpoint=CheckpointConfig(every_steps=2, keep_last=8),
         eval_every_epochs=0.15,
         tensorboard=False,
-        compilation_cache=False,
     )
     for path, value in changes.items():
         *groups, leaf = path.split("__")
@@ -79,11 +80,33 @@ def small_config(**changes: Any) -> Config:
     return config
 
 
+_built: dict[Any, tuple[Run, Feed]] = {}
+
+
+def built(config: Config) -> tuple[Run, Feed]:
+    """`build(config)`; of the digits once in a file, so that what they compile is traced once.
+
+    A run holds no state: one that resumes with the pieces of the first is one that builds them anew, as subprocesses do
+    in test_command.py.
+    """
+    if config.data.name != "digits" or config.data.resident is False or config.init_from is not None:
+        return build(config)
+    key = repr(config), MODELS[config.model.name]
+    if key not in _built:
+        _built[key] = build(config)
+    return _built[key]
+
+
+def forget_built() -> None:
+    """Lets go of them, and of their programs, after a file."""
+    _built.clear()
+
+
 def train(config: Config, folder: Path, *, report: Any = None) -> dict[str, Any]:
     """Trains in a folder, quietly; returns the loop's result."""
     path = epath.Path(folder)
     workdir.check(path, "test", config)
-    run, feed = build(config)
+    run, feed = built(config)
     path.mkdir(parents=True, exist_ok=True)
     workdir.write_config(path, "test", config, run.data_facts(), versions(), best=run.learning.selections.best.facts())
     log = RunLog(path, tensorboard=config.tensorboard, console=PatientConsole(file=io.StringIO(), width=200))
@@ -103,7 +126,7 @@ def train(config: Config, folder: Path, *, report: Any = None) -> dict[str, Any]
 def begin(config: Config, folder: Path) -> None:
     """A run's folder with a checkpoint of the weights it begins with, for tests that need no better ones."""
     path = epath.Path(folder)
-    run, feed = build(config)
+    run, feed = built(config)
     path.mkdir(parents=True)
     workdir.write_config(path, "test", config, run.data_facts(), versions(), best=run.learning.selections.best.facts())
     checkpoints = Checkpoints(path / "checkpoints", **run.learning.selections.best.facts(), asynchronous=False)
@@ -120,7 +143,7 @@ def rows(folder: Path, split: str = "train") -> list[dict[str, Any]]:
 
 def arrays(folder: Path, config: Config, step: int | None = None) -> dict[str, np.ndarray]:
     """A checkpoint's arrays by name; the newest unless a step is given."""
-    run, feed = build(config)
+    run, feed = built(config)
     checkpoints = Checkpoints(folder / "checkpoints", **run.learning.selections.best.facts(), read_only=True)
     like = {"state": run.abstract_state(), "totals": run.learning.metrics.empty()}
     tree, _ = checkpoints.restore(checkpoints.steps()[-1] if step is None else step, like)

@@ -1,12 +1,17 @@
 """The project against its own words: floors, dead options, what the README and the experiments name."""
 
 import ast
+import contextlib
 import dataclasses
 import importlib
 import re
+import sys
+from operator import attrgetter
 from pathlib import Path
 
 import pytest
+
+from jaxcnn.config import Config
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "jaxcnn"
@@ -98,8 +103,6 @@ READERS = {
 
 
 def test_every_option_is_read():
-    from jaxcnn.config import Config
-
     def visit(schema, group=None):
         for each in dataclasses.fields(schema):
             if dataclasses.is_dataclass(each.type):
@@ -197,6 +200,28 @@ def test_a_page_names_things_that_exist(page):
 def test_a_page_links_to_files_that_exist(page):
     for target in re.findall(r"\]\(([^)#:]+)\)", (ROOT / page).read_text()):
         assert (ROOT / page).parent.joinpath(target).is_file(), f"{page} links to {target}"
+
+
+def flags_of(module: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> set[str]:
+    """The flags that a command's --help names, of `python -m module`."""
+    monkeypatch.setattr(sys, "argv", [module, "--help"])
+    is_file = ROOT.joinpath(*module.split(".")).with_suffix(".py").exists()
+    command = importlib.import_module(module if is_file else f"{module}.__main__")
+    with contextlib.suppress(SystemExit):
+        command.main(*((sys.argv, 0.0) if module.startswith("jaxcnn.") else ()))
+    return set(re.findall(r"--(\w+)", capsys.readouterr().out))
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_a_page_gives_flags_that_its_commands_have(page, capsys, monkeypatch):
+    text = (ROOT / page).read_text().replace("\\\n", " ")
+    for module, rest in re.findall(r"python -m ((?:jaxcnn|benchmarks)\.\w+)([^`#&\n]*)", text):
+        given = {name.replace("-", "_") for name in re.findall(r"(?<!\S)\[?--([\w.-]+)", rest)}
+        options = {name for name in given if name.startswith("config.")}
+        known = flags_of(module, capsys, monkeypatch) | {"help"}
+        assert given - options <= known, f"{page}: python -m {module}{rest}"
+        for option in options:
+            attrgetter(option.removeprefix("config."))(Config())  # or AttributeError
 
 
 def test_every_dependency_is_bounded_and_ci_installs_one_that_is_allowed():

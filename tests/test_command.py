@@ -10,7 +10,6 @@ import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -21,36 +20,15 @@ from jaxcnn import command as command_lib
 from jaxcnn.config.command_line import load_config
 from jaxcnn.errors import UserError
 from tests import fake_tfds
+from tests.commands import ROOT, environment, run, run_here, start
 from tests.runs import rows
 
-ROOT = Path(__file__).resolve().parents[1]
 DIGITS = "--config=experiments/digits.py"
 SHORT = [
     "--config.num_steps=60", "--config.log_every_steps=7", "--config.optimizer.ema_decay=0.9",
     "--config.model.name=mlp", "--config.checkpoint.every_steps=9", "--config.tensorboard=false",
+    "--config.num_devices=1",
 ]  # fmt: skip
-
-
-def environment(devices=1, **changes):
-    flag = f"--xla_force_host_platform_device_count={devices} --xla_backend_optimization_level=0"
-    return {**os.environ, "XLA_FLAGS": flag, "JAX_PLATFORMS": "cpu", "COLUMNS": "120", **changes}
-
-
-def start(*arguments, module="main", devices=1, text=True, **changes):
-    return subprocess.Popen(
-        [sys.executable, "-m", f"jaxcnn.{module}", *map(str, arguments)],
-        cwd=ROOT,
-        env=environment(devices, **changes),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=text,
-    )
-
-
-def run(*arguments, **options):
-    process = start(*arguments, **options)
-    output, errors = process.communicate(timeout=240)
-    return process.returncode, output, errors
 
 
 @pytest.fixture(scope="module")
@@ -164,7 +142,7 @@ def test_a_terminal_gets_a_progress_bar(tmp_path):
 
 def test_a_finished_run_prints_its_summary(whole):
     before = {path: path.stat().st_mtime_ns for path in whole[0].rglob("*")}
-    code, output, errors = run(DIGITS, *SHORT, f"--workdir={whole[0]}")
+    code, output, errors = run_here(DIGITS, *SHORT, f"--workdir={whole[0]}")
     assert (code, errors) == (0, "")
     assert "finished" in output
     assert re.search(r"│ test +│ +360 │", output)
@@ -176,29 +154,22 @@ def test_evaluate_needs_the_folder_alone(tmp_path, whole):
     folder = tmp_path / "copied"
     subprocess.run(["cp", "-r", whole[0], folder], check=True)
     summary = json.loads((whole[0] / "summary.json").read_text())
-    for split, devices in (("test", 1), ("validation", 8)):
-        code, output, errors = run(
-            f"--workdir={folder}",
-            f"--split={split}",
-            "--resamples=0",
-            "--nocalibrate",
-            module="evaluate",
-            devices=devices,
-        )
+    options = [f"--workdir={folder}", "--resamples=0", "--nocalibrate"]
+    for split, evaluate in (("test", run), ("validation", run_here)):  # on one device, on eight
+        code, output, errors = evaluate(*options, f"--split={split}", module="evaluate")
         assert (code, errors) == (0, "")
         found = json.loads(output.splitlines()[-1])
         for name, value in summary["splits"][split].items():
             assert found[name] == pytest.approx(value, rel=1e-5)
-    code, output, _ = run(
-        f"--workdir={folder}", "--split=train", "--step=last", "--resamples=0", "--nocalibrate", module="evaluate"
-    )
+    code, output, _ = run_here(*options, "--split=train", "--step=last", module="evaluate")
     assert json.loads(output.splitlines()[-1])["num_examples"] == 1293
 
 
 def test_pmap_on_eight_devices(tmp_path):
-    code, output, errors = run(
-        DIGITS, *SHORT, "--config.parallel=pmap", f"--workdir={tmp_path / 'pmap'}", "--config.num_steps=10", devices=8
-    )
+    code, output, errors = run_here(
+        DIGITS, *SHORT, "--config.parallel=pmap", "--config.num_devices=8", f"--workdir={tmp_path / 'pmap'}",
+        "--config.num_steps=10",
+    )  # fmt: skip
     assert (code, errors) == (0, "")
     assert "8 devices by pmap" in output
 
@@ -210,8 +181,8 @@ def test_neither_tensorflow_nor_torch_is_imported(tmp_path):
 import sys
 from jaxcnn import command, main
 sys.argv = ["main", "{DIGITS}", "--config.data.name=tfds:shapes", "--config.data.dir={tmp_path}/tfds",
-            "--config.num_steps=3", "--config.batch_size=8", "--workdir={tmp_path}/run", "--config.data.resident=false",
-            "--config.data.num_workers=0"]
+            "--config.num_steps=3", "--config.batch_size=8", "--config.model.name=mlp", "--workdir={tmp_path}/run",
+            "--config.data.resident=false", "--config.data.num_workers=0"]
 try:
     command.run_command(main.main)
 except SystemExit as end:
@@ -225,7 +196,7 @@ assert not found, found
 
 
 def test_dry_run_shows_everything_and_writes_nothing(tmp_path):
-    code, output, errors = run(DIGITS, "--dry_run", f"--workdir={tmp_path / 'none'}")
+    code, output, errors = run_here(DIGITS, "--dry_run", f"--workdir={tmp_path / 'none'}")
     assert (code, errors) == (0, "")
     for expected in (
         "optimizer.learning_rate = ",
@@ -240,8 +211,8 @@ def test_dry_run_shows_everything_and_writes_nothing(tmp_path):
 
 
 def test_dry_run_of_a_set_that_is_not_here(tmp_path):
-    code, output, errors = run(
-        "--config=experiments/imagenet_resnet50.py", "--dry_run", "--config.batch_size=4",
+    code, output, errors = run_here(
+        "--config=experiments/imagenet_resnet50.py", "--dry_run", "--config.batch_size=4", "--config.num_devices=1",
         "--config.model.name=cnn", "--config.model.stem=none", "--config.data.image_size=16",
         f"--config.data.dir={tmp_path}",
     )  # fmt: skip
@@ -250,9 +221,9 @@ def test_dry_run_of_a_set_that_is_not_here(tmp_path):
     assert "not prepared" in output
 
 
-@pytest.mark.parametrize("module", ["main", "evaluate"])
-def test_help(module):
-    code, output, _ = run("--help", module=module)
+@pytest.mark.parametrize(("module", "command"), [("main", run), ("evaluate", run_here)])
+def test_help(module, command):
+    code, output, _ = command("--help", module=module)
     assert code == 0
     assert f"python -m jaxcnn.{module}" in output
     assert "--workdir" in output
@@ -344,7 +315,7 @@ def test_a_hostile_afternoon(module, arguments, message, traps, whole):
     if module == "main" and not any(argument.startswith("--workdir") for argument in arguments):
         arguments.append(f"--workdir={traps}/fresh")
     before = (whole[0] / "metrics.jsonl").read_bytes()
-    code, output, errors = run(*arguments, module=module, devices=8)
+    code, output, errors = run_here(*arguments, module=module)
     assert code == 2, (output, errors)
     assert errors.count("\n") == 1, errors
     assert errors.startswith("jaxcnn: ")
@@ -374,13 +345,13 @@ def test_a_reader_that_leaves_does_not_end_the_run(tmp_path):
 def test_evaluate_finds_data_that_have_moved(tmp_path):
     fake_tfds.write_set(tmp_path / "here", splits={"train": 60, "test": 20}, image_shape=(8, 8, 1))
     options = ["--config.data.name=tfds:shapes", "--config.batch_size=8", f"--workdir={tmp_path / 'run'}"]
-    code, _, errors = run(DIGITS, *SHORT, *options, f"--config.data.dir={tmp_path / 'here'}")
+    code, _, errors = run_here(DIGITS, *SHORT, *options, f"--config.data.dir={tmp_path / 'here'}")
     assert code == 0, errors
     (tmp_path / "here").rename(tmp_path / "there")
-    code, _, errors = run(f"--workdir={tmp_path / 'run'}", module="evaluate")
+    code, _, errors = run_here(f"--workdir={tmp_path / 'run'}", module="evaluate")
     assert code == 2
     assert "is not prepared" in errors
-    code, output, _ = run(
+    code, output, _ = run_here(
         f"--workdir={tmp_path / 'run'}", f"--data_dir={tmp_path / 'there'}", "--nocalibrate", module="evaluate"
     )
     assert code == 0
@@ -388,9 +359,9 @@ def test_evaluate_finds_data_that_have_moved(tmp_path):
 
 
 def test_nan_ends_with_exit_code_1_and_one_line(tmp_path):
-    code, _, errors = run(
+    code, _, errors = run_here(
         DIGITS, "--config.model.name=mlp", "--config.optimizer.name=sgd", "--config.optimizer.learning_rate=1e15",
-        "--config.optimizer.weight_decay=0", f"--workdir={tmp_path / 'nan'}",
+        "--config.optimizer.weight_decay=0", "--config.num_devices=1", f"--workdir={tmp_path / 'nan'}",
     )  # fmt: skip
     assert code == 1
     assert re.fullmatch(r"jaxcnn: NaN or Inf at step \d+, first in .*\n", errors)
@@ -401,7 +372,7 @@ def test_damaged_data_end_with_exit_code_1(tmp_path):
     folder = fake_tfds.write_set(tmp_path / "tfds", splits={"train": 40, "test": 9}, image_shape=(8, 8, 1))
     shard = next(folder.glob("*train*00000-of*"))
     shard.write_bytes(shard.read_bytes()[: shard.stat().st_size // 2])
-    code, _, errors = run(
+    code, _, errors = run_here(
         DIGITS, "--config.data.name=tfds:shapes", f"--config.data.dir={tmp_path / 'tfds'}", "--config.batch_size=8",
         f"--workdir={tmp_path / 'run'}",
     )  # fmt: skip
@@ -417,19 +388,19 @@ def test_rows_are_complete(whole):
 def test_without_validation(tmp_path):
     """Trained on all of train; the last weights are measured on test, once."""
     options = [*SHORT, "--config.data.validation_fraction=0", f"--workdir={tmp_path / 'run'}"]
-    code, _, errors = run(DIGITS, *options)
+    code, _, errors = run_here(DIGITS, *options)
     assert (code, errors.count("\n")) == (2, 1)
     assert "set checkpoint.keep_best=0" in errors
-    code, output, errors = run(DIGITS, *options, "--config.checkpoint.keep_best=0")
+    code, output, errors = run_here(DIGITS, *options, "--config.checkpoint.keep_best=0")
     assert (code, errors) == (0, "")
     assert "1,437 train / 360 test" in output
     assert output.count("| train  loss") == 3  # a line an epoch, as with validation
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
     assert (summary["weights"], set(summary["splits"])) == ("last, ema", {"test"})
-    code, output, errors = run(f"--workdir={tmp_path / 'run'}", module="evaluate")
+    code, output, errors = run_here(f"--workdir={tmp_path / 'run'}", module="evaluate")
     assert code == 0, errors
     assert json.loads(output.splitlines()[-1])["accuracy"] == pytest.approx(summary["splits"]["test"]["accuracy"])
-    code, _, errors = run(f"--workdir={tmp_path / 'run'}", "--split=validation", module="evaluate")
+    code, _, errors = run_here(f"--workdir={tmp_path / 'run'}", "--split=validation", module="evaluate")
     assert (code, errors.count("\n")) == (2, 1)
     assert "--split=validation: the run has none" in errors
 

@@ -28,11 +28,11 @@ from jaxcnn.data.records import Source
 from jaxcnn.data.sources import open_stored
 from jaxcnn.errors import RunError, UserError
 from jaxcnn.files import open_regular
+from tests.commands import ROOT, environment
 from tests.fake_tfds import write_set
 from tests.hostile_images import jpeg_that_says, mutated_images
 from tests.nasty_images import damaged_images, encode, nasty_images, photo, tiff, write_classes
 
-ROOT = Path(__file__).resolve().parents[1]
 PETS = {"cat": 6, "dog": 8}
 
 
@@ -867,8 +867,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, subprocess.
         "--config.model.name=mlp", "--config.tensorboard=false", "--config.log_every_steps=1",
         f"--workdir={folder / 'run'}",
     ]  # fmt: skip
-    environment = {**os.environ, "XLA_FLAGS": "", "JAX_PLATFORMS": "cpu"}
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=240)
+    done = subprocess.run(command, cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=240)
     return folder, done
 
 

@@ -193,6 +193,7 @@ def test_the_result_is_of_the_best_weights_by_validation(tmp_path):
     """A rate that rises until it destroys them: the best is neither the first nor the last."""
     changes = dict(
         num_steps=60,
+        num_devices=1,
         optimizer__ema_decay=None,
         optimizer__name="adam",
         optimizer__learning_rate=3.0,
@@ -221,6 +222,7 @@ def test_the_result_is_of_the_best_weights_by_validation(tmp_path):
 def test_nan_names_the_step_and_the_layer_and_keeps_what_is_good(tmp_path, steps_per_call):
     config = small_config(
         num_steps=40,
+        num_devices=1,
         model__name="mlp",
         model__dropout_rate=0.0,
         optimizer__name="sgd",
@@ -247,7 +249,8 @@ def test_nan_names_the_step_and_the_layer_and_keeps_what_is_good(tmp_path, steps
 
 def test_a_diverging_run_keeps_its_best_and_says_what_happened(tmp_path):
     config = small_config(
-        num_steps=40, model__name="mlp", model__dropout_rate=0.0, optimizer__name="sgd", optimizer__learning_rate=1e12,
+        num_steps=40, num_devices=1, model__name="mlp", model__dropout_rate=0.0,
+        optimizer__name="sgd", optimizer__learning_rate=1e12,
         optimizer__ema_decay=None, schedule__name="constant", schedule__warmup_epochs=4.0, log_every_steps=1,
         eval_every_epochs=0.03, checkpoint__every_steps=1, checkpoint__keep_last=1, checkpoint__best_metric="loss",
     )  # fmt: skip

@@ -2,6 +2,7 @@
 
 import csv
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,14 +10,16 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from PIL import Image
-from sklearn.metrics import average_precision_score, f1_score
+from sklearn.metrics import average_precision_score, f1_score, precision_recall_curve
 
 import jaxcnn
 from jaxcnn import evaluate, predict
 from jaxcnn.config import Config
 from jaxcnn.errors import UserError
+from jaxcnn.results import general
+from jaxcnn.results.members import NotCalibrated
 from jaxcnn.tasks.metric import Metrics
-from jaxcnn.tasks.multilabel import metrics_for
+from jaxcnn.tasks.multilabel import MULTILABEL, fit_thresholds, metrics_for
 from jaxcnn.training.build import build
 from tests.runs import rows, small_config, train
 
@@ -93,6 +96,91 @@ def test_metrics_equal_scikit_learns() -> None:
     # The steps are bins of 0.01, so examples of one bin tie in scikit-learn's too.
     expected = average_precision_score(targets, np.floor(probabilities * 100), average="macro")
     assert scores["mean_average_precision"] == pytest.approx(expected, rel=1e-4)
+
+
+def test_thresholds_have_the_highest_f1() -> None:
+    generator = np.random.default_rng(2)
+    targets = generator.random((60, 4)) < 0.3
+    steps = np.array([10, 100, 1000, 10])  # some tie
+    probabilities = (np.round((generator.random((60, 4)) * 0.6 + 0.35 * targets) * steps) / steps).astype(np.float32)
+    targets[:, 3], given = False, np.array([0.5, 0.5, 0.5, 0.4], np.float32)
+    thresholds = fit_thresholds(probabilities, targets, given)
+    for label in range(3):
+        scores = {
+            each: f1_score(targets[:, label], probabilities[:, label] >= each) for each in probabilities[:, label]
+        }
+        fitted = f1_score(targets[:, label], probabilities[:, label] >= thresholds[label])
+        assert fitted == pytest.approx(max(scores.values()))
+        assert fitted > scores[probabilities[:, label].min()]
+        assert thresholds[label] not in scores  # half way between two
+    assert thresholds[3] == given[3]
+
+
+def test_neighbours_in_float32_are_told_apart() -> None:
+    lower = np.float32(0.3)
+    upper = np.nextafter(lower, np.float32(1))
+    thresholds = fit_thresholds(np.array([[lower], [upper]]), np.array([[False], [True]]), np.array([0.5], np.float32))
+    assert thresholds[0] == upper
+
+
+def table_of(file: Path) -> tuple[np.ndarray, np.ndarray]:
+    """(bool [n, 3], the labels; float32 [n, 3], their probabilities) of a predictions.csv."""
+    said = list(csv.DictReader(file.read_text().splitlines()))
+    labels = np.array([[label in row["labels"].split("|") for label in LABELS] for row in said])
+    return labels, np.array([[row[f"p_{label}"] for label in LABELS] for row in said], np.float32)
+
+
+def test_evaluate_fits_thresholds_on_validation_alone(trained: Path, tmp_path: Path, capsys: Any) -> None:
+    command = ["evaluate", "--workdir", str(trained), "--resamples=0", "--step=last", f"--output={tmp_path}"]
+    assert evaluate.main([*command, "--split=validation"], 0.0) == 0
+    assert "nothing fitted: it is fitted on validation, which is what is reported" in capsys.readouterr().out
+    assert evaluate.main(command, 0.0) == 0
+    said = json.loads((tmp_path / "evaluation-step-last.json").read_text())
+    calibration = said["calibration"]
+    assert f"thresholds fitted on {calibration['fitted_on']['num_examples']} examples" in capsys.readouterr().out
+    labels, probabilities = table_of(tmp_path / "predictions-validation-step-last.csv")
+    assert calibration["fitted_on"] == {"split": "validation", "num_examples": len(labels)}
+    for number, threshold in enumerate(calibration["thresholds"]):
+        precision, recall, least = precision_recall_curve(labels[:, number], probabilities[:, number])
+        best = (2 * precision * recall / (precision + recall + 1e-12))[:-1].argmax()
+        assert threshold == pytest.approx((least[best] + (least[best - 1] if best else 0)) / 2, rel=1e-5)
+    labels, probabilities = table_of(tmp_path / "predictions-step-last.csv")
+    for name, thresholds in (("before", [0.5]), ("after", calibration["thresholds"])):
+        predicted = probabilities >= thresholds
+        assert calibration[name]["macro_f1"] == pytest.approx(f1_score(labels, predicted, average="macro"), rel=1e-5)
+        assert calibration[name]["exact_match"] == pytest.approx((predicted == labels).all(axis=1).mean())
+    assert calibration["before"] == {name: said["scores"][name] for name in ("exact_match", "micro_f1", "macro_f1")}
+    assert (calibration["given_thresholds"], calibration["kept_as_given"]) == ([0.5] * 3, [])
+    assert evaluate.main([*command, "--nocalibrate"], 0.0) == 0
+    said = json.loads((tmp_path / "evaluation-step-last.json").read_text())
+    assert said["calibration"] == {"not_done": "not asked for"}
+
+
+def test_nothing_is_fitted_on_what_is_reported(listed: Path) -> None:
+    source = build(config_of(listed))[0].source
+    without = replace(source, splits={name: source.splits[name] for name in ("train", "test")})
+    mixed = replace(source, splits={**source.splits, "validation": source.splits["test"]})
+    for opened, reason in (
+        (without, "the run has no validation split to fit on"),
+        (mixed, f"validation, to fit on, shares {len(source.splits['test'])} examples with test"),
+    ):
+        assert general.reason_not_to_fit(opened, "test", is_asked=True) == NotCalibrated(reason)
+    assert general.reason_not_to_fit(source, "test", is_asked=True) is None
+
+
+def test_a_label_that_validation_has_not_is_named() -> None:
+    data = {"class_names": list(LABELS), "image_shape": [8, 8, 1], "mean": [0.5], "std": [0.25]}
+    config = Config(task="multilabel")
+    config.loss.name, config.multilabel.thresholds = "binary_cross_entropy", (0.3,)
+    assert MULTILABEL.finish is not None
+    calibrate = MULTILABEL.finish(config, data).calibrate
+    assert calibrate is not None
+    targets = np.zeros((4, 3), np.float32)
+    targets[:2, :2] = 1
+    fitted = calibrate(np.where(targets > 0, 1.0, -1.0), targets)
+    assert fitted.facts["kept_as_given"] == ["top"]
+    assert fitted.facts["thresholds"] == [0.5, 0.5, 0.3]
+    assert fitted.notes == ("no image of validation has top: kept as given",)
 
 
 @pytest.mark.parametrize(

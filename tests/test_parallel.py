@@ -1,5 +1,6 @@
 """pmap = jit over a mesh = one device = scan = accumulation, on eight simulated devices, within stated tolerances."""
 
+import functools
 import itertools
 
 import jax
@@ -19,8 +20,9 @@ TOLERANCE = 1e-4  # relative, over the first ten steps in float32
 MODES = [("jit", 1), ("jit", 2), ("jit", 8), ("pmap", 1), ("pmap", 2), ("pmap", 8)]
 
 
+@functools.cache
 def losses(**changes):
-    """Train losses of ten steps, and the state after them; each call is fetched alone."""
+    """Train losses of ten steps, and the state after them; each call is fetched alone. Once for what is asked twice."""
     config = small_config(num_steps=STEPS, batch_size=48, log_every_steps=1, augment__crop_padding=1, **changes)
     run, feed = build(config)
     parallel = run.parallel

@@ -10,16 +10,18 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from unittest import mock
 from urllib.error import HTTPError
 from urllib.request import ProxyHandler, Request, build_opener
 
 import pytest
 
+from tests import commands
+from tests.commands import ROOT
 from tests.fake_gcs import FakeGcs
 
 pytest.importorskip("gcsfs")
 
-ROOT = Path(__file__).resolve().parents[1]
 COMMAND = [
     "--config=experiments/digits.py", "--config.num_steps=60", "--config.model.name=mlp", "--config.log_every_steps=7",
 ]  # fmt: skip
@@ -46,8 +48,8 @@ class Bucket(FakeGcs):
             "GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT": "false",  # asks by gRPC, which knows no emulator
             "NO_PROXY": "127.0.0.1",
             "no_proxy": "127.0.0.1",
-            "XLA_FLAGS": "--xla_force_host_platform_device_count=1",
             "COLUMNS": "120",
+            "XLA_FLAGS": commands.environment()["XLA_FLAGS"],
         }
 
     def start(self, *arguments: object, module: str = "main") -> subprocess.Popen[str]:
@@ -62,6 +64,11 @@ class Bucket(FakeGcs):
 
     def run(self, *arguments: object, module: str = "main") -> tuple[int, str, str]:
         return ended(self.start(*arguments, module=module))
+
+    def run_here(self, *arguments: object, module: str = "main") -> tuple[int, str, str]:
+        """In this process, which finds the bucket as theirs do; JAX has begun, and its devices are the suite's."""
+        with mock.patch.dict(os.environ, self.environment, clear=True):
+            return commands.run_here(*arguments, module=module)
 
     def generations(self, folder: str) -> dict[str, int]:
         """The names of the objects in a folder, and the generation of each."""
@@ -154,7 +161,7 @@ def test_a_run_in_a_bucket_is_the_run_in_a_folder(bucket: Bucket, whole: str, me
 
 def test_finished_it_prints_its_summary_and_changes_nothing(bucket: Bucket, whole: str) -> None:
     before = bucket.generations(whole)
-    code, output, errors = bucket.run(*COMMAND, f"--workdir=gs://bucket/{whole}")
+    code, output, errors = bucket.run_here(*COMMAND, f"--workdir=gs://bucket/{whole}")
     assert (code, errors) == (0, "")
     assert "finished" in output
     assert re.search(r"│ test +│ +360 │", output)
@@ -176,7 +183,7 @@ def test_it_is_evaluated_where_it_is(bucket: Bucket, whole: str) -> None:
 
 def test_other_settings_are_refused(bucket: Bucket, whole: str) -> None:
     before = bucket.generations(whole)
-    code, _, errors = bucket.run(*COMMAND, "--config.seed=5", f"--workdir=gs://bucket/{whole}")
+    code, _, errors = bucket.run_here(*COMMAND, "--config.seed=5", f"--workdir=gs://bucket/{whole}")
     assert code == 2
     assert re.fullmatch(r"jaxcnn: .*seed \(0 -> 5\).*\n", errors)
     assert bucket.generations(whole) == before
@@ -214,7 +221,8 @@ def test_a_damaged_checkpoint_is_set_aside(
     ],
 )
 def test_a_bucket_that_is_not_ours(bucket: Bucket, name: str, module: str, message: str) -> None:
-    code, _, errors = bucket.run(*(COMMAND if module == "main" else ()), f"--workdir=gs://{name}/run", module=module)
+    command = bucket.run if (name, module) == ("private", "main") else bucket.run_here
+    code, _, errors = command(*(COMMAND if module == "main" else ()), f"--workdir=gs://{name}/run", module=module)
     assert code == 2, errors
     assert re.fullmatch(rf"jaxcnn: .*{message}.*\n", errors), errors
 

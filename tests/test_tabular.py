@@ -160,7 +160,12 @@ def test_options_of_another_task_are_refused(changes, message):
 @pytest.mark.parametrize(
     ("name", "changes", "message"),
     [
-        ("diabetes", {}, "loss.name=cross_entropy is for classes, and the target 'target' is of numbers"),
+        (
+            "diabetes",
+            {},
+            "loss.name=cross_entropy is for classes, and the target 'target' is of numbers; "
+            "set loss.name=mse, or one of: mae, huber; or, to learn each value as a class, table.kind=classification",
+        ),
         ("diabetes", {"loss__name": "mse", "data__sampling": "balanced"}, "data.sampling=balanced is for classes"),
         ("diabetes", {"loss__name": "mse", "checkpoint__best_metric": "accuracy"}, "not measured with a number"),
         ("iris", {"checkpoint__best_metric": "rmse"}, "is not measured with 3 classes"),
@@ -428,12 +433,15 @@ def test_a_regression_is_diagnosed_and_reported(price_run):
         load(workdir)
 
 
-def test_what_evaluate_cannot_do_is_one_line(price_run):
+def test_what_evaluate_cannot_do_is_one_line(price_run, tmp_path):
     from jaxcnn import evaluate
 
-    for option in ("--tta=flip", "--data=csv:other.csv", "--step=20,40"):
+    (tmp_path / "config.json").write_bytes((price_run / "run" / "config.json").read_bytes())
+    for option in ("--tta=flip", "--data=csv:other.csv", "--step=20,40", f"--workdir={tmp_path}"):
         with pytest.raises(UserError, match="a run of task=tabular is evaluated alone"):
             evaluate.main(["evaluate", "--workdir", str(price_run / "run"), option], 0.0)
+    with pytest.raises(UserError, match="--calibrate: a run of task=tabular has nothing that is fitted on validation"):
+        evaluate.main(["evaluate", "--workdir", str(price_run / "run"), "--calibrate"], 0.0)
 
 
 def test_a_folder_whose_columns_do_not_fit_is_refused(price_run, tmp_path):

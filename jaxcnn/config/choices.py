@@ -49,7 +49,7 @@ class TaskChoice(Choice):
     """A task, and what does its part of the commands: (the flags' values, the whole command line) -> exit code."""
 
     evaluate: str = "jaxcnn.results.general:evaluate_command"
-    predict: str = "jaxcnn.results.general:predict_command"
+    predict: str = "jaxcnn.results.finished:predict_command"
     looks_inside: bool = False  # jaxcnn.load and the report look at its network; else at the run's files alone
 
 

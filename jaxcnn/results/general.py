@@ -1,6 +1,6 @@
-"""What any task's finished run is worth on a split, and what it says of new data, by its metrics and hooks alone.
+"""What any task's finished run is worth on a split, by its metrics and hooks alone.
 
-The commands come here for every task that config/choices.py:TASKS does not send elsewhere. Nothing here knows what an
+The command comes here for every task that config/choices.py:TASKS does not send elsewhere. Nothing here knows what an
 example is.
 """
 
@@ -8,70 +8,41 @@ import copy
 import csv
 import io
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
-from itertools import islice
 from typing import Any
 
 import jax
 import numpy as np
-from absl import logging
 
-from jaxcnn.command import check_outputs, check_step
-from jaxcnn.config import Config, from_dict
-from jaxcnn.config.choices import choose
-from jaxcnn.data import Source
+from jaxcnn.data import Source, num_shared
 from jaxcnn.errors import RunError, UserError
-from jaxcnn.files import to_json, writing
+from jaxcnn.files import to_json
 from jaxcnn.machine import versions
-from jaxcnn.models.make import make_model
-from jaxcnn.results.trained import fitted
+from jaxcnn.results.finished import FinishedRun, load, task_of
+from jaxcnn.results.members import NotCalibrated
 from jaxcnn.results.written import write_files
 from jaxcnn.run import workdir as workdir_lib
 from jaxcnn.run.log import RunLog
 from jaxcnn.tasks.metric import Metric, Metrics
-from jaxcnn.tasks.task import Finished, TaskKind
-from jaxcnn.terminal import PatientConsole, complain
+from jaxcnn.tasks.task import Calibrated
 from jaxcnn.training.build import is_resident
 from jaxcnn.training.evaluation import collect
 from jaxcnn.training.feed import Feed, Progress, ResidentFeed, StreamingFeed
 from jaxcnn.training.parallel import make_parallel, set_up
-from jaxcnn.transfer.pretrained import run_arrays
 
 MOST_WEIGHTS = 1 << 22  # of resamples times examples that are held at a time
 
 
 @dataclass(frozen=True)
-class FinishedRun:
-    """A run's network, its task, and what its folder says."""
+class CalibratedScores:
+    """What was fitted on validation, and what it changes of the split's scores."""
 
-    folder: Any
-    saved: dict[str, Any]
-    config: Config
-    kind: TaskKind
-    finished: Finished
-    module: Any
-    variables: dict[str, Any]
-    step: int
-
-    def outputs(self, variables: dict[str, Any], batch: Any) -> Any:
-        """The pure function behind every answer: of a batch as the source has it."""
-        inputs, _ = self.prepare(batch)
-        return self.finished.task.apply(partial(self.module.apply, variables, train=False), inputs)
-
-    def targets(self, batch: Any) -> Any:
-        """What a batch's outputs are compared with."""
-        return self.prepare(batch)[1]
-
-    def prepare(self, batch: Any) -> Any:
-        """(inputs, targets) of a batch, as evaluated."""
-        return self.finished.task.prepare(self.saved["data"])(None, None, batch)
-
-    @property
-    def batch_size(self) -> int:
-        """Of evaluation."""
-        return self.config.eval_batch_size or self.config.batch_size
+    fitted: Calibrated
+    num_examples: int  # of validation
+    before: dict[str, float | None]
+    after: dict[str, float | None]
 
 
 @dataclass(frozen=True)
@@ -88,30 +59,7 @@ class Evaluation:
     places: np.ndarray  # int [n]: which of the split's examples these are
     identifiers: tuple[str, ...]
     columns: dict[str, list[Any]]  # of each example, what it was and what was said
-
-
-def load(workdir: str, step: str = "best") -> FinishedRun:
-    """A run's network, from its folder alone. Raises UserError, RunError as jaxcnn.load."""
-    folder = workdir_lib.resolve(workdir)
-    saved = workdir_lib.read_config(folder)
-    config = from_dict(saved["config"])
-    kind: Any = choose("task", config.task).load()
-    if kind.finish is None:
-        raise UserError(f"{folder} holds a run of task={config.task}, which says nothing of finished runs")
-    finished = kind.finish(config, saved["data"])
-    verbosity = logging.get_verbosity()
-    logging.set_verbosity(logging.ERROR)  # Orbax warns that what is opened to be read cannot be written
-    try:
-        tensors, _ = run_arrays(folder, step)
-    finally:
-        logging.set_verbosity(verbosity)
-    module = make_model(config.model, **finished.task.model)
-    variables = fitted(module, tensors.arrays, finished.task.example, tensors.source)
-    number = int(tensors.source.rpartition(" ")[2])
-    return FinishedRun(folder, saved, config, kind, finished, module, variables, number)
-
-
-# ---- evaluate
+    calibration: CalibratedScores | NotCalibrated | None  # None: the task fits nothing
 
 
 def evaluate_run(
@@ -124,6 +72,7 @@ def evaluate_run(
     resamples: int = 1000,
     level: float = 0.95,
     seed: int = 0,
+    calibrate: bool = True,
     progress: Progress | None = None,
 ) -> Evaluation:
     """Measures every metric of the task, and the loss, on a split of the run's data.
@@ -133,6 +82,7 @@ def evaluate_run(
       eval_batch_size: examples a call, over all devices; none: the run's.
       num_devices: none: all.
       resamples, level, seed: of the bootstrap; no resamples, no intervals.
+      calibrate: whether what the task fits on validation is fitted, and its scores stand beside the others.
       progress: told while data are read.
 
     Raises:
@@ -142,25 +92,25 @@ def evaluate_run(
     source = _own_source(run, data_dir, progress)
     if split not in source.splits:
         raise UserError(f"--split={split}: the run has none (data.validation_fraction=0)")
-    wanted = eval_batch_size or run.batch_size
-    outputs, targets, places = _pass_over(run, source, split, wanted, num_devices, progress or (lambda *_: None))
-    bad = sum(int((~np.isfinite(each)).reshape(len(each), -1).any(axis=1).sum()) for each in jax.tree.leaves(outputs))
-    if bad:
-        raise RunError(
-            f"the outputs of {run.folder}, step {run.step:,}, are not finite for {bad:,} of {len(places):,} examples "
-            f"of {split}: the run has diverged; train with a lower optimizer.learning_rate"
-        )
-    task = run.finished.task
-    losses = jax.jit(task.losses(run.config.loss).evaluate)(outputs, targets)
-    metrics = Metrics(task.metrics)
-    values = jax.device_get(metrics.of_examples(outputs, targets, losses))
+    pass_over = partial(
+        _pass_over, run, source, wanted=eval_batch_size or run.batch_size, num_devices=num_devices,
+        tell=progress or (lambda *_: None),
+    )  # fmt: skip
+    outputs, targets, places = pass_over(split)
+    measure = partial(_measure, run, outputs, targets)
+    metrics, values = measure(run.finished.task.metrics)
+    scores = _scores(metrics, values)
+    calibration: CalibratedScores | NotCalibrated | None = None
+    if fit := run.finished.calibrate:
+        calibration = reason_not_to_fit(source, split, is_asked=calibrate)
+        calibration = calibration or _calibrate(fit, pass_over("validation"), measure, scores)
     records = source.splits[split]
     return Evaluation(
         run=run,
         split=split,
         source=source,
         metrics=tuple(metrics.by_name.values()),
-        scores={name: _number(finished_mean(metrics.by_name[name], value)) for name, value in values.items()},
+        scores=scores,
         intervals=bootstrap(metrics, values, resamples=resamples, level=level, seed=seed) if resamples else {},
         interval_facts={
             "method": "percentile bootstrap over examples", "resamples": resamples, "level": level, "seed": seed
@@ -168,7 +118,50 @@ def evaluate_run(
         places=places,
         identifiers=tuple(records.records.identifier(int(records.indices[place])) for place in places),
         columns=run.finished.compared(outputs, targets),
+        calibration=calibration,
     )  # fmt: skip
+
+
+def _measure(
+    run: FinishedRun, outputs: Any, targets: Any, metrics: tuple[Metric, ...]
+) -> tuple[Metrics, dict[str, np.ndarray]]:
+    """(the metrics, with the loss; what each averages of the examples, [n] or [n, size])."""
+    losses = jax.jit(run.finished.task.losses(run.config.loss).evaluate)(outputs, targets)
+    measured = Metrics(metrics)
+    return measured, jax.device_get(measured.of_examples(outputs, targets, losses))
+
+
+def _scores(metrics: Metrics, values: dict[str, np.ndarray]) -> dict[str, float | None]:
+    return {name: _number(finished_mean(metrics.by_name[name], value)) for name, value in values.items()}
+
+
+def reason_not_to_fit(source: Source, split: str, *, is_asked: bool) -> NotCalibrated | None:
+    """The reason that nothing may be fitted on validation where a split is reported; None: it may."""
+    if not is_asked:
+        return NotCalibrated("not asked for")
+    if split == "validation":
+        return NotCalibrated("it is fitted on validation, which is what is reported")
+    if "validation" not in source.splits:
+        return NotCalibrated("the run has no validation split to fit on")
+    if shared := num_shared(source.splits["validation"], source.splits[split]):
+        return NotCalibrated(f"validation, to fit on, shares {shared:,} examples with {split}")
+    return None
+
+
+def _calibrate(
+    fit: Callable[[Any, Any], Calibrated],
+    validation: tuple[Any, Any, np.ndarray],
+    measure: Callable[[tuple[Metric, ...]], tuple[Metrics, dict[str, np.ndarray]]],
+    scores: dict[str, float | None],
+) -> CalibratedScores:
+    """What is fitted on validation, as `_pass_over` gives it; `measure` and `scores` are of the reported split."""
+    outputs, targets, places = validation
+    fitted = fit(outputs, targets)
+    after = _scores(*measure(fitted.metrics))
+    names = [metric.name for metric in fitted.metrics]
+    return CalibratedScores(
+        fitted, len(places), {name: scores[name] for name in names}, {name: after[name] for name in names}
+    )
 
 
 def finished_mean(metric: Metric, values: np.ndarray) -> float:
@@ -217,9 +210,12 @@ def _own_source(run: FinishedRun, data_dir: str | None, progress: Progress | Non
 
 
 def _pass_over(
-    run: FinishedRun, source: Source, split: str, wanted: int, num_devices: int | None, tell: Progress
+    run: FinishedRun, source: Source, split: str, *, wanted: int, num_devices: int | None, tell: Progress
 ) -> tuple[Any, Any, np.ndarray]:
-    """(outputs, targets, which of the split's examples these are), each [n, ...]."""
+    """(outputs, targets, which of the split's examples these are), each [n, ...].
+
+    Raises RunError where outputs are not finite.
+    """
     parallel = make_parallel("jit", num_devices=num_devices)
     examples = source.splits[split]
     only = replace(source, splits={"train": examples, "measured": examples})  # in train damaged ones are replaced
@@ -237,6 +233,12 @@ def _pass_over(
         )
     finally:
         feed.close()
+    bad = sum(int((~np.isfinite(each)).reshape(len(each), -1).any(axis=1).sum()) for each in jax.tree.leaves(outputs))
+    if bad:
+        raise RunError(
+            f"the outputs of {run.folder}, step {run.step:,}, are not finite for {bad:,} of {len(places):,} examples "
+            f"of {split}: the run has diverged; train with a lower optimizer.learning_rate"
+        )
     return outputs, targets, places
 
 
@@ -247,7 +249,7 @@ def _number(value: float) -> float | None:
 
 def evaluate_command(values: Any, argv: list[str]) -> int:
     """What `python -m jaxcnn.evaluate` does for such a run. Raises UserError, RunError."""
-    task = _task_of(values.workdir[0])
+    task = task_of(values.workdir[0])
     for option, is_asked in (
         ("--tta", values.tta is not None),
         ("--data", values.data is not None),
@@ -258,13 +260,17 @@ def evaluate_command(values: Any, argv: list[str]) -> int:
             raise UserError(f"{option}: a run of task={task} is evaluated alone, as it is, on its own data")
     set_up(None, compilation_cache=True)
     folder = workdir_lib.resolve(values.workdir[0])
+    run = load(values.workdir[0], values.step.strip())
+    if run.finished.calibrate is None and values["calibrate"].present and values.calibrate:
+        raise UserError(f"--calibrate: a run of task={task} has nothing that is fitted on validation; leave it out")
     log = RunLog(folder, tensorboard=False)
     evaluation = evaluate_run(
-        load(values.workdir[0], values.step.strip()),
+        run,
         split=values.split or "test",
         data_dir=values.data_dir,
         eval_batch_size=values.batch_size,
         resamples=values.resamples,
+        calibrate=values.calibrate,
         progress=log.work,
     )
     _show(evaluation, log.console)
@@ -301,9 +307,21 @@ def contents(evaluation: Evaluation, command: list[str]) -> dict[str, Any]:
         "units": {metric.name: metric.unit for metric in evaluation.metrics},
         "intervals": evaluation.intervals,
         "interval_facts": evaluation.interval_facts,
+        **({} if evaluation.calibration is None else {"calibration": _calibration(evaluation.calibration)}),
         "class_names": list(source.class_names),
         "command": command,
         "versions": versions(),
+    }
+
+
+def _calibration(calibration: CalibratedScores | NotCalibrated) -> dict[str, Any]:
+    if isinstance(calibration, NotCalibrated):
+        return {"not_done": calibration.reason}
+    return {
+        **calibration.fitted.facts,
+        "fitted_on": {"split": "validation", "num_examples": calibration.num_examples},
+        "before": calibration.before,
+        "after": calibration.after,
     }
 
 
@@ -335,100 +353,22 @@ def _show(evaluation: Evaluation, console: Any) -> None:
         interval = "" if bounds is None else f"{bounds[0]:.4f} – {bounds[1]:.4f}"
         table.add_row(name, "" if value is None else f"{value:.4f}", *([interval] if evaluation.intervals else []))
     console.print(table)
+    if isinstance(evaluation.calibration, CalibratedScores):
+        _show_calibration(evaluation.calibration, console)
+    elif evaluation.calibration is not None:
+        console.print(f"nothing fitted: {evaluation.calibration.reason}", soft_wrap=True)
 
 
-def _task_of(workdir: str) -> str:
-    return str(workdir_lib.read_config(workdir_lib.resolve(workdir))["config"]["task"])
+def _show_calibration(calibration: CalibratedScores, console: Any) -> None:
+    changes = [
+        f"{name} {_shown(value)} -> {_shown(calibration.after[name])}" for name, value in calibration.before.items()
+    ]
+    line = (
+        f"{calibration.fitted.what} fitted on {calibration.num_examples:,} examples of validation: {', '.join(changes)}"
+    )
+    for each in (line, *calibration.fitted.notes):
+        console.print(each, soft_wrap=True)
 
 
-# ---- predict
-
-
-def predict(run: FinishedRun, path: str, *, top_k: int = 1) -> Iterator[dict[str, Any] | tuple[dict, ValueError]]:
-    """A row for each example of a file: how the file names it, and the answer, or (that, what is wrong with it).
-
-    Raises UserError: the file cannot be read, or is none of the task's.
-    """
-    call = jax.jit(run.outputs)
-    variables = jax.device_put(run.variables)
-    given = run.finished.read(path)
-    while batch := list(islice(given, run.batch_size)):
-        sound = [arrays for _, arrays in batch if not isinstance(arrays, ValueError)]
-        answers: Iterator[dict[str, Any] | ValueError] = iter(())
-        if sound:
-            rows = [*sound, *[sound[0]] * (run.batch_size - len(sound))]  # padded to one size, compiled once
-            stacked = {name: np.stack([each[name] for each in rows]) for name in sound[0]}
-            outputs = jax.tree.map(lambda x: x[: len(sound)], jax.device_get(call(variables, stacked)))
-            answers = iter(_finite_answers(run.finished, outputs, top_k))
-        for named, arrays in batch:
-            answer = arrays if isinstance(arrays, ValueError) else next(answers)
-            yield (named, answer) if isinstance(answer, ValueError) else {**named, **answer}
-
-
-def _finite_answers(finished: Finished, outputs: Any, top_k: int) -> Sequence[dict[str, Any] | ValueError]:
-    leaves = [each.reshape(len(each), -1) for each in jax.tree.leaves(outputs)]
-    finite = np.all([np.isfinite(each).all(axis=1) for each in leaves], axis=0)
-    fault = ValueError("the network's output is not finite for it; its values are far from those that it has learned")
-    answers = finished.answers(outputs, top_k)
-    return [answer if is_finite else fault for answer, is_finite in zip(answers, finite, strict=True)]
-
-
-def predict_command(values: Any, given: list[str]) -> int:
-    """What `python -m jaxcnn.predict` does for such a run. Raises UserError, RunError."""
-    task = _task_of(values.workdir)
-    for option in ("tta", "explain", "target"):
-        if values[option].value is not None:
-            raise UserError(f"--{option} is for classes of images, and the run is of task={task}; leave it out")
-    if not given or "-" in given:
-        raise UserError("no files given; pass those that the run's task reads: docs/tasks.md")
-    if values.csv == values.json == "-":
-        raise UserError("--csv=- and --json=- would both write to stdout; give one of them a file")
-    check_step(values.step)
-    check_outputs(values, "csv", "json")
-    set_up(None, compilation_cache=True)
-    run = load(values.workdir, values.step)
-    run = replace(run, config=replace(run.config, eval_batch_size=values.batch_size or run.config.eval_batch_size))
-    rows, faults = [], 0
-    for path in given:
-        for row in predict(run, path, top_k=values.top_k):
-            if isinstance(row, tuple):
-                faults += 1
-                named = ", ".join(f"{name} {value}" for name, value in row[0].items())
-                complain(f"{path}, {named}: {row[1]}")
-            else:
-                rows.append({"path": path, **row} if len(given) > 1 else row)
-    console = PatientConsole()
-    if values.csv or values.json:
-        for output, text in ((values.csv, _as_csv), (values.json, _as_json)):
-            if output:
-                with writing(output) as file:
-                    file.write(text(rows))
-    else:
-        _print_table(rows, console)
-    if "-" not in (values.csv, values.json):
-        told = [f"{len(rows):,} {run.finished.task.examples} predicted by {run.folder}, step {run.step:,}"]
-        told += [f"{faults:,} left out"] if faults else []
-        told += [f"written to {output}" for output in (values.csv, values.json) if output]
-        console.print("; ".join(told), soft_wrap=True)
-    return 1 if faults else 0
-
-
-def _as_csv(rows: list[dict[str, Any]]) -> str:
-    text = io.StringIO()
-    writer = csv.DictWriter(text, list(rows[0]) if rows else [], lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    return text.getvalue()
-
-
-def _as_json(rows: list[dict[str, Any]]) -> str:
-    return "[\n" + ",\n".join(map(to_json, rows)) + "\n]\n" if rows else "[]\n"
-
-
-def _print_table(rows: list[dict[str, Any]], console: Any) -> None:
-    from rich.table import Table
-
-    table = Table(*(rows[0] if rows else ()))
-    for row in rows:
-        table.add_row(*(f"{value:.4f}" if isinstance(value, float) else str(value) for value in row.values()))
-    console.print(table)
+def _shown(value: float | None) -> str:
+    return "–" if value is None else f"{value:.4f}"

@@ -256,7 +256,7 @@ def load(workdir: str, step: str = "best") -> TrainedModel:
     if not TASKS[config.task].looks_inside:
         raise UserError(
             f"{path} holds a run of task={config.task}, which is not of single classes of images; load it by "
-            "jaxcnn.results.general.load"
+            "jaxcnn.results.finished.load"
         )
     verbosity = logging.get_verbosity()
     logging.set_verbosity(logging.ERROR)  # Orbax warns that what is opened to be read cannot be written

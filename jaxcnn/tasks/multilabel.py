@@ -23,7 +23,7 @@ from jaxcnn.data.records import LabelSets
 from jaxcnn.errors import UserError, nearest
 from jaxcnn.tasks.classification import channel_facts, make_prepare
 from jaxcnn.tasks.metric import Metric
-from jaxcnn.tasks.task import Finished, Losses, Task, TaskKind
+from jaxcnn.tasks.task import Calibrated, Finished, Losses, Task, TaskKind
 
 NO_LABEL = "-"
 PRECISION_BINS = 100  # of a label's probability, of equal width: average precision is taken over these steps
@@ -140,6 +140,15 @@ def _losses(config: LossConfig) -> Losses:
 
 def metrics_for(thresholds: np.ndarray) -> tuple[Metric, ...]:
     """Metrics of logits and targets [B, K]; a label is there from its threshold on, a target from a half (mixup)."""
+    size = 2 * PRECISION_BINS * len(thresholds)
+    return (
+        *metrics_by_thresholds(thresholds),
+        Metric("mean_average_precision", _in_bins, True, size=size, finish=_mean_average_precision),
+    )
+
+
+def metrics_by_thresholds(thresholds: np.ndarray) -> tuple[Metric, ...]:
+    """Those of `metrics_for` that the thresholds, float32 [K], change."""
     size = len(thresholds)
 
     def said(logits: jax.Array) -> jax.Array:
@@ -152,19 +161,18 @@ def metrics_for(thresholds: np.ndarray) -> tuple[Metric, ...]:
         true, predicted = targets >= 0.5, said(logits)
         return jnp.concatenate([true & predicted, true, predicted], axis=-1).astype(jnp.float32)
 
-    def in_bins(logits: jax.Array, targets: jax.Array, losses: jax.Array) -> jax.Array:
-        place = jnp.clip((jax.nn.sigmoid(logits) * PRECISION_BINS).astype(jnp.int32), 0, PRECISION_BINS - 1)
-        true = (targets >= 0.5).astype(jnp.float32)[..., None]
-        bins = jax.nn.one_hot(place, PRECISION_BINS)
-        return jnp.concatenate([bins * true, bins], axis=-1).reshape(len(logits), -1)
-
-    precision_size = 2 * PRECISION_BINS * size
     return (
         Metric("exact_match", is_exact, higher_is_better=True),
         Metric("micro_f1", counts, higher_is_better=True, size=3 * size, finish=_micro_f1),
         Metric("macro_f1", counts, higher_is_better=True, size=3 * size, finish=_macro_f1),
-        Metric("mean_average_precision", in_bins, True, size=precision_size, finish=_mean_average_precision),
     )
+
+
+def _in_bins(logits: jax.Array, targets: jax.Array, losses: jax.Array) -> jax.Array:
+    place = jnp.clip((jax.nn.sigmoid(logits) * PRECISION_BINS).astype(jnp.int32), 0, PRECISION_BINS - 1)
+    true = (targets >= 0.5).astype(jnp.float32)[..., None]
+    bins = jax.nn.one_hot(place, PRECISION_BINS)
+    return jnp.concatenate([bins * true, bins], axis=-1).reshape(len(logits), -1)
 
 
 def _f1(right: Any, true: Any, predicted: Any) -> Any:
@@ -203,6 +211,7 @@ def _finish(config: Config, data: dict[str, Any]) -> Finished:
         partial(_read, image_shape=image_shape),
         partial(_answers, labels, thresholds),
         partial(_columns, labels, thresholds),
+        partial(_calibrate, labels, thresholds),
     )
 
 
@@ -240,6 +249,44 @@ def _columns(
         "exact": (said == (targets >= 0.5)).all(axis=1).astype(int).tolist(),
         **{f"p_{label}": [f"{value:.7g}" for value in p[:, number]] for number, label in enumerate(labels)},
     }
+
+
+def _calibrate(labels: tuple[str, ...], given: np.ndarray, logits: np.ndarray, targets: np.ndarray) -> Calibrated:
+    true = targets >= 0.5
+    fitted = fit_thresholds(_probabilities(logits), true, given)
+    kept = [labels[number] for number in np.flatnonzero(~true.any(axis=0))]
+    return Calibrated(
+        what="thresholds",
+        facts={
+            "thresholds": [float(str(each)) for each in fitted],  # the shortest text that float32 has
+            "given_thresholds": [float(str(each)) for each in given],
+            "kept_as_given": kept,
+        },
+        metrics=metrics_by_thresholds(fitted),
+        notes=(f"no image of validation has {', '.join(kept)}: kept as given",) if kept else (),
+    )
+
+
+def fit_thresholds(probabilities: np.ndarray, targets: np.ndarray, given: np.ndarray) -> np.ndarray:
+    """For each label the threshold with the highest F1, float32 [K]; of equals the lowest.
+
+    It lies half way between the least probability that it lets through and the next lower one.
+
+    Args:
+      probabilities: float32 [n, K].
+      targets: bool [n, K]; a label that no example has keeps its threshold of `given`.
+      given: float32 [K].
+    """
+    from sklearn.metrics import precision_recall_curve  # takes a second
+
+    thresholds = np.array(given, np.float32)
+    for label in np.flatnonzero(targets.any(axis=0)):
+        precision, recall, least = precision_recall_curve(targets[:, label], probabilities[:, label])
+        best = int(_f1(precision * recall, precision, recall)[: len(least)].argmax())
+        below = least[best - 1] if best else np.float32(0)
+        half_way = np.float32((float(below) + float(least[best])) / 2)
+        thresholds[label] = half_way if half_way > below else least[best]
+    return thresholds
 
 
 MULTILABEL = TaskKind(make_task, open_source, finish=_finish)

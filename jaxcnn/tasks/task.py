@@ -32,7 +32,7 @@ class TaskKind:
     make_task: Callable[..., "Task"]  # (config, source, *, resident, device_batch, progress) -> Task
     open_source: Callable[..., Source] = open_images  # (config, *, progress, kept) -> Source
     stand_in_source: Callable[..., Source | None] = lambda config: None  # of data that are not here, for a dry run
-    # (config, `data` of config.json) -> Finished: what results/general.py evaluates and predicts by
+    # (config, `data` of config.json) -> Finished: what results/general.py evaluates and results/finished.py predicts by
     finish: Callable[..., "Finished"] | None = None
 
 
@@ -66,6 +66,16 @@ class Task:
 
 
 @dataclass(frozen=True)
+class Calibrated:
+    """What was fitted on a finished run's validation split, which decides it alone."""
+
+    what: str  # in lines for people: "thresholds"
+    facts: dict[str, Any]  # plain data, for evaluation.json
+    metrics: tuple[Metric, ...]  # those that it changes, as they are with it
+    notes: tuple[str, ...] = ()  # what a reader should know
+
+
+@dataclass(frozen=True)
 class Finished:
     """A task as its run's folder alone makes it, without the data, and what the host makes of outputs.
 
@@ -77,3 +87,4 @@ class Finished:
     read: Callable[[str], Iterator[tuple[dict[str, Any], dict[str, np.ndarray] | ValueError]]]
     answers: Callable[[Any, int], list[dict[str, Any]]]  # (outputs, top_k) -> a row an example, for people
     compared: Callable[[Any, Any], dict[str, list[Any]]]  # (outputs, targets) -> columns of predictions.csv
+    calibrate: Callable[[Any, Any], Calibrated] | None = None  # (outputs, targets), both of validation

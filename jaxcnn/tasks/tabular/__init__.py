@@ -14,7 +14,7 @@ import numpy as np
 from jaxcnn.config import Config, LossConfig
 from jaxcnn.config.choices import LOSSES, choose
 from jaxcnn.data.splits import labels_of
-from jaxcnn.errors import UserError, nearest
+from jaxcnn.errors import UserError
 from jaxcnn.tasks.classification import metrics as of_classes
 from jaxcnn.tasks.classification.losses import class_weights, make_loss
 from jaxcnn.tasks.tabular import metrics as of_numbers
@@ -49,7 +49,8 @@ def _make_task(
         usable = [name for name, each in LOSSES.items() if of in each.of]
         raise UserError(
             f"loss.name={config.loss.name} is for {' and '.join(loss.of)}, and the target {layout.target!r} is of "
-            f"{of}; set loss.name, {nearest(config.loss.name, usable)}" + ("" if names else ", or table.kind")
+            f"{of}; set loss.name={usable[0]}, or one of: {', '.join(usable[1:])}"
+            + ("" if names else "; or, to learn each value as a class, table.kind=classification")
         )
     metrics = of_classes.metrics_for(len(names)) if names else of_numbers.metrics_for(layout.target)
     return Task(
