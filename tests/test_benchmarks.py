@@ -1,6 +1,7 @@
 """The benchmarks can be started, without PyTorch too; nothing here measures anything."""
 
 import importlib
+import json
 import subprocess
 import sys
 from pathlib import Path
