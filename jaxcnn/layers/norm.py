@@ -55,7 +55,10 @@ _scaled.defvjp(lambda *operands: (_scaled(*operands), operands[:4]), _scaled_bac
 
 @jax.custom_vjp
 def _gradient_once(x: jax.Array) -> jax.Array:
-    """X. Its gradient is computed once: XLA for CPUs does so in each place that reads it, after concatenations in 30."""
+    """Returns x, whose gradient is computed once.
+
+    XLA for CPUs would compute it in each place that reads it: after DenseNet's concatenations in 30.
+    """
     return x
 
 
