@@ -1,6 +1,7 @@
 """oneDNN's convolutions against plain numpy and lax, under every transformation, and where they cannot be had."""
 
 import hashlib
+import json
 import os
 import subprocess
 import sys
@@ -22,6 +23,7 @@ from jaxcnn.layers.onednn import library as onednn
 from jaxcnn.layers.onednn.call import why_not
 from jaxcnn.layers.onednn.library import OneDNNError
 from jaxcnn.layers.onednn.plan import BY_IMAGES, BY_KERNEL, FORWARD, Convolution, plan_of
+from tests.commands import run_here
 
 needs_onednn = pytest.mark.skipif(why_not() is not None, reason=f"no oneDNN here: {why_not()}")
 
@@ -366,3 +368,39 @@ def test_asked_for_and_not_there_is_a_users_error(monkeypatch):
     monkeypatch.setattr(parallel, "why_not", lambda: OneDNNError("no such library"))
     with pytest.raises(UserError, match=r"model\.convolution=onednn: no such library"):
         parallel.make_parallel("jit", convolution="onednn")
+
+
+def test_a_batch_norms_gradient_is_computed_once_on_cpus():
+    """Its barrier is still there after XLA's passes: else DenseNet's gradients would be computed 30 times over."""
+    from jaxcnn.layers.norm import BatchNorm
+    from jaxcnn.training.parallel import make_parallel
+
+    norm, x = BatchNorm(use_running_average=False), jnp.ones((4, 6, 6, 3))
+    variables = norm.init(jax.random.key(0), x)
+
+    def gradient(x):
+        return jax.grad(lambda x: jnp.sum(norm.apply(variables, x, mutable=["batch_stats"])[0] ** 3))(x)
+
+    compiled = make_parallel("jit", num_devices=1).compile(gradient, sharded={})
+    assert "opt-barrier(" in compiled.lower(x).compile().as_text()  # type: ignore[attr-defined]
+
+
+@needs_onednn
+def test_a_run_says_what_computes_its_convolutions_and_goes_on_with_another(tmp_path):
+    """config.json, the first lines, and a resumed run's."""
+    folder = tmp_path / "run"
+    options = [
+        "--config=experiments/digits.py",
+        "--config.num_epochs=1",
+        "--config.tensorboard=false",
+        f"--workdir={folder}",
+    ]
+    code, output, errors = run_here(*options, "--config.model.convolution=products")
+    assert code == 0, errors
+    assert "convolutions by matrix products\n" in output
+    assert json.loads((folder / "config.json").read_text())["convolutions"] == "matrix products"
+    (folder / "summary.json").unlink()
+    code, output, errors = run_here(*options, "--config.model.convolution=onednn")
+    assert code == 0, errors
+    assert "convolutions by oneDNN 3.2.0 on" in output
+    assert "were computed by matrix products: this run goes on equal up to rounding" in " ".join(output.split())

@@ -8,6 +8,7 @@ import ctypes
 import hashlib
 import os
 import re
+import sys
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -22,6 +23,7 @@ from jaxcnn.layers.onednn.library import OneDNNError, Pointer, library
 from jaxcnn.layers.onednn.plan import Convolution, Plan, convolution_of, plan_of
 
 TARGET = "jaxcnn.onednn"
+SWITCH_SECONDS = 0.0002
 _API_MAJOR = 0  # the layout of the structures below
 _METADATA, _INTERNAL = 1, 13  # a kind of extension; an error's code
 
@@ -180,6 +182,8 @@ def _number(text: str) -> int:
 @cache
 def _register() -> None:
     _check_interface()
+    # A thread that is busy in Python gives the lock away after this time; the default of 5 ms is that of many calls.
+    sys.setswitchinterval(min(sys.getswitchinterval(), SWITCH_SECONDS))
     handlers = {"instantiate": _handler(_instantiate), "execute": _handler(_execute)}
     capsules = {stage: jax.ffi.pycapsule(ctypes.cast(handler, Pointer)) for stage, handler in handlers.items()}
     jax.ffi.register_ffi_target(TARGET, capsules, platform="cpu")

@@ -8,7 +8,7 @@ import os
 import platform
 from collections.abc import Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from importlib import metadata
 from pathlib import Path
@@ -60,9 +60,14 @@ class _Version(ctypes.Structure):
 
 @dataclass(frozen=True)
 class Library:
-    """The loaded library, with what every plan needs of it. Its calls let go of Python's lock while they compute."""
+    """The loaded library, with what every plan needs of it.
+
+    Python's lock is let go of in `calls`, which may compute for long, and kept in `quick`: to get it back from a thread
+    that is busy takes the time of a small convolution.
+    """
 
     calls: ctypes.CDLL
+    quick: ctypes.PyDLL
     version: str
     threads: int  # OpenMP's, in every call: a kernel's gradient has the same bits for the same number
     set_threads: Any  # of the calling thread
@@ -120,7 +125,7 @@ def library() -> Library:
     path = _path()
     try:
         with _passive_waiting():
-            calls, openmp = ctypes.CDLL(str(path)), ctypes.CDLL("libgomp.so.1")
+            calls, quick, openmp = ctypes.CDLL(str(path)), ctypes.PyDLL(str(path)), ctypes.PyDLL("libgomp.so.1")
     except OSError as error:
         hint = "; install libgomp1 (apt install libgomp1)" if "libgomp" in str(error) else ""
         raise OneDNNError(f"oneDNN does not load: {error}{hint}") from None
@@ -130,17 +135,18 @@ def library() -> Library:
         wanted = ".".join(map(str, VERSION))
         raise OneDNNError(f"oneDNN {version.major}.{version.minor} is installed, and {wanted} is needed: {INSTALL}")
     _declare(calls)
-    return _begun(calls, openmp, f"{version.major}.{version.minor}.{version.patch}")
+    _declare(quick)
+    return _begun(calls, quick, openmp, f"{version.major}.{version.minor}.{version.patch}")
 
 
-def _begun(calls: ctypes.CDLL, openmp: ctypes.CDLL, version: str) -> Library:
-    nothing = Pointer()
-    bare = Library(calls, version, num_threads(), openmp.omp_set_num_threads, os.getpid(), nothing, nothing, nothing)
+def _begun(calls: ctypes.CDLL, quick: ctypes.PyDLL, openmp: ctypes.PyDLL, version: str) -> Library:
+    none = Pointer()
+    bare = Library(calls, quick, version, num_threads(), openmp.omp_set_num_threads, os.getpid(), none, none, none)
     engine = bare.made("engine_create", _CPU_ENGINE, ctypes.c_size_t(0))
     stream = bare.made("stream_create", engine, _DEFAULT_STREAM)
     attributes = bare.made("primitive_attr_create")
     bare.check(calls.dnnl_primitive_attr_set_scratchpad_mode(attributes, _SCRATCHPAD_BY_USER), "scratchpad mode")
-    return Library(calls, version, bare.threads, bare.set_threads, bare.process, engine, stream, attributes)
+    return replace(bare, engine=engine, stream=stream, attributes=attributes)
 
 
 def num_threads() -> int:

@@ -93,7 +93,7 @@ class Plan:
         except IndexError:
             ready = self._make_ready(here)
         here.set_threads(self.threads)
-        place, execute = here.calls.dnnl_memory_set_data_handle, here.calls.dnnl_primitive_execute
+        place, execute = here.quick.dnnl_memory_set_data_handle, here.calls.dnnl_primitive_execute
         for memory, buffer, offset in ready.places:
             place(memory, buffers[buffer] + offset)
         for primitive, count, arguments in ready.steps:
