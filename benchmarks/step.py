@@ -65,7 +65,7 @@ CASES = (
 class OurStep:
     """jaxcnn's step on one batch; `train` and `forward` are what is measured."""
 
-    def __init__(self, case: Case, batch: dict[str, Any], *, precision: str):
+    def __init__(self, case: Case, batch: dict[str, Any], *, precision: str, convolution: str = "auto"):
         import jax
         import optax
 
@@ -77,6 +77,7 @@ class OurStep:
         from jaxcnn.tasks.classification.metrics import ACCURACY, TOP5_ACCURACY, metrics_for
         from jaxcnn.tasks.metric import Metrics
         from jaxcnn.training.optim import make_optimizer
+        from jaxcnn.training.parallel import make_parallel
         from jaxcnn.training.step import init_state, train_step
 
         config = ModelConfig(
@@ -113,17 +114,17 @@ class OurStep:
             "params": jax.tree.map(jax.numpy.copy, self.state.params),
             "batch_stats": jax.tree.map(jax.numpy.copy, self.state.batch_stats),
         }
+        self._parallel = make_parallel("jit", num_devices=1, convolution=convolution)
         self._compiled: Any = None
-        self._forward = jax.jit(
-            lambda variables, batch: model.apply(variables, prepare(None, None, batch)[0], train=False)
+        self._forward = self._parallel.compile(
+            lambda variables, batch: model.apply(variables, prepare(None, None, batch)[0], train=False), sharded={}
         )
         self._last: Any = None
 
     def trace(self) -> Any:
-        """The step, traced and lowered; nothing is compiled."""
-        import jax
-
-        return jax.jit(self.step, donate_argnums=0).lower(self.state, self.batch, self._key)
+        """The step, traced and lowered as a run's is; nothing is compiled."""
+        call: Any = self._parallel.compile(self.step, sharded={}, donate=(0,))
+        return call.lower(self.state, self.batch, self._key)
 
     def compile(self) -> float:
         """Compiles the step; the seconds."""
@@ -134,10 +135,12 @@ class OurStep:
         return time.perf_counter() - start
 
     def gigaflops(self) -> float:
-        """Of one step, as XLA counts them."""
+        """Of one step, as XLA counts them, and of oneDNN's convolutions."""
+        from jaxcnn.layers.onednn.call import flops
+
         cost = self._compiled.cost_analysis()
         cost = cost[0] if isinstance(cost, list) else cost
-        return cost.get("flops", float("nan")) / 1e9
+        return (cost.get("flops", float("nan")) + flops(self._compiled.as_text())) / 1e9
 
     def train(self) -> None:
         """One update."""
@@ -160,7 +163,8 @@ class OurStep:
         def steps(state: Any, batch: Any, key: Any) -> Any:
             return jax.lax.scan(lambda state, _: self.step(state, batch, key), state, length=count)
 
-        compiled = jax.jit(steps, donate_argnums=0).lower(self.state, self.batch, self._key).compile()
+        scan: Any = self._parallel.compile(steps, sharded={}, donate=(0,))
+        compiled = scan.lower(self.state, self.batch, self._key).compile()
 
         def call() -> None:
             self.state, self._last = compiled(self.state, self.batch, self._key)
@@ -212,7 +216,7 @@ def measure(case: Case, precision: str, options: Any, table: Table, report: Repo
     others = Others()
     size = options.batch or (case.gpu_batch if on_gpu() else case.cpu_batch)
     batch = random_batch(case, size)
-    ours = OurStep(case, batch, precision=precision)
+    ours = OurStep(case, batch, precision=precision, convolution=options.convolution)
     compile_seconds = {"ours": ours.compile()}
     wanted = [] if not has_torch() else ["eager"] if options.no_compile else ["eager", "compiled"]
     ratios = {}
@@ -302,6 +306,7 @@ def main() -> None:
     parser.add_argument("--precisions", help="comma-separated, of f32, bf16, fp16 (default: f32; on a GPU bf16)")
     parser.add_argument("--forward", action="store_true", help="rows of the forward pass alone, too")
     parser.add_argument("--scan", type=int, default=0, help="this many steps by lax.scan against one call each")
+    parser.add_argument("--convolution", default="auto", help="ours on CPUs: auto, onednn, products, xla")
     parser.add_argument("--no_compile", action="store_true", help="without PyTorch's compiled side")
     parser.add_argument("--profile", type=int, nargs="?", const=15, default=0, help="our dearest operations, so many")
     options = parser.parse_args()
