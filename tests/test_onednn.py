@@ -330,6 +330,20 @@ def test_a_call_that_fails_ends_the_program_with_its_shapes(monkeypatch):
         function(x, weights[0]).block_until_ready()
 
 
+@needs_onednn
+def test_ctrl_c_in_a_call_is_not_lost(monkeypatch):
+    from jaxcnn.layers.onednn import plan
+
+    def interrupted(self, buffers):
+        raise KeyboardInterrupt
+
+    weights, x = some()
+    function = jax.jit(by("onednn", partial(conv, padding=1)))
+    monkeypatch.setattr(plan.Plan, "run", interrupted)
+    with pytest.raises(Exception, match=r"KeyboardInterrupt"):
+        function(x, weights[0]).block_until_ready()
+
+
 def refuse(self, buffers):
     onednn.library().check(1, self.text)
 

@@ -18,6 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxcnn.errors import Preempted
 from jaxcnn.files import read_text
 from jaxcnn.layers.onednn.library import OneDNNError, Pointer, library
 from jaxcnn.layers.onednn.plan import Convolution, Plan, convolution_of, plan_of
@@ -198,8 +199,11 @@ def _handler(function: Callable[[_Frame], None]) -> Any:
         try:
             if not _told(frame):
                 function(frame)
-        except Exception as error:  # what would be printed and lost becomes the program's error
-            message = _Error(ctypes.sizeof(_Error), None, str(error).encode(), _INTERNAL)
+        except Preempted:
+            raise  # is lost here, as run/stopping.py expects, and ends the process after a second
+        except BaseException as error:  # what would be printed and lost becomes the program's error; Ctrl-C too
+            words = str(error) or type(error).__name__
+            message = _Error(ctypes.sizeof(_Error), None, words.encode(), _INTERNAL)
             made: int | None = frame.api.contents.make_error(ctypes.byref(message))
             return made
         return None
