@@ -211,6 +211,8 @@ def test_auto_chooses_by_shape():
     assert way((32, 56, 56, 64), (1, 1, 64, 64), 0) == "onednn"
     assert way((8, 14, 14, 64), (1, 1, 64, 64), 0) == "products"  # one small matrix product
     assert way((8, 16, 16, 256), (3, 3, 256, 256)) == "products"  # Winograd
+    assert way((64, 4, 4, 32), (3, 3, 32, 64)) == "products"  # Winograd, small
+    assert way((128, 16, 16, 32), (3, 3, 32, 32)) == "onednn"
     assert way((8, 56, 56, 144), (3, 3, 1, 144), groups=144) == "onednn"
     with computed_by("xla"):
         assert way((128, 32, 32, 16), (3, 3, 16, 16)) == "xla"

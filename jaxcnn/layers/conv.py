@@ -30,7 +30,7 @@ ON_CPUS: dict[str, Callable[..., jax.Array]] = {
 # Multiply-adds from which oneDNN is chosen: below, Python's part of a call outweighs its gain. A kernel of one pixel is
 # one matrix product, in which XLA is as fast until it is large; and Winograd's fewer products (conv_cpu.py) outweigh
 # oneDNN's from so many inputs x outputs on. docs/performance.md has the figures.
-ONEDNN_FROM, ONEDNN_FROM_POINTWISE = 2_000_000, 16_000_000
+ONEDNN_FROM, ONEDNN_FROM_POINTWISE, ONEDNN_FROM_WINOGRAD = 2_000_000, 16_000_000, 32_000_000
 WINOGRAD_FROM = 128 * 128
 
 _asked: ContextVar[str] = ContextVar("convolution", default=AUTO)
@@ -65,9 +65,10 @@ def way_of(convolution: Convolution) -> str:
     if asked != AUTO:
         return asked
     *size, inputs, outputs = convolution.kernel
+    winograd = suits_winograd(convolution.kernel, convolution.window)
     pointwise = size == [1, 1] and convolution.window.groups == 1
-    winograd = suits_winograd(convolution.kernel, convolution.window) and inputs * outputs >= WINOGRAD_FROM
-    worth_it = not winograd and count >= (ONEDNN_FROM_POINTWISE if pointwise else ONEDNN_FROM)
+    enough = ONEDNN_FROM_WINOGRAD if winograd else ONEDNN_FROM_POINTWISE if pointwise else ONEDNN_FROM
+    worth_it = count >= enough and not (winograd and inputs * outputs >= WINOGRAD_FROM)
     return "onednn" if worth_it and jax.default_backend() == "cpu" and why_not() is None else "products"
 
 
@@ -75,7 +76,8 @@ def words(way: str) -> str:
     """What computes a run's convolutions on CPUs, asked for in this way."""
     if way in (AUTO, "onednn") and why_not() is None:
         here = library()
-        return f"oneDNN {here.version} on {here.threads} thread{'' if here.threads == 1 else 's'}"
+        threads = f"{here.threads} thread{'' if here.threads == 1 else 's'}"
+        return f"oneDNN {here.version} on {threads}{' or as matrix products, by their shapes' if way == AUTO else ''}"
     return "XLA's own" if way == "xla" else "matrix products"
 
 
