@@ -442,16 +442,8 @@ def main() -> None:
     os.chdir(ROOT)
     import jax  # noqa: F401 - before the fork
 
-    for name in (
-        "build",
-        "evaluate",
-        "predict",
-        "report.from_files",
-        "report.from_network",
-        "trained",
-        "measure",
-        "loop",
-    ):
+    for name in ("training.build", "training.loop", "results.trained", "results.measure", "evaluate", "predict",
+                 "report.from_files", "report.from_network"):  # fmt: skip
         importlib.import_module(f"jaxcnn.{name}")
     _, counts, ill = fuzz(sys.argv[1], int(sys.argv[2]), int(sys.argv[3]))
     print(json.dumps({"counts": counts, "ill": len(ill)}))
