@@ -28,6 +28,10 @@ from typing import IO, Any
 import numpy as np
 from PIL import Image
 
+IMPORTED = (  # once, before each input's process is forked
+    "training.build", "training.loop", "results.trained", "results.measure", "evaluate", "predict", "report.from_files",
+    "report.from_network",
+)  # fmt: skip
 MOST_BYTES = 2 << 30
 MOST_SECONDS = 60
 ROOT = Path(__file__).resolve().parents[1]
@@ -442,8 +446,7 @@ def main() -> None:
     os.chdir(ROOT)
     import jax  # noqa: F401 - before the fork
 
-    for name in ("training.build", "training.loop", "results.trained", "results.measure", "evaluate", "predict",
-                 "report.from_files", "report.from_network"):  # fmt: skip
+    for name in IMPORTED:
         importlib.import_module(f"jaxcnn.{name}")
     _, counts, ill = fuzz(sys.argv[1], int(sys.argv[2]), int(sys.argv[3]))
     print(json.dumps({"counts": counts, "ill": len(ill)}))

@@ -1,5 +1,6 @@
 """Hostile inputs to every command, 2,100 of them: each is answered in a line or two, in time, in 2 GB."""
 
+import importlib.util
 import json
 import os
 import subprocess
@@ -9,10 +10,15 @@ from pathlib import Path
 
 import pytest
 
-from tests.fuzzing import KINDS, Outcome
+from tests.fuzzing import IMPORTED, KINDS, Outcome
 
 ROOT = Path(__file__).resolve().parents[1]
 INPUTS = {"command_lines": 700, "configs": 350, "rows": 350, "images": 250, "tables": 200, "arrays": 200, "weights": 50}
+
+
+def test_what_is_imported_is_there():
+    """The rest of this file is slow, and would be seen to fail late."""
+    assert all(importlib.util.find_spec(f"jaxcnn.{name}") for name in IMPORTED)
 
 
 @pytest.mark.slow
