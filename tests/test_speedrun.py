@@ -450,7 +450,10 @@ def test_a_recipe_trains_whitened_and_frozen(tmp_path: Path) -> None:
     for of in ("params", "ema/params"):
         for step in (1, 6):
             found = saved[step][f"state/{of}/whiten/conv/kernel"]
-            np.testing.assert_allclose(product(found), product(kernel), rtol=1e-2, atol=0.5)
+            wanted = product(
+                kernel
+            )  # of forty images: some eigenvalues are small, and rounding is of the largest entry
+            assert np.abs(product(found) - wanted).max() <= 1e-2 * np.abs(wanted).max()
             np.testing.assert_array_equal(found, saved[1]["state/params/whiten/conv/kernel"])
     bias = {step: saved[step]["state/params/whiten/bias"] for step in saved}
     assert (bias[1] != bias[2]).any()
