@@ -112,7 +112,7 @@ def _train(run: Any, feed: Any, experiment: str, workdir: Any, log: RunLog, star
     workdir_lib.write_splits(workdir, run.source.record_numbers)
     log.say(describe(run, experiment, num_params))
     if before is not None and run.convolutions not in (None, before):
-        log.say(f"they were computed by {before}: this run goes on equal up to rounding, not bit for bit")
+        log.say(f"convolutions were computed by {before}: this run goes on equal up to rounding, not bit for bit")
     if pretrained is not None:
         log.console.print(pretrained.table())
     if run.learning.finetuning.layers:

@@ -54,6 +54,7 @@ def lookahead(every_steps: int, *, decay: float, total_steps: int) -> Average:
         move = 1 - decay * (step / total_steps) ** 3
         is_time = step % every_steps == 0
         ema = jax.tree.map(lambda old, new: jnp.where(is_time, old + move * (new - old), old), ema, now)
+        ema = jax.lax.optimization_barrier(ema)  # else it may be computed twice, and the two differ in the last bit
         return ema, jax.tree.map(lambda old, new: jnp.where(is_time, old, new), ema, now)
 
     return average
