@@ -28,10 +28,11 @@ ON_CPUS: dict[str, Callable[..., jax.Array]] = {
     "xla": conv_xla,
 }
 # Multiply-adds from which oneDNN is chosen: below, Python's part of a call outweighs its gain. A kernel of one pixel is
-# one matrix product, in which XLA is as fast until it is large; and Winograd's fewer products (conv_cpu.py) outweigh
-# oneDNN's from so many inputs x outputs on. docs/performance.md has the figures.
-ONEDNN_FROM, ONEDNN_FROM_POINTWISE, ONEDNN_FROM_WINOGRAD = 2_000_000, 16_000_000, 32_000_000
-WINOGRAD_FROM = 128 * 128
+# one matrix product, in which XLA is as fast until it is large; with few inputs x outputs Winograd's products
+# (conv_cpu.py) are small and quick; with many there are so much fewer that they outweigh oneDNN's.
+# docs/performance.md has the figures.
+ONEDNN_FROM, ONEDNN_FROM_POINTWISE, ONEDNN_FROM_FEW_CHANNELS = 2_000_000, 16_000_000, 32_000_000
+FEW_CHANNELS, MANY_CHANNELS = 64 * 64, 128 * 128  # inputs x outputs, where Winograd's method suits
 
 _asked: ContextVar[str] = ContextVar("convolution", default=AUTO)
 
@@ -67,8 +68,9 @@ def way_of(convolution: Convolution) -> str:
     *size, inputs, outputs = convolution.kernel
     winograd = suits_winograd(convolution.kernel, convolution.window)
     pointwise = size == [1, 1] and convolution.window.groups == 1
-    enough = ONEDNN_FROM_WINOGRAD if winograd else ONEDNN_FROM_POINTWISE if pointwise else ONEDNN_FROM
-    worth_it = count >= enough and not (winograd and inputs * outputs >= WINOGRAD_FROM)
+    few, many = winograd and inputs * outputs < FEW_CHANNELS, winograd and inputs * outputs >= MANY_CHANNELS
+    enough = ONEDNN_FROM_FEW_CHANNELS if few else ONEDNN_FROM_POINTWISE if pointwise else ONEDNN_FROM
+    worth_it = count >= enough and not many
     return "onednn" if worth_it and jax.default_backend() == "cpu" and why_not() is None else "products"
 
 
