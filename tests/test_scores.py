@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from scipy.optimize import brentq
 from scipy.special import log_softmax, logsumexp
 from sklearn import metrics
 
@@ -225,6 +226,18 @@ def test_intervals_are_as_wide_as_the_theory_has_them():
     narrow = intervals_of(logits, labels, seed=1, level=0.5)
     assert found["nll"][0] < narrow["nll"][0] < narrow["nll"][1] < found["nll"][1]
     assert intervals_of(logits, labels, resamples=0) == {}
+
+
+@pytest.mark.parametrize("number", range(30))
+def test_a_root_is_scipys_to_the_last_bit(number):
+    a, b = np.random.default_rng(number).normal(size=2)
+    functions = (
+        lambda x: float(np.tanh(x - a) + 0.1 * b * b * x),
+        lambda x: float(np.exp(a - x) - 1 - 0.01 * b * b),
+        lambda x: float((x - a) ** 3 + b * b * (x - a)),
+    )
+    function = functions[number % 3]
+    assert confidence.root(function, -9.0, 8.0, tolerance=1e-6) == brentq(function, -9.0, 8.0, xtol=1e-6)
 
 
 def test_the_temperature_that_made_the_labels_is_found():

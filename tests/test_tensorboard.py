@@ -3,6 +3,8 @@
 import io
 import json
 import shutil
+import subprocess
+import sys
 import time
 import urllib.parse
 import urllib.request
@@ -255,3 +257,14 @@ def test_a_full_disk_is_one_error_and_none_at_the_end(tmp_path, monkeypatch, cap
         board.flush()
     board.close()
     assert "Traceback" not in capfd.readouterr().err
+
+
+def test_what_a_run_imports_before_its_first_step():
+    late = ("orbax.checkpoint", "scipy.special", "sklearn", "google.cloud.storage", "matplotlib.figure")
+    code = (
+        "import sys; from jaxcnn.main import main; from jaxcnn.training import loop; from jaxcnn.results import media; "
+        "from jaxcnn.run.tensorboard import _summary_writer; _summary_writer(); "
+        f"sys.exit(' '.join(set({late}) & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.stderr.strip() == ""

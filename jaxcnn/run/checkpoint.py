@@ -8,15 +8,14 @@ import logging
 import math
 import zlib
 from collections.abc import Callable
+from functools import cached_property
 from pathlib import PurePosixPath
 from typing import Any
 
 import jax
 import numpy as np
-import orbax.checkpoint as ocp
 from etils import epath
 from flax import traverse_util
-from orbax.checkpoint.checkpoint_managers import preservation_policy
 
 from jaxcnn.errors import RunError
 from jaxcnn.files import finite, read_json, write_atomically
@@ -99,28 +98,38 @@ class Checkpoints:
 
         A value that is not finite is worse than any other, and never the best. With `keep_best=0` there is no best.
         """
-        mend_orbax()
         self._folder = epath.Path(folder)
         self._best_metric, self._sign = best_metric, 1 if higher_is_better else -1
-        self._keep_best, self._report = keep_best, report
-        policies: list[preservation_policy.PreservationPolicy] = [preservation_policy.LatestN(keep_last)]
-        if keep_best:
+        self._keep_last, self._keep_best, self._report = keep_last, keep_best, report
+        self._asynchronous, self._read_only = asynchronous and not read_only, read_only
+        if not read_only:
+            self._folder.mkdir(parents=True, exist_ok=True)
+
+    @cached_property
+    def _manager(self) -> Any:
+        """Orbax's; its import takes half a second, so a run that begins takes its first step before it."""
+        import orbax.checkpoint as ocp
+        from orbax.checkpoint.checkpoint_managers import preservation_policy
+
+        mend_orbax()
+        policies: list[preservation_policy.PreservationPolicy] = [preservation_policy.LatestN(self._keep_last)]
+        if self._keep_best:
             policies.append(
                 preservation_policy.BestN(
                     get_metric_fn=self._rank,
-                    n=keep_best,
+                    n=self._keep_best,
                     keep_checkpoints_without_metrics=False,
                 )
             )
-        self._manager = ocp.CheckpointManager(
+        return ocp.CheckpointManager(
             self._folder,
             options=ocp.CheckpointManagerOptions(
                 best_fn=self._rank,  # without it the manager writes no metrics
                 preservation_policy=preservation_policy.AnyPreservationPolicy(policies),
-                enable_async_checkpointing=asynchronous and not read_only,
-                create=not read_only,
-                read_only=read_only,
-                cleanup_tmp_directories=not read_only,
+                enable_async_checkpointing=self._asynchronous,
+                create=not self._read_only,
+                read_only=self._read_only,
+                cleanup_tmp_directories=not self._read_only,
             ),
             item_handlers={
                 "arrays": ocp.StandardCheckpointHandler(),
@@ -128,6 +137,11 @@ class Checkpoints:
                 "metrics": ocp.JsonCheckpointHandler(),
             },
         )
+
+    @property
+    def _untouched(self) -> bool:
+        """Whether there is nothing yet that Orbax would have to be asked of."""
+        return "_manager" not in vars(self) and not self._read_only and not any(self._folder.iterdir())
 
     def _rank(self, metrics: Any) -> float:
         """Rank of a checkpoint's metrics, higher is better; the lowest for one that is not finite or not there."""
@@ -138,7 +152,7 @@ class Checkpoints:
 
     def steps(self) -> list[int]:
         """Steps that have a checkpoint, the newest last."""
-        return sorted(self._manager.all_steps())
+        return [] if self._untouched else sorted(self._manager.all_steps())
 
     def save(self, step: int, tree: Any, extra: dict[str, Any], metrics: dict[str, float] | None = None) -> None:
         """Writes host arrays (which the caller must not change afterwards) and JSON; returns before it is on disk.
@@ -146,6 +160,8 @@ class Checkpoints:
         Raises:
           RunError: this save could not begin, or the one before it failed.
         """
+        import orbax.checkpoint as ocp
+
         arrays = flatten(tree)
         extra = {"extra": extra, "checksums": {name: checksum(array) for name, array in arrays.items()}}
         try:
@@ -163,6 +179,8 @@ class Checkpoints:
 
     def wait(self) -> None:
         """Returns once everything saved is on disk. Raises RunError if a save failed."""
+        if self._untouched:
+            return
         try:
             self._manager.wait_until_finished()
             self._manager.check_for_errors()
@@ -211,6 +229,8 @@ class Checkpoints:
 
     def read(self, step: int) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
         """(arrays as `flatten` names them, extra) of one checkpoint, whatever it holds. Raises DamagedError."""
+        import orbax.checkpoint as ocp
+
         try:
             self._check_size(step)
             restored = self._manager.restore(
@@ -267,4 +287,5 @@ class Checkpoints:
 
     def close(self) -> None:
         """Waits for what is being written, then lets go of the folder."""
-        self._manager.close()
+        if "_manager" in vars(self):
+            self._manager.close()

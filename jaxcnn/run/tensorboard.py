@@ -9,6 +9,7 @@ import contextlib
 import math
 import os
 import shutil
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -35,14 +36,30 @@ class Node(Protocol):
     num_params: int
 
 
+def _summary_writer() -> Any:
+    """The writer of tensorboardX: imported when it is wanted, and without Google's client for buckets.
+
+    That takes a quarter of a second, and TensorBoard's files in buckets are copied by us.
+    """
+    client = "google.cloud.storage"
+    if client in sys.modules:
+        from tensorboardX import SummaryWriter
+
+        return SummaryWriter
+    sys.modules[client] = None  # type: ignore[assignment]  # the import fails at once, as where it is not installed
+    try:
+        from tensorboardX import SummaryWriter
+    finally:
+        del sys.modules[client]
+    return SummaryWriter
+
+
 class TensorBoard:
     """One event file a split, so that TensorBoard draws train and validation in one chart."""
 
     def __init__(self, folder: epath.Path, step: int):
         """`step` is where the run is resumed, or 0."""
-        from tensorboardX import SummaryWriter  # takes a moment, and not every run wants it
-
-        self._make_writer = SummaryWriter
+        self._make_writer = _summary_writer()
         self._folder, self._step = folder, step
         self._remote = "://" in os.fspath(folder)  # tensorboardX writes locally; then the files are copied
         self.local = Path(tempfile.mkdtemp(prefix="jaxcnn-tensorboard-")) if self._remote else Path(folder)

@@ -1,5 +1,7 @@
 """Confidence in scores and in probabilities: bootstrap intervals, and temperature scaling."""
 
+import math
+from collections.abc import Callable
 from functools import partial
 
 import jax
@@ -8,6 +10,8 @@ import numpy as np
 
 from jaxcnn.tasks.classification.scores import NUM_BINS, count_scores, expected_calibration_error, masked_mean
 
+_MOST_STEPS = 100  # of a search for a root; it takes a dozen
+_RELATIVE = 4 * float(np.finfo(float).eps)  # of a root: what float64 can tell apart
 TEMPERATURES = 0.01, 100.0  # the lowest and the highest that are considered
 
 
@@ -70,8 +74,6 @@ def fit_temperature(logits: np.ndarray, labels: np.ndarray) -> float:
     That is convex in 1/T, so its slope has one root, if any. Without one, as where every prediction is right and being
     surer is always better, the end of TEMPERATURES that is best.
     """
-    from scipy.optimize import brentq
-
     logits, low, high = logits - logits.max(axis=-1, keepdims=True), *map(np.log, TEMPERATURES)
     slope = lambda log_temperature: float(_slope(logits, labels, np.float32(log_temperature)))
     # slope falls as T rises: confidence falls, and with it the mean logit that the model expects
@@ -79,4 +81,42 @@ def fit_temperature(logits: np.ndarray, labels: np.ndarray) -> float:
         return TEMPERATURES[0]
     if slope(high) >= 0:
         return TEMPERATURES[1]
-    return float(np.exp(brentq(slope, low, high, xtol=1e-6)))
+    return float(np.exp(root(slope, float(low), float(high), tolerance=1e-6)))
+
+
+def root(function: Callable[[float], float], low: float, high: float, *, tolerance: float) -> float:
+    """Where a function crosses zero between `low` and `high`, at which its signs differ.
+
+    Brent 1973, Algorithms for minimization without derivatives, chapter 4. scipy.optimize.brentq is the same to the
+    last bit, but its import takes longer than an evaluation of the digits.
+    """
+    other, best = low, high  # the root lies between `best`, the newest and best point, and `across`
+    f_other, f_best = function(other), function(best)
+    across, f_across, step = other, f_other, best - other
+    before = step  # the step before the newest
+    for _ in range(_MOST_STEPS):
+        if f_best and f_other and (f_best < 0) != (f_other < 0):
+            across, f_across, before, step = other, f_other, best - other, best - other
+        if abs(f_across) < abs(f_best):
+            other, best, across = best, across, best
+            f_other, f_best, f_across = f_best, f_across, f_best
+        least = (tolerance + _RELATIVE * abs(best)) / 2
+        half = (across - best) / 2
+        if f_best == 0 or abs(half) < least:
+            return best
+        guess = math.inf
+        if abs(before) > least and abs(f_best) < abs(f_other):
+            if other == across:  # two points: the secant
+                guess = -f_best * (best - other) / (f_best - f_other)
+            else:  # three: the inverse of a parabola
+                by_other, by_across = (f_other - f_best) / (other - best), (f_across - f_best) / (across - best)
+                guess = -f_best * (f_across * by_across - f_other * by_other)
+                guess /= by_across * by_other * (f_across - f_other)
+        if 2 * abs(guess) < min(abs(before), 3 * abs(half) - least):
+            before, step = step, guess
+        else:
+            before = step = half
+        other, f_other = best, f_best
+        best += step if abs(step) > least else math.copysign(least, half)
+        f_best = function(best)
+    return best
