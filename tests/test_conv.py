@@ -244,3 +244,15 @@ def test_max_pools_gradient_goes_to_the_first_of_equals():
 
 def test_max_pool_passes_nan_on():
     assert jnp.isnan(max_pool(jnp.zeros((1, 2, 2, 1)).at[0, 1, 1].set(jnp.nan), 2)).all()
+
+
+def test_where_the_platform_is_known_no_other_way_is_traced():
+    images, kernel = jnp.ones((2, 8, 8, 4)), jnp.ones((3, 3, 4, 4))
+
+    def traced(platform):
+        with computed_by("products", platform=platform):
+            return str(jax.make_jaxpr(jax.grad(lambda kernel: conv(images, kernel).sum()))(kernel))
+
+    assert "cond" in traced(None)
+    assert "cond" not in traced("cpu") + traced("cuda")
+    assert traced("cuda") != traced("cpu")

@@ -777,3 +777,10 @@ def test_a_run_on_some_classes_streams_what_it_has_resident(tmp_path: Path) -> N
     for name in ("image", "label"):
         np.testing.assert_array_equal(batches[0][name], batches[1][name])
     assert set(batches[0]["label"]) <= {0, 1, 2}
+
+
+def test_shared_records_are_counted_once():
+    records: Any = range(6)
+    one, other = (Split(records, np.array(numbers)) for numbers in ([0, 2, 2, 4], [2, 3, 4, 4]))
+    assert splits_module.num_shared(one, other) == 2
+    assert splits_module.num_shared(one, Split(records, np.array([1, 3]))) == 0

@@ -9,7 +9,6 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 import numpy as np
-from scipy.special import betaincinv
 
 from jaxcnn.augment.boxes import inside
 from jaxcnn.errors import UserError
@@ -82,6 +81,8 @@ def _beta(key: jax.Array, alpha: float) -> jax.Array:
     """
     if not alpha:
         return jnp.ones(())
+    from scipy.special import betaincinv  # takes a third of a second, and few runs mix
+
     quantiles = jnp.asarray(betaincinv(alpha, alpha, np.linspace(0, 1, _NUM_QUANTILES + 1)), jnp.float32)
     place = jax.random.uniform(key) * _NUM_QUANTILES
     below = place.astype(jnp.int32)

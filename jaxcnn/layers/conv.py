@@ -35,24 +35,29 @@ ONEDNN_FROM, ONEDNN_FROM_POINTWISE, ONEDNN_FROM_FEW_CHANNELS = 2_000_000, 16_000
 FEW_CHANNELS, MANY_CHANNELS = 64 * 64, 128 * 128  # inputs x outputs, where Winograd's method suits
 
 _asked: ContextVar[str] = ContextVar("convolution", default=AUTO)
+_platform: ContextVar[str | None] = ContextVar("platform", default=None)
 
 
 @contextmanager
-def computed_by(way: str) -> Iterator[None]:
-    """Has convolutions on CPUs that are traced inside computed by a key of ON_CPUS, or by the fastest: `auto`."""
-    token = _asked.set(way)
+def computed_by(way: str, *, platform: str | None = None) -> Iterator[None]:
+    """Has convolutions on CPUs that are traced inside computed by a key of ON_CPUS, or by the fastest: `auto`.
+
+    `platform`: the only one that the program is for, where that is known: then no other's way is traced.
+    """
+    tokens = _asked.set(way), _platform.set(platform)
     try:
         yield
     finally:
-        _asked.reset(token)
+        _asked.reset(tokens[0])
+        _platform.reset(tokens[1])
 
 
-def by(way: str, function: Callable) -> Callable:
+def by(way: str, function: Callable, *, platform: str | None = None) -> Callable:
     """`function`, whose convolutions are `computed_by` this way wherever it is traced."""
 
     @wraps(function, updated=())
     def traced(*arguments: Any, **keywords: Any) -> Any:
-        with computed_by(way):
+        with computed_by(way, platform=platform):
             return function(*arguments, **keywords)
 
     return traced
@@ -136,34 +141,55 @@ def conv(
         pads = [(padding, padding)] * 2
     (top, bottom), (left, right) = pads
     window = Window((strides, strides), ((top, bottom), (left, right)), (dilation, dilation), groups)
-    return _conv(images, kernel, window, way_of(Convolution(FORWARD, images.shape, kernel.shape, window)))
+    way, platform = way_of(Convolution(FORWARD, images.shape, kernel.shape, window)), _platform.get()
+    if platform not in (None, "cpu"):
+        way = "xla"
+    return _conv(images, kernel, window, way, way == "xla" or platform is not None)
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(2, 3))
-def _conv(x: jax.Array, kernel: jax.Array, window: Window, way: str) -> jax.Array:
-    result: jax.Array = lax.platform_dependent(
-        x, kernel, cpu=partial(ON_CPUS[way], window=window), default=partial(conv_xla, window=window)
-    )
+# `everywhere`: the way serves all platforms that the program is for. Both are jitted so that convolutions of one shape
+# are traced once: a ResNet-50 has 53 of 23 shapes.
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4))
+def _conv(x: jax.Array, kernel: jax.Array, window: Window, way: str, everywhere: bool) -> jax.Array:
+    return _forward(x, kernel, window=window, way=way, everywhere=everywhere)
+
+
+@partial(jax.jit, static_argnames=("window", "way", "everywhere"))
+def _forward(x: jax.Array, kernel: jax.Array, *, window: Window, way: str, everywhere: bool) -> jax.Array:
+    function = partial(ON_CPUS[way], window=window)
+    if everywhere:
+        return function(x, kernel)
+    result: jax.Array = lax.platform_dependent(x, kernel, cpu=function, default=partial(conv_xla, window=window))
     return result
 
 
-def _conv_forward(
-    x: jax.Array, kernel: jax.Array, window: Window, way: str
-) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
-    return _conv(x, kernel, window, way), (x, kernel)
-
-
-def _conv_backward(
-    window: Window, way: str, saved: tuple[jax.Array, jax.Array], dy: jax.Array
+@partial(jax.jit, static_argnames=("window", "way", "everywhere"))
+def _gradients(
+    x: jax.Array, kernel: jax.Array, dy: jax.Array, *, window: Window, way: str, everywhere: bool
 ) -> tuple[jax.Array, jax.Array]:
     def gradients(x: jax.Array, kernel: jax.Array, dy: jax.Array, *, function: Callable) -> tuple[jax.Array, jax.Array]:
         dx, dkernel = jax.vjp(partial(function, window=window), x, kernel)[1](dy)
         return dx, dkernel
 
-    result: tuple[jax.Array, jax.Array] = lax.platform_dependent(
-        *saved, dy, cpu=partial(gradients, function=ON_CPUS[way]), default=partial(gradients, function=conv_xla)
-    )
+    of_cpus, of_others = (partial(gradients, function=function) for function in (ON_CPUS[way], conv_xla))
+    if everywhere:
+        return of_cpus(x, kernel, dy)
+    result: tuple[jax.Array, jax.Array] = lax.platform_dependent(x, kernel, dy, cpu=of_cpus, default=of_others)
     return result
+
+
+def _conv_forward(
+    x: jax.Array, kernel: jax.Array, window: Window, way: str, everywhere: bool
+) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+    return _conv(x, kernel, window, way, everywhere), (x, kernel)
+
+
+def _conv_backward(
+    window: Window, way: str, everywhere: bool, saved: tuple[jax.Array, jax.Array], dy: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    return _gradients(*saved, dy, window=window, way=way, everywhere=everywhere)
 
 
 _conv.defvjp(_conv_forward, _conv_backward)

@@ -4,6 +4,7 @@ Parameters, statistics and the arithmetic between them are float32, whatever the
 """
 
 import math
+from functools import partial
 from typing import Any
 
 import jax
@@ -84,6 +85,40 @@ def _mean_over(axis_name: str | None, *means: jax.Array) -> Means:
     return averaged
 
 
+# Both are jitted so that layers of one shape are traced once: a network has some fifty of ten shapes.
+
+
+@partial(jax.jit, static_argnames=("epsilon", "dtype"))
+def _by_running(
+    inputs: jax.Array, running: Means, scale: Any, bias: jax.Array, *, epsilon: float, dtype: Any
+) -> jax.Array:
+    """Normalised by running statistics (mean, variance)."""
+    mean, var = running
+    return ((inputs.astype(jnp.float32) - mean) * (jax.lax.rsqrt(var + epsilon) * scale) + bias).astype(dtype)
+
+
+@partial(jax.jit, static_argnames=("epsilon", "dtype", "axis_name"))
+def _by_batch(
+    inputs: jax.Array,
+    running: Means,
+    scale: Any,
+    bias: jax.Array,
+    held: bool | jax.Array,
+    *,
+    epsilon: float,
+    dtype: Any,
+    axis_name: str | None,
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """(normalised by the batch's own statistics or, while held, by running ones; the batch's mean; its variance)."""
+    x = _gradient_once(inputs.astype(jnp.float32))
+    anchor = _anchor(x, axis_name)
+    missed, square = _mean_over(axis_name, *_moments(x, anchor))
+    mean, var = anchor + missed, jnp.maximum(square - jnp.square(missed), 0.0)
+    shift = jnp.where(held, running[0] - anchor, missed)
+    inverse = jax.lax.rsqrt(jnp.where(held, running[1], var) + epsilon)
+    return _scaled(x, anchor, shift, inverse * scale, bias).astype(dtype), mean, var
+
+
 class BatchNorm(nn.Module):
     """Normalises the last axis over all others, on every device of `axis_name` together when synchronised.
 
@@ -113,23 +148,19 @@ class BatchNorm(nn.Module):
         running_mean = self.variable("batch_stats", "mean", jnp.zeros, channels, jnp.float32)
         running_var = self.variable("batch_stats", "var", jnp.ones, channels, jnp.float32)
 
+        running = running_mean.value, running_var.value
+        options: dict[str, Any] = {"epsilon": self.epsilon, "dtype": self.dtype}
         if self.use_running_average or held is True:
-            centred = inputs.astype(jnp.float32) - running_mean.value
-            return (centred * (jax.lax.rsqrt(running_var.value + self.epsilon) * scale) + bias).astype(self.dtype)
+            normalised: jax.Array = _by_running(inputs, running, scale, bias, **options)
+            return normalised
         count = self._values_a_channel(inputs)
         if count == 1 and not self.is_initializing():
             raise UserError(
                 f"batch norm {'/'.join(self.path)} would normalise one value a channel, which leaves none; "
                 "raise batch_size, lower optimizer.accumulate, or set model.norm=group"
             )
-        running = running_mean.value, running_var.value
-        x, axis_name = _gradient_once(inputs.astype(jnp.float32)), self._axis if self.synchronise else None
-        anchor = _anchor(x, axis_name)
-        missed, square = _mean_over(axis_name, *_moments(x, anchor))
-        mean, var = anchor + missed, jnp.maximum(square - jnp.square(missed), 0.0)
-        shift = jnp.where(held, running[0] - anchor, missed)
-        inverse = jax.lax.rsqrt(jnp.where(held, running[1], var) + self.epsilon)
-        outputs = _scaled(x, anchor, shift, inverse * scale, bias).astype(self.dtype)
+        axis_name = self._axis if self.synchronise else None
+        outputs, mean, var = _by_batch(inputs, running, scale, bias, held, **options, axis_name=axis_name)
         if not self.synchronise:
             mean, var = _mean_over(self._axis, mean, var)
         if self.unbiased:

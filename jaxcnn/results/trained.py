@@ -20,6 +20,7 @@ from jaxcnn.config import Config, from_dict
 from jaxcnn.config.choices import TASKS
 from jaxcnn.data.given import Given, each_image, prepared
 from jaxcnn.errors import RunError, UserError, nearest
+from jaxcnn.layers.conv import AUTO, by
 from jaxcnn.layers.features import feature_pyramid
 from jaxcnn.models.make import make_model
 from jaxcnn.results.explain import choose_layer, grad_cam
@@ -184,7 +185,7 @@ class TrainedModel:
         def probabilities(variables: Any, images: jax.Array, *, views: str) -> jax.Array:
             return jax.nn.softmax(self.logits_of(variables, images, views=views))
 
-        return jax.jit(probabilities, static_argnames="views")
+        return jax.jit(_here(probabilities), static_argnames="views")
 
     @cached_property
     def _features(self) -> Any:
@@ -192,7 +193,7 @@ class TrainedModel:
             shown = feature_pyramid(self.module, variables, make_normalise(self.mean, self.std)(images))
             return shown[layer].astype(jnp.float32)
 
-        return jax.jit(features, static_argnames="layer")
+        return jax.jit(_here(features), static_argnames="layer")
 
     @cached_property
     def _heat(self) -> Any:
@@ -200,7 +201,12 @@ class TrainedModel:
             normalised = make_normalise(self.mean, self.std)(images)
             return grad_cam(self.module, variables, normalised, layer=layer, target=target)
 
-        return jax.jit(heat, static_argnames="layer")
+        return jax.jit(_here(heat), static_argnames="layer")
+
+
+def _here(function: Callable) -> Callable:
+    """`function`, which is compiled for this machine alone."""
+    return by(AUTO, function, platform=jax.default_backend())
 
 
 def _answers(batch: Sequence[tuple[str, Any]], values: Any) -> Iterator[Answer]:
@@ -227,7 +233,8 @@ def fitted(module: nn.Module, arrays: dict[str, np.ndarray], example: Any, sourc
     """
     inputs = jax.tree.map(lambda x: jax.ShapeDtypeStruct((1, *x.shape), x.dtype), example)
     keys = {"params": jax.random.key(0), "dropout": jax.random.key(0)}
-    drawn = jax.eval_shape(partial(module.init, train=True), keys, inputs)  # as in training: with auxiliary heads
+    init = by("xla", partial(module.init, train=True))  # as in training: with auxiliary heads; traced fastest
+    drawn = jax.eval_shape(init, keys, inputs)
     like = {"params": drawn["params"], "batch_stats": drawn.get("batch_stats", {})}
     try:
         variables: dict[str, Any] = unflatten(arrays, like)

@@ -112,7 +112,7 @@ class Parallel:
           sharded: argument number -> the axis along which the argument is spread; others are replicated.
           donate: numbers of the arguments whose memory the results may take.
         """
-        function = by(self.convolution, function)
+        function = by(self.convolution, function, platform=self.devices[0].platform)
         if self.mode == "pmap":
             return jax.pmap(function, axis_name=AXIS, devices=self.devices, donate_argnums=tuple(donate))
         # XLA's CPU compiler drops barriers early (those of layers/norm.py, and those between
