@@ -13,7 +13,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from benchmarks.measure import Report, Table, make_parser, on_gpu, say, set_up
+from benchmarks.measure import Report, Table, begin, make_parser, on_gpu, say, set_up
 
 MODELS = {  # name: (image size, batch on a CPU, batch on a GPU, further overrides)
     "lenet5": (28, 512, 4096, ()),
@@ -106,4 +106,4 @@ def in_subprocess(name: str, donated: bool) -> dict[str, Any] | None:
 
 
 if __name__ == "__main__":
-    main()
+    begin(main)
