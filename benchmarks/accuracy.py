@@ -15,7 +15,19 @@ import time
 from pathlib import Path
 from typing import Any
 
-from benchmarks.measure import NOT_INSTALLED, Others, Report, Table, has_torch, make_parser, on_gpu, ratio, say, set_up
+from benchmarks.measure import (
+    NOT_INSTALLED,
+    Others,
+    Report,
+    Table,
+    begin,
+    has_torch,
+    make_parser,
+    on_gpu,
+    ratio,
+    say,
+    set_up,
+)
 
 CIFAR = "experiments/cifar10_speedrun.py"
 
@@ -97,7 +109,7 @@ class OurRuns:
         }
 
 
-def cifar() -> Any:
+def cifar(name: str) -> Any:
     """CIFAR-10 as jaxcnn decodes it, for PyTorch: all 50,000 training images and the test split."""
     import numpy as np
 
@@ -105,7 +117,7 @@ def cifar() -> Any:
     from jaxcnn.config import DataConfig
     from jaxcnn.data import load_arrays, open_source
 
-    source = open_source(DataConfig(name="tfds:cifar10"))
+    source = open_source(DataConfig(name=name))
     options = {"fingerprint": source.fingerprint, "image_shape": source.image_shape, "cache": True}
     train, held_out, test = (load_arrays(source.splits[name], **options) for name in ("train", "validation", "test"))
     whole = tuple(np.concatenate(both) for both in zip(train, held_out, strict=True))
@@ -129,6 +141,7 @@ def main() -> None:
     parser.add_argument("--peer_only", "--peer-only", action="store_true", help="PyTorch's runs alone")
     parser.add_argument("--compiled", action="store_true", help="PyTorch compiled (on GPUs max-autotune)")
     parser.add_argument("--max_steps", type=int, help="end each run early, to try things")
+    parser.add_argument("--data", default="tfds:cifar10", help="data.name of CIFAR-10, for both sides")
     parser.add_argument("--set", nargs="*", default=[], help="overrides of the experiment, as optimizer.momentum=0.9")
     options = parser.parse_args()
     if (options.peer or options.peer_only) and not has_torch():
@@ -140,6 +153,8 @@ def main() -> None:
     overrides = options.set
     if not options.config and not on_gpu():  # where bfloat16 is slow, and where the peer is in float32
         overrides = ["model.dtype=float32", *overrides]
+    if not options.config:
+        overrides = [f"data.name={options.data}", *overrides]
     argv = [f"--config={options.config or f'{CIFAR}:{options.recipe}'}", *(f"--config.{each}" for each in overrides)]
     if options.max_steps:
         argv.append(f"--config.num_steps={options.max_steps}")
@@ -187,7 +202,7 @@ def peer_runs(options: Any) -> Any:
 
     if options.recipe not in RECIPES:
         raise SystemExit(f"--recipe={options.recipe}: PyTorch's side has {', '.join(RECIPES)}")
-    data = cifar()
+    data = cifar(options.data)
     say(f"PyTorch {options.recipe} on {device()}: {len(data.train_labels):,} images")
     return lambda seed: vars(
         train_recipe(
@@ -197,4 +212,4 @@ def peer_runs(options: Any) -> Any:
 
 
 if __name__ == "__main__":
-    main()
+    begin(main)

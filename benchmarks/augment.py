@@ -8,7 +8,19 @@ images, of ResNet-50 on 224 x 224. Sides are measured in turn.
 import statistics
 from typing import Any
 
-from benchmarks.measure import Others, Report, Table, in_turn, make_parser, milliseconds, on_gpu, say, set_up, timed
+from benchmarks.measure import (
+    Others,
+    Report,
+    Table,
+    begin,
+    in_turn,
+    make_parser,
+    milliseconds,
+    on_gpu,
+    say,
+    set_up,
+    timed,
+)
 from benchmarks.step import CASES, OurStep, random_batch
 
 PIECES: dict[str, dict[str, Any]] = {
@@ -118,4 +130,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    begin(main)

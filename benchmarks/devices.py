@@ -6,7 +6,7 @@ jit and pmap, and prints the largest relative difference of the loss from that o
 
 import os
 
-from benchmarks.measure import Report, Table, make_parser, set_up
+from benchmarks.measure import Report, Table, begin, make_parser, set_up
 
 COUNTS = (1, 2, 8)
 
@@ -56,4 +56,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    begin(main)

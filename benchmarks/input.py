@@ -28,6 +28,7 @@ from benchmarks.measure import (
     Others,
     Report,
     Table,
+    begin,
     has_torch,
     in_turn,
     make_parser,
@@ -144,16 +145,16 @@ def measure_cifar10(argv: list[str], options: Any, report: Report) -> None:
     stream = [*argv, "--config.data.resident=False"]
     with contextlib.closing((pieces := build_run(stream))[1]):
         run, batch = pieces[0], pieces[0].config.batch_size
-    name = run.source.name.removeprefix("tfds:")
-    slowest = "tfds.data_source, Grain by item"
-    sides: dict[str, Callable[[], float]] = {
-        "ours, on the device": our_feed(argv, options.seconds),
-        f"ours, streamed by {workers} processes": our_feed(
-            [*stream, f"--config.data.num_workers={workers}"], options.seconds
-        ),
-        "ours, streamed by threads": our_feed([*stream, "--config.data.num_workers=0"], options.seconds),
-        slowest: grain_by_item(name, None, 32, batch, options.seconds),
-    }
+    prepared, slowest = run.source.name.startswith("tfds:"), "tfds.data_source, Grain by item"
+    sides: dict[str, Callable[[], float]] = {"ours, on the device": our_feed(argv, options.seconds)}
+    if importlib.util.find_spec("grain"):
+        for name, count in ((f"{workers} processes", workers), ("threads", 0)):
+            streamed = [*stream, f"--config.data.num_workers={count}"]
+            sides[f"ours, streamed by {name}"] = our_feed(streamed, options.seconds)
+    else:
+        say(f"cifar10: without the streams: grain is {NOT_INSTALLED}")
+    if prepared:
+        sides[slowest] = grain_by_item(run.source.name.removeprefix("tfds:"), None, 32, batch, options.seconds)
     if has_torch():
         split = run.source.splits["train"]
         sides[f"PyTorch DataLoader, {workers} workers"] = torch_loader(split, 32, batch, workers, options.seconds)
@@ -167,7 +168,7 @@ def measure_cifar10(argv: list[str], options: Any, report: Report) -> None:
         share = sorted(values)[len(values) // 2] / step_seconds
         times = ratio(found, slowest, side)
         rate = batch / sorted(values)[len(values) // 2]
-        table.row(side, milliseconds(values), f"{rate:,.0f}", f"{100 * share:.2f} %", str(times))
+        table.row(side, milliseconds(values), f"{rate:,.0f}", f"{100 * share:.2f} %", str(times or ""))
         report.add(set="cifar10", feed=side, batch=batch, seconds=values, images_per_second=rate, share_of_a_step=share,
                    step_seconds=step_seconds, ratio=times)  # fmt: skip
     if not has_torch():
@@ -300,6 +301,7 @@ def main() -> None:
     parser = make_parser(__doc__, repeats=3)
     parser.add_argument("--what", nargs="+", choices=("cifar10", "jpeg"), default=("cifar10", "jpeg"))
     parser.add_argument("--seconds", type=float, default=3.0, help="timed a round and feed")
+    parser.add_argument("--data", default="tfds:cifar10", help="data.name of CIFAR-10")
     parser.add_argument("--workers", type=int, help="decoding processes (default: as many as cores)")
     parser.add_argument("--images", type=int, default=512, help="JPEGs generated")
     parser.add_argument("--batch", type=int, default=128)
@@ -311,7 +313,8 @@ def main() -> None:
     set_up(options)
     report, others = Report(options.json, "input"), Others()
     if "cifar10" in options.what:
-        argv = [f"--config=experiments/cifar10.py:{options.model}", f"--config.batch_size={options.batch}"]
+        argv = [f"--config=experiments/cifar10.py:{options.model}", f"--config.batch_size={options.batch}",
+                f"--config.data.name={options.data}"]  # fmt: skip
         try:
             measure_cifar10(argv, options, report)
         except UserError as error:
@@ -323,4 +326,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    begin(main)

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 NOT_INSTALLED = "not installed"
+LEFT_OUT = 3  # the exit code of a benchmark that needs what is not here
 
 
 def make_parser(doc: str | None, *, repeats: int) -> argparse.ArgumentParser:
@@ -30,6 +31,17 @@ def make_parser(doc: str | None, *, repeats: int) -> argparse.ArgumentParser:
     parser.add_argument("--json", type=Path, help="write the results here, after each row")
     parser.add_argument("--threads", type=int, help="CPU cores that both sides may use (default: all)")
     return parser
+
+
+def begin(main: Callable[[], None]) -> None:
+    """Runs a benchmark. Where it needs a package that is not here, it ends with a line and the code LEFT_OUT."""
+    try:
+        main()
+    except ModuleNotFoundError as error:
+        if (error.name or "").split(".")[0] in ("jaxcnn", "benchmarks"):
+            raise
+        say(f"left out: it needs {error.name}, which is {NOT_INSTALLED}")
+        raise SystemExit(LEFT_OUT) from None
 
 
 def set_up(options: argparse.Namespace, *, compilation_cache: bool = True, torch_here: bool = True) -> None:

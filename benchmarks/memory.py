@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.measure import Report, Table, has_torch, make_parser, on_gpu, say, set_up
+from benchmarks.measure import Report, Table, begin, has_torch, make_parser, on_gpu, say, set_up
 
 MODELS = {  # name: (image size, batch on a CPU, batch on a GPU, further overrides)
     "lenet5": (28, 512, 4096, ()),
@@ -148,4 +148,4 @@ def in_subprocess(name: str, flags: Sequence[str]) -> dict[str, Any] | None:
 
 
 if __name__ == "__main__":
-    main()
+    begin(main)

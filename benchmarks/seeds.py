@@ -11,6 +11,7 @@ from benchmarks.measure import (
     Others,
     Report,
     Table,
+    begin,
     in_turn,
     make_parser,
     milliseconds,
@@ -112,4 +113,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    begin(main)

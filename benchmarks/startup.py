@@ -18,7 +18,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from benchmarks.measure import Others, Report, Table, make_parser, say, set_up
+from benchmarks.measure import Others, Report, Table, begin, make_parser, say, set_up
 
 IMPORTS = {"jax": "import jax", "all": "import jaxcnn.main, jaxcnn.training.build, jaxcnn.training.loop"}
 # What the first step waits for, apart: seconds of building (data, model), tracing, compiling, and one call.
@@ -177,4 +177,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    begin(main)

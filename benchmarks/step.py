@@ -21,6 +21,7 @@ from benchmarks.measure import (
     Others,
     Report,
     Table,
+    begin,
     geometric_mean,
     has_torch,
     in_turn,
@@ -343,4 +344,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    begin(main)

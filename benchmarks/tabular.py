@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.measure import Report, make_parser, say, set_up
+from benchmarks.measure import Report, begin, make_parser, say, set_up
 
 SETS = {
     "iris": "classification", "wine": "classification", "breast_cancer": "classification",
@@ -115,4 +115,4 @@ def _plain(values: list[float]) -> str:
 
 
 if __name__ == "__main__":
-    main()
+    begin(main)

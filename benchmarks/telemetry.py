@@ -7,7 +7,7 @@ histograms, and writing them; and what that is of a run's time where the default
 
 from functools import partial
 
-from benchmarks.measure import Others, Report, Table, in_turn, make_parser, milliseconds, ratio, say, set_up
+from benchmarks.measure import Others, Report, Table, begin, in_turn, make_parser, milliseconds, ratio, say, set_up
 from benchmarks.overhead import loop_seconds
 
 CASES = {  # name: (experiment, steps, overrides)
@@ -59,4 +59,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    begin(main)

@@ -13,7 +13,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from benchmarks.measure import Others, Report, Table, make_parser, say, set_up
+from benchmarks.measure import Others, Report, Table, begin, make_parser, say, set_up
 
 EXPERIMENT = "experiments/transfer_cifar10.py"
 WAYS = ("scratch", "probe", "finetune", "gradual")
@@ -127,4 +127,4 @@ def _minutes(start: float) -> str:
 
 
 if __name__ == "__main__":
-    main()
+    begin(main)

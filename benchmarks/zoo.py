@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.measure import Others, Report, Table, in_turn, machine, make_parser, on_gpu, say, set_up, timed
+from benchmarks.measure import Others, Report, Table, begin, in_turn, machine, make_parser, on_gpu, say, set_up, timed
 from benchmarks.step import Case, OurStep, random_batch
 
 FAMILIES = (
@@ -117,4 +117,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    begin(main)

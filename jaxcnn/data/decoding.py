@@ -37,6 +37,14 @@ _ELONGATED = 16  # times longer than the crop, beyond which only the middle of a
 os.environ.setdefault("OPENCV_IO_MAX_IMAGE_PIXELS", str(MAX_PIXELS))
 
 
+def hold_back_threads() -> None:
+    """Keeps OpenCV from threads of its own: they would wait for one another between ours."""
+    with contextlib.suppress(ModuleNotFoundError):  # arrays that have the run's size need no OpenCV
+        import cv2
+
+        cv2.setNumThreads(1)
+
+
 def decode_image(encoded: bytes, num_channels: int) -> np.ndarray:
     """A JPEG or PNG as TensorFlow does: grey becomes RGB where the set declares it, EXIF orientation is ignored."""
     image = _by_opencv(encoded, {1: "IMREAD_GRAYSCALE", 3: "IMREAD_COLOR_RGB"}.get(num_channels, "IMREAD_UNCHANGED"))

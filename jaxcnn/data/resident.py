@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxcnn.data.decoding import fit_image
+from jaxcnn.data.decoding import fit_image, hold_back_threads
 from jaxcnn.data.records import (
     DamagedRecordError,
     ImageShape,
@@ -166,9 +166,7 @@ def _decode(
             labels[start + offset] = example["label"]
         return min(start + _CHUNK, len(indices))
 
-    import cv2
-
-    cv2.setNumThreads(1)  # its own threads would wait for one another between ours
+    hold_back_threads()
     with ThreadPoolExecutor(os.cpu_count()) as threads:  # OpenCV decodes without holding Python's lock
         starts = range(0, len(indices), _CHUNK)
         try:

@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 
 from jaxcnn.config import AugmentConfig
-from jaxcnn.data.decoding import fit_image, resize_image
+from jaxcnn.data.decoding import fit_image, hold_back_threads, resize_image
 from jaxcnn.data.order import AUGMENT_STREAM, DrawnGroups, batch_examples
 from jaxcnn.data.records import (
     DamagedRecordError,
@@ -65,9 +65,7 @@ class Batches(Iterator[Batch]):
             read_options = grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)
             stream = dataset.to_iter_dataset(read_options).mp_prefetch(options, worker_init_fn=_prepare_worker)
         else:
-            import cv2
-
-            cv2.setNumThreads(1)  # its own threads would wait for one another between ours
+            hold_back_threads()
             num_threads = min(num_cores(), _MAX_WORKERS)
             stream = dataset.to_iter_dataset(grain.ReadOptions(num_threads, max(num_threads, prefetch_batches)))
         self._name, self._shared = batches.split.records.name, num_workers > 0
@@ -381,9 +379,7 @@ def _prepare_worker(index: int, count: int) -> None:
     if parent is not None:
         threading.Thread(target=_end_with, args=[parent.sentinel], daemon=True).start()
 
-    import cv2
-
-    cv2.setNumThreads(1)
+    hold_back_threads()
 
 
 def _end_with(sentinel: int) -> None:
