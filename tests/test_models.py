@@ -241,7 +241,7 @@ def random_images(*shape: int) -> jax.Array:
 @pytest.fixture
 def quick_to_trace(monkeypatch: pytest.MonkeyPatch) -> None:
     """XLA's convolution alone, without ours for CPUs: half the time to trace a deep network."""
-    monkeypatch.setattr("jaxcnn.layers.conv._conv", lambda x, kernel, window, way: conv_xla(x, kernel, window))
+    monkeypatch.setattr("jaxcnn.layers.conv._conv", lambda x, kernel, window, *_: conv_xla(x, kernel, window))
 
 
 @pytest.mark.parametrize(

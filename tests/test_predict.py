@@ -57,7 +57,7 @@ def command(trained, load, monkeypatch, capfd):
     """Runs the command in this process: (exit code, stdout as bytes, lines on stderr)."""
     monkeypatch.setattr("jaxcnn.training.parallel.set_up", lambda *arguments, **keywords: None)
     monkeypatch.setattr(
-        "jaxcnn.layers.conv._conv", lambda x, kernel, window, way: conv_xla(x, kernel, window)
+        "jaxcnn.layers.conv._conv", lambda x, kernel, window, *_: conv_xla(x, kernel, window)
     )  # quick to compile
     monkeypatch.setattr("jaxcnn.results.trained.load", load)
 

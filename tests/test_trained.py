@@ -40,7 +40,7 @@ def measured(config, folder):
 @pytest.fixture(scope="module", autouse=True)
 def quick_to_compile():
     with pytest.MonkeyPatch.context() as monkeypatch:
-        monkeypatch.setattr("jaxcnn.layers.conv._conv", lambda x, kernel, window, way: conv_xla(x, kernel, window))
+        monkeypatch.setattr("jaxcnn.layers.conv._conv", lambda x, kernel, window, *_: conv_xla(x, kernel, window))
         yield
 
 
