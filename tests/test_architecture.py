@@ -86,6 +86,7 @@ def test_no_loops_within_a_room():
 READERS = {
     "data": (("data", "config.data", "_config.data"), ("data", "build", "feed", "tasks")),
     "table": (("options", "config.table"), ("tasks",)),
+    "text": (("options", "config.text"), ("tasks",)),
     "augment": (("augment", "config.augment"), ("augment", "data", "build", "feed")),
     "model": (("config", "config.model"), ("build", "make")),
     "loss": (("config", "config.loss"), ("losses",)),

@@ -26,6 +26,7 @@ VARIANTS = [
     "transfer_cifar10.py:pretrain", "transfer_cifar10.py:scratch", "transfer_cifar10.py", "transfer_cifar10.py:gradual",
     "transfer_vgg16.py", "transfer_mobilenet.py", "iris.py", "table.py", "table.py:regression",
     "multilabel.py", "multilabel.py:small",
+    "sentiment.py", "sentiment.py:text_bag", "sentiment.py:text_lstm", "sentiment.py:text_transformer",
 ]  # fmt: skip
 ALIKE = ("cifar10.py:resnet110", "imagenet_resnet50.py:resnet18")  # but for their depth
 SHAPES = {"tfds:mnist": (28, 28, 1), "tfds:cifar10": (32, 32, 3)}
@@ -64,6 +65,8 @@ def test_it_builds_and_traces(variant, tmp_path):
             build(config)
         (tmp_path / "table.csv").write_text("a,b,y\n" + "".join(f"{n},{n * n},{n % 2}\n" for n in range(30)))
         config.data.name = f"csv:{tmp_path / 'table.csv'}"
+        if config.task == "text":
+            (tmp_path / "table.csv").write_text("text,label\n" + "so so,bad\nso good,good\n" * 20)
         if config.task == "multilabel":
             write_classes(tmp_path / "sets", {"cat": 20, "cat|dog": 20}, size=(32, 48))
             config.data.name = f"folder:{tmp_path / 'sets'}"

@@ -19,6 +19,7 @@ from jaxcnn.config.schema import (
     ScheduleConfig,
     TableConfig,
     TelemetryConfig,
+    TextConfig,
 )
 
 __all__ = [
@@ -39,6 +40,7 @@ __all__ = [
     "ScheduleConfig",
     "TableConfig",
     "TelemetryConfig",
+    "TextConfig",
     "changed_fields",
     "check_unread",
     "flatten",

@@ -181,7 +181,7 @@ def build(
     parallel = _devices(config)
     check_name(config.model)
     kind: Any = choose("task", config.task).load()
-    source = _open_source(kind, config, progress, kept_splits, stand_in=stand_in)
+    source = _open_source(kind, config, progress, kept_splits, facts, stand_in=stand_in)
     resident = is_resident(config, source)
     device_batch = config.batch_size // parallel.num_devices
     task = kind.make_task(config, source, resident=resident, device_batch=device_batch, progress=progress)
@@ -232,10 +232,13 @@ def _open_source(
     config: Config,
     progress: Progress | None,
     kept_splits: dict[str, np.ndarray] | None,
+    facts: dict[str, Any] | None,
     *,
     stand_in: bool,
 ) -> Source:
     try:
+        if facts is not None:
+            return kind.reopen(config, facts, progress=progress, kept=kept_splits)
         return kind.open_source(config, progress=progress, kept=kept_splits)
     except data_lib.NotPreparedError as error:
         source = kind.stand_in_source(config) if stand_in else None
