@@ -43,6 +43,11 @@ _RUN = {
         "std?": [Number(1e-37)],
         "table?": {"target": str, "columns": [{"name": str, "values": ([str], None)}]},
         "target?": {"mean": Number(), "std": Number(1e-37)},
+        "language?": {
+            "vocabulary": {"level": str, "entries": [str]},
+            "tokens": {str: _COUNT},
+            "unknown": {str: Number(0, 1)},
+        },
     },
     "convolutions?": str,
     "best?": {"best_metric": str, "higher_is_better": bool},
