@@ -35,7 +35,8 @@ from jaxcnn.tasks.text.source import open_source
 from jaxcnn.tasks.text.vectors import read_vectors
 from jaxcnn.training.build import build
 from tests.fake_tfds import info, shard_path
-from tests.runs import arrays, assert_same_arrays, train
+from tests.runs import arrays, assert_same_arrays, begin, train
+from tests.test_language import language_config, text_of
 
 GOLDEN = Path(__file__).parent / "goldens" / "torch" / "text_cnn.npz"
 
@@ -146,7 +147,10 @@ def test_options_that_nothing_reads_are_refused(changes, message):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"model__name": "cnn", "model__features": None}, "model.name=cnn is not for texts; choose one of: text_cnn"),
+        (
+            {"model__name": "cnn", "model__features": None},
+            "model.name=cnn is not for task=text; choose one of: text_cnn",
+        ),
         ({"model__name": "text_bag"}, "model.features=8: text_bag has no such option"),
         (
             {"loss__name": "binary_cross_entropy"},
@@ -163,7 +167,7 @@ def test_what_does_not_suit_texts_is_one_line(tmp_path, changes, message):
 
 def test_models_of_texts_refuse_images():
     config = Config(model=ModelConfig(name="text_cnn"))
-    with pytest.raises(UserError, match=r"model\.name=text_cnn is for texts, task=text; choose another"):
+    with pytest.raises(UserError, match=r"model\.name=text_cnn is for task=text; choose another"):
         build(config)
 
 
@@ -549,35 +553,30 @@ def test_streamed_and_resident_learn_alike_and_a_run_goes_on(tmp_path):
         np.testing.assert_allclose(one, eight, rtol=1e-3, atol=1e-4)
 
 
-def test_a_run_begins_with_anothers_weights_and_vocabulary(tmp_path):
-    """The head is new, for other classes; and the run that it began with may go once it has begun."""
-    (tmp_path / "first").mkdir()
-    first = text_config(reviews(tmp_path / "first"), model__name="text_lstm", num_steps=2)
-    train(first, tmp_path / "old")
-    (tmp_path / "other.csv").write_text("text,label\n" + "w1 fine new,a\nw2 awful,b\nw3 w4 other,c\n" * 10)
+def test_a_run_begins_with_a_language_models_weights_and_vocabulary(tmp_path):
+    """The head is new, for classes; and the run that it began with may go once it has begun."""
+    first = language_config(text_of(tmp_path), language__level="word")
+    begin(first, tmp_path / "old")
+    (tmp_path / "other.csv").write_text("text,label\n" + "the cat new,a\nthe dog ran,b\non a mat,c\n" * 10)
     config = text_config(
         f"csv:{tmp_path / 'other.csv'}", model__name="text_lstm", init_from=str(tmp_path / "old"), init_head="new",
-        num_steps=4,
+        num_steps=4, finetune__unfreeze_epochs=(0.5,), finetune__layer_decay=0.5,
     )  # fmt: skip
     run, feed = build(config)
     feed.close()
     vocabulary = run.data_facts()["vocabulary"]
-    assert vocabulary == read_config(epath.Path(tmp_path / "old"))["data"]["vocabulary"]
+    assert vocabulary == read_config(epath.Path(tmp_path / "old"))["data"]["language"]["vocabulary"]
     assert "new" not in vocabulary["entries"]
-    state, old = run.init(), arrays(tmp_path / "old", first, 2)
-    for path in ("embedding/embedding", "recurrent/layer1/hidden/kernel"):
-        first_key, *rest = path.split("/")
-        node = state.params[first_key]
-        for key in rest:
-            node = node[key]
-        np.testing.assert_array_equal(node, old[f"state/params/{path}"])
-    assert state.params["head"]["bias"].shape == (3,)
+    params, old = run.init().params, arrays(tmp_path / "old", first, 1)
+    embedding, hidden = params["embedding"]["embedding"], params["recurrent"]["layer1"]["hidden"]["kernel"]
+    np.testing.assert_array_equal(embedding, old["state/params/embedding/embedding"])
+    np.testing.assert_array_equal(hidden, old["state/params/recurrent/layer1/hidden/kernel"])
+    assert params["head"]["bias"].shape == (3,)
     with pytest.raises(UserError, match=r"text\.level=byte, and the vocabulary of .* set text\.level=word"):
         build(text_config(config.data.name, init_from=str(tmp_path / "old"), text__level="byte"))
     train(config, tmp_path / "new")
     shutil.rmtree(tmp_path / "old")
-    saved = read_config(epath.Path(tmp_path / "new"))["data"]
-    again, feed = build(config, facts=saved)
+    again, feed = build(config, facts=read_config(epath.Path(tmp_path / "new"))["data"])
     feed.close()
     assert again.data_facts()["vocabulary"] == vocabulary
 

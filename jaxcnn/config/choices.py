@@ -126,6 +126,21 @@ def _airbench_muon(config: Config) -> Iterator[str]:
     yield from _airbench(config)
 
 
+def _language(config: Config) -> Iterator[str]:
+    options = config.language
+    longest = options.eval_length or options.length
+    if options.context >= longest:
+        yield (
+            f"language.context={options.context} leaves nothing to count of windows of {longest} tokens; set it below, "
+            f"e.g. to {longest // 4}"
+        )
+    if config.model.name == "transformer" and longest > options.length:
+        yield (
+            f"language.eval_length={longest} is beyond language.length={options.length}, and a transformer has learned "
+            "no places beyond that; set language.eval_length=none"
+        )
+
+
 # ---- the lists
 
 # A TaskKind: tasks/task.py
@@ -144,6 +159,7 @@ TASKS: dict[str, TaskChoice] = {
     "multilabel": TaskChoice("jaxcnn.tasks.multilabel:MULTILABEL", reads=("multilabel.", *_OF_IMAGES)),
     "tabular": TaskChoice("jaxcnn.tasks.tabular:TABULAR", reads=("table.", "loss.")),
     "text": TaskChoice("jaxcnn.tasks.text:TEXT", reads=("text.", "loss."), check=_needs_vectors),
+    "language": TaskChoice("jaxcnn.tasks.language:LANGUAGE", reads=("language.",), check=_language),
 }  # fmt: skip
 
 # (logits [B, K], targets [B, K], LossConfig) -> [B], in float32

@@ -78,6 +78,20 @@ class TextConfig:
 
 
 @dataclass(slots=True)
+class LanguageConfig:
+    """How texts are read, for task=language: train first, validation after it, test at the end."""
+
+    level: str = field(default="character", metadata=_among("character", "word", "byte"))  # what a token is
+    vocabulary_size: int | None = field(default=None, metadata=_range(4, 2**20))  # the most frequent of train's tokens
+    minimum_count: int = field(default=1, metadata=_range(1))  # what is rarer in train is unknown
+    length: int = field(default=128, metadata=_range(2, 2**16))  # tokens of a window: of truncated backpropagation
+    eval_length: int | None = field(default=None, metadata=_range(2, 2**20))  # of windows in evaluation; none: length
+    context: int = field(default=32, metadata=_range(0, 2**19))  # of them before the first that counts in evaluation
+    test_fraction: float = field(default=0.1, metadata=_range(above=0, high=0.5))  # of all tokens, the last
+    end: str = field(default="file", metadata=_among("file", "line"))  # what an end token stands behind
+
+
+@dataclass(slots=True)
 class AugmentConfig:
     """What the images go through in training, on the device and in this order. 0 and false turn a piece off."""
 
@@ -126,6 +140,7 @@ class ModelConfig:
     bidirectional: bool = False  # text_lstm, text_gru: read in both directions
     layer_norm: bool = False  # in the cells of recurrent models
     sizes: tuple[int, ...] | None = field(default=None, metadata=_range(1, 100))  # text_cnn: words that a filter sees
+    tied: bool = False  # of language models: the head's kernel is the embedding
     activation: str | None = None  # a key of layers.blocks.ACTIVATIONS; none: the paper's
     initializer: str | None = None  # of all kernels: a key of layers.initializers.INITIALIZERS; none: the paper's
     norm: str | None = field(default=None, metadata=_among("batch", "group", "layer", "none"))  # none: the paper's
@@ -289,6 +304,7 @@ class Config:
     data: DataConfig = field(default_factory=DataConfig)
     table: TableConfig = field(default_factory=TableConfig)
     text: TextConfig = field(default_factory=TextConfig)
+    language: LanguageConfig = field(default_factory=LanguageConfig)
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     multilabel: MultilabelConfig = field(default_factory=MultilabelConfig)
     model: ModelConfig = field(default_factory=ModelConfig)

@@ -31,7 +31,14 @@ class Vocabulary:
     entries: tuple[str, ...]  # of number 3, 4, …; none where these are bytes
 
     @staticmethod
-    def of(texts: Iterable[str], level: str, size: int | None = None, minimum_count: int = 1) -> "Vocabulary":
+    def of(
+        texts: Iterable[str],
+        level: str,
+        size: int | None = None,
+        minimum_count: int = 1,
+        *,
+        leave_out: str | None = None,
+    ) -> "Vocabulary":
         """The most frequent entries of some texts, which should be those of train alone; of equals the first in order.
 
         Args:
@@ -39,6 +46,7 @@ class Vocabulary:
           level: one of LEVELS.
           size: at most so many numbers, the special ones included; None: no limit.
           minimum_count: what is seen less often is unknown.
+          leave_out: an entry that is none, such as an end of a line that a text's end stands for.
         """
         assert level in LEVELS, level
         if level == "byte":
@@ -46,6 +54,8 @@ class Vocabulary:
         counts = Counter[str]()
         for text in texts:
             counts.update(pieces(text, level))
+        if leave_out is not None:
+            counts.pop(leave_out, None)
         frequent = sorted((entry for entry, n in counts.items() if n >= minimum_count), key=lambda e: (-counts[e], e))
         return Vocabulary(level, tuple(frequent[: None if size is None else max(0, size - len(SPECIAL))]))
 
@@ -120,7 +130,19 @@ class Vocabulary:
 
 def pieces(text: str, level: str) -> Sequence[str]:
     """What a text is made of: its characters; or its words, in lower case, marks and ends of lines."""
-    return _WORD.findall(text.lower()) if level == "word" else text
+    return [piece.lower() for piece in _WORD.findall(text)] if level == "word" else text
+
+
+def starts(text: str, level: str) -> np.ndarray:
+    """The place in a text, in characters, at which each of its tokens begins, int64 [n]."""
+    if level == "word":
+        return np.array([match.start() for match in _WORD.finditer(text)], np.int64)
+    if level == "character":
+        return np.arange(len(text))
+    points = _points(text)
+    is_byte = (points >= 0xDC80) & (points <= 0xDCFF)  # that is no UTF-8
+    sizes = 1 + (points >= 0x80).astype(int) + (points >= 0x800) + (points >= 0x10000)
+    return np.repeat(np.arange(len(text)), np.where(is_byte, 1, sizes))
 
 
 def _points(text: str) -> np.ndarray:

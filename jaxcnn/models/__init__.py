@@ -28,6 +28,8 @@ from jaxcnn.models.efficientnet import (
 )
 from jaxcnn.models.googlenet import googlenet
 from jaxcnn.models.inception_v3 import inception_v3
+from jaxcnn.models.language_recurrent import gru, lstm, rnn
+from jaxcnn.models.language_transformer import LanguageTransformer
 from jaxcnn.models.lenet import LeNet5
 from jaxcnn.models.mixer import mixer_b16, mixer_b32, mixer_l16, mixer_s16, mixer_s32
 from jaxcnn.models.mlp import MLP
@@ -189,11 +191,19 @@ MODELS: dict[str, Callable[..., nn.Module]] = {
     "vit_l_32": vit_l_32,
 }
 
-# of texts: tokens int [batch, time] in, 0 behind the end of a text
+# Of texts: tokens int [batch, time] in, 0 behind the end of a text
 TEXT_MODELS: dict[str, Callable[..., nn.Module]] = {
     "text_cnn": TextCNN,
     "text_bag": TextBag,
     "text_lstm": text_lstm,
     "text_gru": text_gru,
     "text_transformer": TextTransformer,
+}
+
+# Of texts, token by token: tokens int [batch, time] -> logits of the next ones [batch, time, num_classes]
+LANGUAGE_MODELS: dict[str, Callable[..., nn.Module]] = {
+    "rnn": rnn,
+    "lstm": lstm,
+    "gru": gru,
+    "transformer": LanguageTransformer,
 }

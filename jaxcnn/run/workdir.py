@@ -46,6 +46,11 @@ _RUN = {
         "vocabulary?": {"level": str, "entries": [str]},
         "text?": {"length": _COUNT, "cut": {str: _COUNT}, "known": {str: Number(0, 1)}},
         "vectors?": {"size": _COUNT, "found": Number(0, 1)},
+        "language?": {
+            "vocabulary": {"level": str, "entries": [str]},
+            "tokens": {str: _COUNT},
+            "unknown": {str: Number(0, 1)},
+        },
     },
     "convolutions?": str,
     "best?": {"best_metric": str, "higher_is_better": bool},
