@@ -1,7 +1,9 @@
 """Texts: what is refused and in which words, what the models see of them, word vectors, and the commands on a run."""
 
+import gzip
 import json
 import shutil
+import sys
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -23,7 +25,9 @@ from jaxcnn.config import (
     to_dict,
     validate,
 )
+from jaxcnn.data.prepare import prepare
 from jaxcnn.data.records import NotPreparedError
+from jaxcnn.data.tfds_texts import read_tfds_texts
 from jaxcnn.data.vocabulary import Vocabulary
 from jaxcnn.errors import RunError, UserError
 from jaxcnn.models import TEXT_MODELS
@@ -37,6 +41,7 @@ from jaxcnn.training.build import build
 from tests.fake_tfds import info, shard_path
 from tests.runs import arrays, assert_same_arrays, begin, train
 from tests.test_language import language_config, text_of
+from tests.test_prepare import Server, register, tar
 
 GOLDEN = Path(__file__).parent / "goldens" / "torch" / "text_cnn.npz"
 
@@ -269,6 +274,31 @@ def test_texts_of_tfds_are_read_without_tensorflow(tmp_path):
     write_text_set(tmp_path, {"train": [*rows[:5], (b"\xff", 1)], "test": rows[:2]})
     with pytest.raises(RunError, match="split 'train': record 5 is damaged"):
         open_source(config)
+
+
+def test_a_set_of_tfds_is_prepared_without_tensorflow(tmp_path, monkeypatch):
+    """IMDB's reviews, from an archive in the published format; what is read is what was served."""
+    import tensorflow_datasets as tfds
+
+    builder, server = tfds.builder_cls("imdb_reviews"), Server()
+    texts = {
+        f"aclImdb/{split}/{name}/{number}_1.txt": f"{split} {name} {number} é"
+        for split, names in (("train", ("neg", "pos", "unsup")), ("test", ("neg", "pos")))
+        for name in names
+        for number in range(10)
+    }
+    server.files["aclImdb_v1.tar.gz"] = gzip.compress(tar({name: text.encode() for name, text in texts.items()}))
+    monkeypatch.setattr(sys.modules[builder.__module__], "_DOWNLOAD_URL", f"{server.url}aclImdb_v1.tar.gz")
+    register(builder, server, monkeypatch)
+    prepare("imdb_reviews", data_dir=str(tmp_path))
+    server.close()
+    names, splits = read_tfds_texts("tfds:imdb_reviews", "imdb_reviews", str(tmp_path))
+    assert names == ("neg", "pos")
+    for split, found in splits.items():
+        served = [(text, names.index(text.split()[1])) for text in texts.values() if text.startswith(split)
+                  and "unsup" not in text]  # fmt: skip
+        assert sorted(zip(found.texts, found.labels.tolist(), strict=True)) == sorted(served)
+    assert set(splits) == {"train", "test"}
 
 
 # ---- models
