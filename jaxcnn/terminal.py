@@ -86,6 +86,15 @@ class PatientConsole(Console):
         _discard_output()
 
 
+def print_text(text: str) -> None:
+    """Text of any kind to stdout, as it stands; on a terminal with its control characters written out."""
+    try:
+        sys.stdout.write(shown(text) if sys.stdout.isatty() else text)
+        sys.stdout.flush()
+    except BrokenPipeError:  # whoever read has left
+        _discard_output()
+
+
 def complain(error: BaseException | str) -> None:
     """One line on stderr, where anybody can read it."""
     _complaints.add(one_line(error))

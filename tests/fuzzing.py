@@ -134,6 +134,7 @@ OPTIONS = {
     "lr_find": ("min", "max", "steps", "output", "config"),
     "evaluate": ("workdir", "split", "data", "data_dir", "step", "tta", "resamples", "output"),
     "predict": ("workdir", "step", "top_k", "tta", "batch_size", "csv", "json", "explain", "target"),
+    "generate": ("workdir", "step", "prompt", "length", "temperature", "top_k", "top_p", "beam", "num", "seed"),
     "report": ("workdir", "output", "split", "step", "image", "data_dir"),
     "diagnose": ("workdir", "json"),
     "models": ("filter", "json"),
@@ -145,6 +146,7 @@ OPTIONS = {
 NEEDED = {
     "main": [DIGITS, "--dry_run"], "lr_find": [DIGITS],
     "evaluate": ["--workdir=RUN", "--resamples=0"], "predict": ["--workdir=RUN", "IMAGE"],
+    "generate": ["--workdir=RUN"],
     "report": ["--workdir=RUN", "--quick"], "diagnose": ["--workdir=RUN"], "models": [], "data describe": ["SET"],
     "data check": ["SET"], "transfer export": ["--workdir=RUN", "OUT.safetensors"],
     "transfer probe": [DIGITS],

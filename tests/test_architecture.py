@@ -27,7 +27,7 @@ FLOORS = {
     "training": 6,
     "results": 7,
     "report": 8,
-    "main": 9, "evaluate": 9, "predict": 9, "diagnose": 9, "lr_find": 9,
+    "main": 9, "evaluate": 9, "predict": 9, "diagnose": 9, "lr_find": 9, "generate": 9,
 }  # fmt: skip
 
 
@@ -86,6 +86,8 @@ def test_no_loops_within_a_room():
 READERS = {
     "data": (("data", "config.data", "_config.data"), ("data", "build", "feed", "tasks")),
     "table": (("options", "config.table"), ("tasks",)),
+    "text": (("options", "config.text"), ("tasks",)),
+    "language": (("options", "config.language"), ("tasks",)),
     "augment": (("augment", "config.augment"), ("augment", "data", "build", "feed")),
     "model": (("config", "config.model"), ("build", "make")),
     "loss": (("config", "config.loss"), ("losses",)),
@@ -257,7 +259,17 @@ def test_modules_say_what_they_hold():
 
 @pytest.mark.parametrize(
     "name",
-    ["main", "evaluate", "predict", "diagnose", "lr_find", "data.__main__", "report.__main__", "transfer.__main__"],
+    [
+        "main",
+        "evaluate",
+        "predict",
+        "diagnose",
+        "lr_find",
+        "generate",
+        "data.__main__",
+        "report.__main__",
+        "transfer.__main__",
+    ],
 )
 def test_importing_a_command_imports_no_jax(name):
     """So that --help and a typo are answered at once."""

@@ -25,7 +25,8 @@ VARIANTS = [
     "imagenet_resnet50.py", "imagenet_resnet50.py:resnet18", "folder.py", "folder.py:small",
     "transfer_cifar10.py:pretrain", "transfer_cifar10.py:scratch", "transfer_cifar10.py", "transfer_cifar10.py:gradual",
     "transfer_vgg16.py", "transfer_mobilenet.py", "iris.py", "table.py", "table.py:regression",
-    "multilabel.py", "multilabel.py:small",
+    "multilabel.py", "multilabel.py:small", "text_generation.py", "text_generation.py:transformer",
+    "sentiment.py", "sentiment.py:text_bag", "sentiment.py:text_lstm", "sentiment.py:text_transformer",
 ]  # fmt: skip
 ALIKE = ("cifar10.py:resnet110", "imagenet_resnet50.py:resnet18")  # but for their depth
 SHAPES = {"tfds:mnist": (28, 28, 1), "tfds:cifar10": (32, 32, 3)}
@@ -64,10 +65,17 @@ def test_it_builds_and_traces(variant, tmp_path):
             build(config)
         (tmp_path / "table.csv").write_text("a,b,y\n" + "".join(f"{n},{n * n},{n % 2}\n" for n in range(30)))
         config.data.name = f"csv:{tmp_path / 'table.csv'}"
+        if config.task == "text":
+            (tmp_path / "table.csv").write_text("text,label\n" + "so so,bad\nso good,good\n" * 20)
         if config.task == "multilabel":
             write_classes(tmp_path / "sets", {"cat": 20, "cat|dog": 20}, size=(32, 48))
             config.data.name = f"folder:{tmp_path / 'sets'}"
             config.data.image_size = 32
+    if config.data.name == "text:":
+        with pytest.raises(UserError, match=r"names no text; pass --config\.data\.name=text:FILE"):
+            build(config)
+        (tmp_path / "text.txt").write_text("a text of some length. " * 200)
+        config.data.name = f"text:{tmp_path / 'text.txt'}"
     run, feed = build(config, stand_in=True)
     state = run.abstract_state()
     batch = {
@@ -79,7 +87,8 @@ def test_it_builds_and_traces(variant, tmp_path):
     assert inputs.shape == (16, *run.task.example.shape)
     variables = {"params": state.params, "batch_stats": state.batch_stats}
     apply = functools.partial(run.learning.model.apply, train=False)
-    assert jax.eval_shape(apply, variables, inputs).shape == (16, run.task.model["num_classes"])
+    shape = jax.eval_shape(apply, variables, inputs).shape
+    assert (shape[0], shape[-1]) == (16, run.task.model["num_classes"])
     assert {leaf.shape[0] for leaf in jax.tree.leaves(targets)} == {16}
     feed.close()
 

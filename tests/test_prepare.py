@@ -467,7 +467,7 @@ def test_what_is_wrong_is_said_in_a_line(server, tmp_path, monkeypatch):
     assert "did you mean '160px-v2'" in one_line_of(UserError, "imagenette/160px-v", data_dir=directory)
     assert "has no configs" in one_line_of(UserError, "mnist/big", data_dir=directory)
     assert "1.0.0" in one_line_of(UserError, "mnist:1.0.0", data_dir=directory)
-    assert "no image with a class label" in one_line_of(UserError, "imdb_reviews", data_dir=directory)
+    assert "no image and no text with a class label" in one_line_of(UserError, "tiny_shakespeare", data_dir=directory)
     line = one_line_of(UserError, "dmlab", data_dir=directory)
     assert "tf.data" in line
     assert f"tfds.builder('dmlab', data_dir='{directory}', file_format='array_record')" in line

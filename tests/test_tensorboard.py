@@ -198,7 +198,7 @@ def test_a_graph_is_whole(name):
     model = MODELS[name](num_classes=10)
     init = lambda key: model.init({"params": key, "dropout": key}, jnp.zeros((1, 32, 32, 3)), train=True)
     variables = jax.eval_shape(init, jax.random.key(0))
-    nodes = module_graph(model, variables, (32, 32, 3))
+    nodes = module_graph(model, variables, jax.ShapeDtypeStruct((32, 32, 3), jnp.float32))
     assert sum(node.num_params for node in nodes) == sum(x.size for x in jax.tree.leaves(variables["params"]))
     seen: set[str] = set()
     for node in nodes:

@@ -11,6 +11,7 @@ from jaxcnn.config.schema import (
     EarlyStopConfig,
     FinetuneConfig,
     GroupsConfig,
+    LanguageConfig,
     LossConfig,
     ModelConfig,
     MultilabelConfig,
@@ -19,6 +20,7 @@ from jaxcnn.config.schema import (
     ScheduleConfig,
     TableConfig,
     TelemetryConfig,
+    TextConfig,
 )
 
 __all__ = [
@@ -31,6 +33,7 @@ __all__ = [
     "EarlyStopConfig",
     "FinetuneConfig",
     "GroupsConfig",
+    "LanguageConfig",
     "LossConfig",
     "ModelConfig",
     "MultilabelConfig",
@@ -39,6 +42,7 @@ __all__ = [
     "ScheduleConfig",
     "TableConfig",
     "TelemetryConfig",
+    "TextConfig",
     "changed_fields",
     "check_unread",
     "flatten",

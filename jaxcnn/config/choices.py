@@ -71,6 +71,11 @@ class SourceChoice(Choice):
 # ---- what a choice asks of other options: the message where it does not get it
 
 
+def _needs_vectors(config: Config) -> Iterator[str]:
+    if config.text.channels != "tuned" and config.text.embeddings is None:
+        yield f"text.channels={config.text.channels} keeps word vectors as they are; name them: text.embeddings=FILE"
+
+
 def _needs_epochs(config: Config) -> Iterator[str]:
     if not config.schedule.step_epochs:
         yield "schedule.name=step needs schedule.step_epochs, e.g. --config.schedule.step_epochs='(30,60)'"
@@ -121,6 +126,21 @@ def _airbench_muon(config: Config) -> Iterator[str]:
     yield from _airbench(config)
 
 
+def _language(config: Config) -> Iterator[str]:
+    options = config.language
+    longest = options.eval_length or options.length
+    if options.context >= longest:
+        yield (
+            f"language.context={options.context} leaves nothing to count of windows of {longest} tokens; set it below, "
+            f"e.g. to {longest // 4}"
+        )
+    if config.model.name == "transformer" and longest > options.length:
+        yield (
+            f"language.eval_length={longest} is beyond language.length={options.length}, and a transformer has learned "
+            "no places beyond that; set language.eval_length=none"
+        )
+
+
 # ---- the lists
 
 # A TaskKind: tasks/task.py
@@ -138,6 +158,8 @@ TASKS: dict[str, TaskChoice] = {
     ),
     "multilabel": TaskChoice("jaxcnn.tasks.multilabel:MULTILABEL", reads=("multilabel.", *_OF_IMAGES)),
     "tabular": TaskChoice("jaxcnn.tasks.tabular:TABULAR", reads=("table.", "loss.")),
+    "text": TaskChoice("jaxcnn.tasks.text:TEXT", reads=("text.", "loss."), check=_needs_vectors),
+    "language": TaskChoice("jaxcnn.tasks.language:LANGUAGE", reads=("language.",), check=_language),
 }  # fmt: skip
 
 # (logits [B, K], targets [B, K], LossConfig) -> [B], in float32
@@ -207,6 +229,13 @@ SOURCES: dict[str, SourceChoice] = {
     "folder": SourceChoice("jaxcnn.data.sources:folder", takes="FOLDER"),
     "csv": SourceChoice("jaxcnn.data.sources:csv", takes="FILE"),
     "npz": SourceChoice("jaxcnn.data.sources:npz", takes="FILE"),
+}
+
+# (DataConfig, TextConfig, what stands after the colon: a path that exists, or text) -> StoredTexts: tasks/text/texts.py
+TEXTS: dict[str, SourceChoice] = {
+    "csv": SourceChoice("jaxcnn.tasks.text.texts:read_csv", takes="FILE"),
+    "folder": SourceChoice("jaxcnn.tasks.text.texts:read_folder", takes="FOLDER"),
+    "tfds": SourceChoice("jaxcnn.tasks.text.texts:read_tfds", takes="NAME"),
 }
 
 # (split_seed, what stands after the colon: a path that exists) -> Table: tasks/tabular/table.py

@@ -63,6 +63,35 @@ class TableConfig:
 
 
 @dataclass(slots=True)
+class TextConfig:
+    """How texts are read, for task=text, and what their words begin as."""
+
+    column: str | None = None  # that holds the text; none: text, of a set of TFDS its supervised pair's
+    label: str = "label"  # csv: the column that holds the class
+    level: str = field(default="word", metadata=_among("word", "character", "byte"))  # what a token is
+    vocabulary_size: int | None = field(default=20_000, metadata=_range(4, 2**20))  # the most frequent of train's
+    minimum_count: int = field(default=1, metadata=_range(1))  # what is rarer in train is unknown
+    max_length: int = field(default=256, metadata=_range(1, 2**20))  # tokens; longer texts are cut, and that is said
+    embedding_size: int | None = field(default=None, metadata=_range(1, 2**14))  # none: that of embeddings, else 128
+    embeddings: str | None = None  # FILE of word vectors, word2vec's (text or .bin) or GloVe's; none: drawn
+    channels: str = field(default="tuned", metadata=_among("tuned", "static", "both"))  # static: the vectors stay
+
+
+@dataclass(slots=True)
+class LanguageConfig:
+    """How texts are read, for task=language: train first, validation after it, test at the end."""
+
+    level: str = field(default="character", metadata=_among("character", "word", "byte"))  # what a token is
+    vocabulary_size: int | None = field(default=None, metadata=_range(4, 2**20))  # the most frequent of train's tokens
+    minimum_count: int = field(default=1, metadata=_range(1))  # what is rarer in train is unknown
+    length: int = field(default=128, metadata=_range(2, 2**16))  # tokens of a window: of truncated backpropagation
+    eval_length: int | None = field(default=None, metadata=_range(2, 2**20))  # of windows in evaluation; none: length
+    context: int = field(default=32, metadata=_range(0, 2**19))  # of them before the first that counts in evaluation
+    test_fraction: float = field(default=0.1, metadata=_range(above=0, high=0.5))  # of all tokens, the last
+    end: str = field(default="file", metadata=_among("file", "line"))  # what an end token stands behind
+
+
+@dataclass(slots=True)
 class AugmentConfig:
     """What the images go through in training, on the device and in this order. 0 and false turn a piece off."""
 
@@ -106,6 +135,12 @@ class ModelConfig:
     dropout_rate: float | None = field(default=None, metadata=_range(0, 0.95))  # none: the model's
     stochastic_depth: float | None = field(default=None, metadata=_range(0, 0.95))  # of the last block, linear from 0
     hidden: tuple[int, ...] | None = field(default=None, metadata=_range(1, 2**16))  # mlp: units of each hidden layer
+    features: int | None = field(default=None, metadata=_range(1, 2**14))  # of sequence models: units of a layer
+    layers: int | None = field(default=None, metadata=_range(1, 100))  # of sequence models; none: the model's
+    bidirectional: bool = False  # text_lstm, text_gru: read in both directions
+    layer_norm: bool = False  # in the cells of recurrent models
+    sizes: tuple[int, ...] | None = field(default=None, metadata=_range(1, 100))  # text_cnn: words that a filter sees
+    tied: bool = False  # of language models: the head's kernel is the embedding
     activation: str | None = None  # a key of layers.blocks.ACTIVATIONS; none: the paper's
     initializer: str | None = None  # of all kernels: a key of layers.initializers.INITIALIZERS; none: the paper's
     norm: str | None = field(default=None, metadata=_among("batch", "group", "layer", "none"))  # none: the paper's
@@ -268,6 +303,8 @@ class Config:
     log_every_steps: int = field(default=50, metadata=_range(1))
     data: DataConfig = field(default_factory=DataConfig)
     table: TableConfig = field(default_factory=TableConfig)
+    text: TextConfig = field(default_factory=TextConfig)
+    language: LanguageConfig = field(default_factory=LanguageConfig)
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     multilabel: MultilabelConfig = field(default_factory=MultilabelConfig)
     model: ModelConfig = field(default_factory=ModelConfig)

@@ -1,6 +1,6 @@
 """Images as numpy uint8: where they come from, which belong to which split, and in what order they are read."""
 
-from jaxcnn.data.order import DrawnGroups, batch_examples, batch_indices
+from jaxcnn.data.order import DrawnGroups, batch_examples, batch_indices, stream_examples
 from jaxcnn.data.records import DamagedRecordError, NotPreparedError, Source, Split, classes_of, read_or_error
 from jaxcnn.data.resident import channel_statistics, example_bytes, load_arrays, load_examples, resident_bytes
 from jaxcnn.data.sources import open_source, stand_in_source
@@ -31,5 +31,6 @@ __all__ = [
     "read_or_error",
     "resident_bytes",
     "stand_in_source",
+    "stream_examples",
     "train_batches",
 ]

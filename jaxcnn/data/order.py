@@ -1,8 +1,8 @@
 """The order of the data as a pure function of (seed, step), so there is nothing to checkpoint.
 
 Training reads the endless concatenation of one fresh permutation an epoch, the same whether the host makes it or a
-compiled program does; with balanced sampling, classes in turn, each through permutations of its own. Never touches the
-data itself; imports no JAX.
+compiled program does; with balanced sampling, classes in turn, each through permutations of its own; or, where a model
+carries something from batch to batch, streams in their own order. Never touches the data itself; imports no JAX.
 """
 
 from collections.abc import Callable
@@ -82,6 +82,17 @@ def batch_examples(
     draws = lambda epoch: _balanced(seed, epoch, num_examples, groups)
     index, seen = _joined(draws, position, batch_size, num_examples)
     return index, seen
+
+
+def stream_examples(step: int, *, num_examples: int, batch_size: int) -> tuple[np.ndarray, np.ndarray]:
+    """Examples of batch `step`, and how often each was seen before, where batches continue one another.
+
+    The examples in their own order are cut into as many streams as a batch has rows, of equal length, which
+    `num_examples` must divide into: row b reads the b-th from beginning to end, and again.
+    """
+    length = num_examples // batch_size
+    epoch, place = divmod(int(step), length)
+    return np.arange(batch_size) * length + place, np.full(batch_size, epoch)
 
 
 def batch_indices(seed: int, step: int, *, num_examples: int, batch_size: int) -> np.ndarray:

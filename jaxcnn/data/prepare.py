@@ -1,4 +1,4 @@
-"""Prepares a TFDS image set as ArrayRecord, without TensorFlow: TFDS's builders, downloads.py, without_tensorflow.py.
+"""Prepares a TFDS set of images or texts as ArrayRecord: TFDS's builders, downloads.py, without_tensorflow.py.
 
 Readers see a set once it is whole: TFDS writes into a folder `incomplete.*` beside the set's and renames it. What a
 killed preparation has left is removed by the next, except for its downloads, which go on where they stopped.
@@ -15,7 +15,7 @@ from typing import Any
 
 from jaxcnn.data.downloads import Downloads, Progress
 from jaxcnn.data.records import NotPreparedError
-from jaxcnn.data.tfds import allow_open_files, image_and_label, set_folder, tfds_directory
+from jaxcnn.data.tfds import allow_open_files, image_and_label, pair_of, set_folder, tfds_directory
 from jaxcnn.data.tfds_description import DESCRIPTION_LIMIT
 from jaxcnn.data.tfrecord import convert
 from jaxcnn.data.without_tensorflow import NeedsTensorFlowError, names_missing, without_tensorflow
@@ -86,7 +86,7 @@ def _download_and_write(
     progress: Progress,
 ) -> Path:
     builder = _builder(full_name, rest, directory)
-    image_and_label(full_name, builder.info)  # a set that has none is refused before it is downloaded
+    _check_learnable(full_name, builder.info)
     folder = Path(builder.data_dir)
     if folder.exists():  # another process has just prepared it
         return folder
@@ -110,6 +110,17 @@ def _download_and_write(
     return folder
 
 
+def _check_learnable(full_name: str, info: Any) -> None:
+    """Raises UserError for a set that has neither images nor texts with class labels, before it is downloaded."""
+    try:
+        pair_of(full_name, info, "text")
+    except UserError:
+        try:
+            image_and_label(full_name, info)
+        except UserError as error:
+            raise UserError(str(error).replace("has no image", "has no image and no text", 1)) from None
+
+
 def _builder(full_name: str, rest: str, directory: Path) -> Any:
     """TFDS's builder of a set. UserError when TFDS has no such set, config or version."""
     import tensorflow_datasets as tfds
@@ -117,6 +128,8 @@ def _builder(full_name: str, rest: str, directory: Path) -> Any:
     rest, _, version = rest.partition(":")
     name, _, config = rest.partition("/")
     with without_tensorflow():
+        import tensorflow_datasets.text  # registers its sets
+
         names = tfds.list_builders(with_community_datasets=False)
         if name not in names:
             raise UserError(f"{full_name} is no data set of TFDS: {nearest(name, names)}")

@@ -169,21 +169,8 @@ def allow_open_files(num_files: int) -> None:
 
 def open_tfds(full_name: str, rest: str, data_dir: str | None) -> StoredSet:
     """The set `tfds:REST`, from the files alone. NotPreparedError where it is not on this disk."""
-    folder = set_folder(full_name, rest, data_dir)
-
-    import tensorflow_datasets as tfds  # takes half a second; imports TensorFlow only to prepare
-
-    try:
-        builder = open_builder(folder)
-        info: Any = builder.info
-        formats = {str(form.value) for form in info.available_file_formats()}
-    except Exception as error:
-        raise RunError(f"{full_name}: what describes the set in {folder} is damaged: {short_line(error)}") from error
-    if "array_record" not in formats:
-        raise UserError(
-            f"{full_name} in {folder} is stored as {', '.join(sorted(formats)) or 'an unknown format'}, but only "
-            f"ArrayRecord can be read at random; convert it once: {how_to_prepare(rest, data_dir)}"
-        )
+    folder, builder = open_prepared(full_name, rest, data_dir)
+    info: Any = builder.info
     image_key, label_key = image_and_label(full_name, info)
     try:
         check_image_and_label(info.features[image_key], info.features[label_key])
@@ -194,25 +181,18 @@ def open_tfds(full_name: str, rest: str, data_dir: str | None) -> StoredSet:
 
     splits: dict[str, Split] = {}
     files: list[Path] = []
-    for split_name, split_info in info.splits.items():
-        if split_info.num_examples == 0:
-            continue
-        serialized = builder.as_data_source(
-            split_name, deserialize_method=tfds.decode.DeserializeMethod.RAW_BYTES, file_format="array_record"
-        ).data_source
-        shards = tuple(Path(path) for path in info.splits[split_name].filepaths)
+    for split_name, name, shards, lengths, serialized in prepared_splits(full_name, builder):
         records = TfdsRecords(
-            name=f"{full_name} split {split_name!r}",
+            name=name,
             split=split_name,
             files=shards,
-            lengths=tuple(split_info.shard_lengths),
+            lengths=lengths,
             serialized=serialized,
             image_key=image_key,
             label_key=label_key,
             image_shape=image_shape,
             num_classes=len(class_names),
         )
-        _check_shards(records.name, shards, split_info.shard_lengths)
         if split_name in ("test", "validation") and records.first_label() < 0:
             continue  # published without labels
         splits[split_name] = Split(records, np.arange(len(records)))
@@ -228,6 +208,38 @@ def open_tfds(full_name: str, rest: str, data_dir: str | None) -> StoredSet:
             contents=_contents(files),
         ),
     )
+
+
+def open_prepared(full_name: str, rest: str, data_dir: str | None) -> tuple[Path, Any]:
+    """(the folder of `tfds:REST`, TFDS's builder for reading it). NotPreparedError where it is not on this disk."""
+    folder = set_folder(full_name, rest, data_dir)
+    try:
+        builder = open_builder(folder)
+        formats = {str(form.value) for form in builder.info.available_file_formats()}
+    except Exception as error:
+        raise RunError(f"{full_name}: what describes the set in {folder} is damaged: {short_line(error)}") from error
+    if "array_record" not in formats:
+        raise UserError(
+            f"{full_name} in {folder} is stored as {', '.join(sorted(formats)) or 'an unknown format'}, but only "
+            f"ArrayRecord can be read at random; convert it once: {how_to_prepare(rest, data_dir)}"
+        )
+    return folder, builder
+
+
+def prepared_splits(full_name: str, builder: Any) -> Iterator[tuple[str, str, tuple[Path, ...], tuple[int, ...], Any]]:
+    """Of each split that has records: its name, the same for messages, its files, records a file, and their bytes."""
+    import tensorflow_datasets as tfds  # takes half a second; imports TensorFlow only to prepare
+
+    for split_name, split_info in builder.info.splits.items():
+        if split_info.num_examples == 0:
+            continue
+        serialized = builder.as_data_source(
+            split_name, deserialize_method=tfds.decode.DeserializeMethod.RAW_BYTES, file_format="array_record"
+        ).data_source
+        shards = tuple(Path(path) for path in split_info.filepaths)
+        name = f"{full_name} split {split_name!r}"
+        _check_shards(name, shards, split_info.shard_lengths)
+        yield split_name, name, shards, tuple(split_info.shard_lengths), serialized
 
 
 def _contents(shards: Sequence[Path]) -> list[str]:
@@ -316,25 +328,33 @@ def how_to_prepare(rest: str, data_dir: str | None) -> str:
 
 def image_and_label(full_name: str, info: Any) -> tuple[str, str]:
     """Names of the image and the label: the set's supervised pair, else its only Image and only ClassLabel."""
-    import tensorflow_datasets as tfds
-
-    features = info.features if isinstance(info.features, tfds.features.FeaturesDict) else {}
-    images = [name for name, feature in features.items() if isinstance(feature, tfds.features.Image)]
-    labels = [name for name, feature in features.items() if isinstance(feature, tfds.features.ClassLabel)]
-    supervised = tuple(info.supervised_keys or ())
-    if len(supervised) == 2 and supervised[0] in images and supervised[1] in labels:
-        image_key, label_key = supervised
-    elif (len(images) == 1 or "image" in images) and (len(labels) == 1 or "label" in labels):
-        image_key = "image" if "image" in images else images[0]
-        label_key = "label" if "label" in labels else labels[0]
-    else:
-        raise UserError(
-            f"{full_name} has no image with a class label (features: {', '.join(features)}); "
-            "choose an image classification set"
-        )
+    image_key, label_key = pair_of(full_name, info, "image")
     if info.features[image_key].np_dtype != np.uint8 or len(info.features[image_key].shape) != 3:
         raise UserError(f"{full_name}: {image_key} is not an image of 8 bits a channel; choose another set")
     return image_key, label_key
+
+
+def pair_of(full_name: str, info: Any, kind: str) -> tuple[str, str]:
+    """Names of what is classified, an "image" or a "text", and of the label.
+
+    They are the set's supervised pair, else its only feature of the kind, or the one of that name, and its only label.
+    """
+    import tensorflow_datasets as tfds
+
+    of_kind: Any = {"image": tfds.features.Image, "text": tfds.features.Text}[kind]
+    features = info.features if isinstance(info.features, tfds.features.FeaturesDict) else {}
+    inputs = [name for name, feature in features.items() if isinstance(feature, of_kind)]
+    labels = [name for name, feature in features.items() if isinstance(feature, tfds.features.ClassLabel)]
+    supervised = tuple(info.supervised_keys or ())
+    if len(supervised) == 2 and supervised[0] in inputs and supervised[1] in labels:
+        return supervised[0], supervised[1]
+    if (len(inputs) == 1 or kind in inputs) and (len(labels) == 1 or "label" in labels):
+        return kind if kind in inputs else inputs[0], "label" if "label" in labels else labels[0]
+    article = "a text" if kind == "text" else "an image"
+    raise UserError(
+        f"{full_name} has no {kind} with a class label (features: {', '.join(features)}); "
+        f"choose {article} classification set"
+    )
 
 
 def _check_shards(name: str, shards: Sequence[Path], lengths: Sequence[int]) -> None:

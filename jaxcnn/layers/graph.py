@@ -28,12 +28,13 @@ class Node:
     num_params: int = 0
 
 
-def module_graph(model: nn.Module, variables: Any, image_shape: tuple[int, ...]) -> list[Node]:
-    """The nodes in the order in which images meet them.
+def module_graph(model: nn.Module, variables: Any, example: Any) -> list[Node]:
+    """The nodes in the order in which inputs meet them.
 
     Args:
       model: called as in evaluation.
       variables: `params` and `batch_stats`; shapes are enough.
+      example: shape and dtype of the inputs of one example.
     """
     if getattr(model, "remat", False):  # a block that is computed again would be one node
         model = model.clone(remat=False)
@@ -44,10 +45,11 @@ def module_graph(model: nn.Module, variables: Any, image_shape: tuple[int, ...])
         if context.method_name == "__call__" and context.module.path:
             name = "/".join(context.module.path)
             num_params = sum(leaf.size for leaf in jax.tree.leaves(context.module.variables.get("params", {})))
-            modules[name] = Node(name, type(context.module).__name__, [], jnp.shape(result), num_params)
+            shape = jnp.shape(jax.tree.leaves(result)[0])  # of several arrays the first's
+            modules[name] = Node(name, type(context.module).__name__, [], shape, num_params)
         return result
 
-    images = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
+    images = jax.ShapeDtypeStruct((1, *example.shape), example.dtype)
     with nn.intercept_methods(record):
         traced = jax.make_jaxpr(partial(model.apply, train=False))(variables, images).jaxpr
     inner = {name.rpartition("/")[0] for name in modules}  # modules that have modules in them

@@ -28,6 +28,8 @@ from jaxcnn.models.efficientnet import (
 )
 from jaxcnn.models.googlenet import googlenet
 from jaxcnn.models.inception_v3 import inception_v3
+from jaxcnn.models.language_recurrent import gru, lstm, rnn
+from jaxcnn.models.language_transformer import LanguageTransformer
 from jaxcnn.models.lenet import LeNet5
 from jaxcnn.models.mixer import mixer_b16, mixer_b32, mixer_l16, mixer_s16, mixer_s32
 from jaxcnn.models.mlp import MLP
@@ -73,6 +75,9 @@ from jaxcnn.models.shufflenet_v2 import (
 )
 from jaxcnn.models.squeeze_excitation import seresnet18, seresnet50
 from jaxcnn.models.squeezenet import squeezenet1_0, squeezenet1_1
+from jaxcnn.models.text_cnn import TextBag, TextCNN
+from jaxcnn.models.text_recurrent import text_gru, text_lstm
+from jaxcnn.models.text_transformer import TextTransformer
 from jaxcnn.models.vgg import vgg11, vgg11_bn, vgg13, vgg13_bn, vgg16, vgg16_bn, vgg19, vgg19_bn
 from jaxcnn.models.vit import vit_b_16, vit_b_32, vit_l_16, vit_l_32, vit_s_16, vit_ti_16
 from jaxcnn.models.wide_resnet import wide_resnet50_2, wide_resnet101_2, wrn_16_4, wrn_28_10, wrn_40_2
@@ -184,4 +189,21 @@ MODELS: dict[str, Callable[..., nn.Module]] = {
     "vit_b_32": vit_b_32,
     "vit_l_16": vit_l_16,
     "vit_l_32": vit_l_32,
+}
+
+# Of texts: tokens int [batch, time] in, 0 behind the end of a text
+TEXT_MODELS: dict[str, Callable[..., nn.Module]] = {
+    "text_cnn": TextCNN,
+    "text_bag": TextBag,
+    "text_lstm": text_lstm,
+    "text_gru": text_gru,
+    "text_transformer": TextTransformer,
+}
+
+# Of texts, token by token: tokens int [batch, time] -> logits of the next ones [batch, time, num_classes]
+LANGUAGE_MODELS: dict[str, Callable[..., nn.Module]] = {
+    "rnn": rnn,
+    "lstm": lstm,
+    "gru": gru,
+    "transformer": LanguageTransformer,
 }

@@ -15,24 +15,32 @@ from jaxcnn.layers.blocks import ACTIVATIONS
 from jaxcnn.layers.conv import by
 from jaxcnn.layers.initializers import INITIALIZERS
 from jaxcnn.layers.norm import BatchNorm, GroupNorm, NoNorm, without_axis
-from jaxcnn.models import MODELS
+from jaxcnn.models import LANGUAGE_MODELS, MODELS, TEXT_MODELS
 
 IMAGENET_STEM_PIXELS = 64  # from this size on a stem that shrinks the image pays
 _BLOCKS = ("stage_sizes", "num_blocks", "num_layers")  # the fields that models count their blocks in
 
 
+def all_models() -> dict[str, Any]:
+    """Every model by its name."""
+    return {**MODELS, **LANGUAGE_MODELS, **TEXT_MODELS}
+
+
 def check_name(config: ModelConfig) -> None:
     """Raises UserError, with the nearest, where no model has the name."""
-    if config.name not in MODELS:
-        raise UserError(f"model.name={config.name!r} is not known; {nearest(config.name, MODELS)}")
+    if config.name not in all_models():
+        raise UserError(f"model.name={config.name!r} is not known; {nearest(config.name, all_models())}")
 
+
+# Models of one task alone, and what it gives them, by which it is told.
+_OF_TASKS = {"language": ("vocabulary", LANGUAGE_MODELS), "text": ("vocabulary_size", TEXT_MODELS)}
 
 # What may be asked of a model that has no such option.
 _CHANGES_NOTHING = {"dropout_rate": 0.0, "stochastic_depth": 0.0, "width": 1.0, "depth": 1.0}
 
 
 def make_model(
-    config: ModelConfig, *, num_classes: int, image_size: int = 0, axis_name: str | None = None
+    config: ModelConfig, *, num_classes: int, image_size: int = 0, axis_name: str | None = None, **of_task: Any
 ) -> nn.Module:
     """Builds a model from what the config says and the model takes.
 
@@ -41,15 +49,17 @@ def make_model(
       num_classes: numbers that the model answers with.
       image_size: the shorter side in pixels, which a stem is chosen by; 0 where there are no images.
       axis_name: mapped axis over which batch norm is synchronised.
+      of_task: what models of its task take beside these, as they need it: the size of a vocabulary.
 
     Raises:
       UserError: an option that the model does not take, or a name that is not known.
     """
     check_name(config)
-    model_class = MODELS[config.name]
+    model_class = all_models()[config.name]
     base = model_class.func if isinstance(model_class, partial) else model_class
     takes = {each.name: each.default for each in dataclasses.fields(base)}  # type: ignore[arg-type]
     takes |= model_class.keywords if isinstance(model_class, partial) else {}
+    _check_suits(config.name, of_task)
     batch_norm = partial(
         BatchNorm,
         momentum=config.batch_norm_momentum,
@@ -68,6 +78,12 @@ def make_model(
         "norm": norms[config.norm] if config.norm else None,
         "stem": config.stem,
         "remat": config.remat or None,
+        "features": config.features,
+        "layers": config.layers,
+        "bidirectional": config.bidirectional or None,
+        "layer_norm": config.layer_norm or None,
+        "sizes": config.sizes,
+        "tied": config.tied or None,
     }
     _named("initializer", config.initializer, INITIALIZERS)
     blocks = next((name for name in _BLOCKS if name in takes), None)
@@ -91,8 +107,19 @@ def make_model(
             )
     if "stem" in takes and config.stem is None:
         options["stem"] = "imagenet" if image_size >= IMAGENET_STEM_PIXELS else "small"
-    options = {name: value for name, value in options.items() if value is not None and name in takes}
+    options = {name: value for name, value in {**options, **of_task}.items() if value is not None and name in takes}
     return model_class(num_classes=num_classes, dtype=jnp.dtype(config.dtype), **options)
+
+
+def _check_suits(name: str, of_task: dict[str, Any]) -> None:
+    """Raises UserError where a model is for another task."""
+    for task, (given, models) in _OF_TASKS.items():
+        if given in of_task and name not in models:
+            raise UserError(f"model.name={name} is not for task={task}; choose one of: {', '.join(models)}")
+        if given not in of_task and name in models:
+            raise UserError(
+                f"model.name={name} is for task={task}; choose another, e.g. cnn for images, mlp for tables"
+            )
 
 
 def has_batch_norm(model: nn.Module) -> bool:

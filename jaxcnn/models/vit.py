@@ -13,68 +13,9 @@ from flax import linen as nn
 from jax.typing import DTypeLike
 
 from jaxcnn.errors import UserError
-from jaxcnn.layers.blocks import ACTIVATIONS, Activation, PatchConv, StochasticDepth, check_stem, layer_norm
+from jaxcnn.layers.attention import EncoderLayer
+from jaxcnn.layers.blocks import ACTIVATIONS, Activation, PatchConv, check_stem, layer_norm
 from jaxcnn.layers.features import tap
-
-xavier = nn.initializers.xavier_uniform()
-# three matrices side by side, each with the bounds that it would have alone
-xavier_three = nn.initializers.variance_scaling(2.0, "fan_avg", "uniform")
-
-
-class Attention(nn.Module):
-    """Multi-head self-attention: appendix A."""
-
-    num_heads: int
-    dtype: DTypeLike
-
-    @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
-        """Same shape: [batch, tokens, features]."""
-        batch, tokens, features = x.shape
-        qkv = nn.Dense(3 * features, dtype=self.dtype, kernel_init=xavier_three, name="qkv")(x)
-        heads = qkv.reshape(batch, tokens, 3, self.num_heads, features // self.num_heads)
-        y = jax.nn.dot_product_attention(heads[:, :, 0], heads[:, :, 1], heads[:, :, 2])
-        return nn.Dense(features, dtype=self.dtype, kernel_init=xavier, name="out")(y.reshape(x.shape))
-
-
-class Perceptron(nn.Module):
-    """Two dense layers: the MLP of section 3.1."""
-
-    hidden: int
-    activation: Activation
-    dropout_rate: float
-    dtype: DTypeLike
-
-    @nn.compact
-    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
-        """Same shape: [batch, tokens, features]."""
-        dense = partial(nn.Dense, dtype=self.dtype, kernel_init=xavier, bias_init=nn.initializers.normal(1e-6))
-        dropout = partial(nn.Dropout, self.dropout_rate, deterministic=not train)
-        y = self.activation(dense(self.hidden, name="hidden")(x))
-        y = dense(x.shape[-1], name="out")(dropout(name="hidden_dropout")(y))
-        return dropout(name="out_dropout")(y)
-
-
-class EncoderLayer(nn.Module):
-    """Attention, then the perceptron, each behind a norm and around a shortcut: equations 2 and 3."""
-
-    num_heads: int
-    hidden: int  # units of the perceptron
-    activation: Activation
-    dropout_rate: float
-    drop_rate: float  # of both branches: stochastic depth
-    dtype: DTypeLike
-
-    @nn.compact
-    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
-        """Same shape: [batch, tokens, features]."""
-        norm = partial(layer_norm, dtype=self.dtype)
-        y = Attention(self.num_heads, self.dtype, name="attention")(norm(name="norm1")(x))
-        y = nn.Dropout(self.dropout_rate, deterministic=not train, name="dropout")(y)
-        x = x + StochasticDepth(self.drop_rate, name="drop1")(y, train=train)
-        perceptron = Perceptron(self.hidden, self.activation, self.dropout_rate, self.dtype, name="mlp")
-        y = perceptron(norm(name="norm2")(x), train=train)
-        return x + StochasticDepth(self.drop_rate, name="drop2")(y, train=train)
 
 
 class VisionTransformer(nn.Module):
@@ -123,7 +64,7 @@ class VisionTransformer(nn.Module):
 
         layer = nn.remat(EncoderLayer, static_argnums=(2,)) if self.remat else EncoderLayer
         for number in range(1, self.num_layers + 1):
-            x = layer(
+            x, _ = layer(
                 num_heads,
                 hidden,
                 self.activation,

@@ -21,6 +21,7 @@ from jaxcnn.run.facts import SavedPredictions, read_facts
 from jaxcnn.run.log import number_in_words
 
 ROWS_IN_TABLES = 40  # of curves as tables
+_LONG = ("class_names", "class_counts", "vocabulary")  # facts of data that a record leaves out
 
 
 def overview(run: RunFiles) -> Section:
@@ -281,7 +282,7 @@ def record(run: RunFiles) -> Section:
     fields = flat(run.saved["config"])
     rows = [[name, to_json(value)] for name, value in fields.items()]
     body += folded(f"Config, all {len(rows)} fields", table(["field", "value"], rows, names=2, label="config"))
-    data = {name: value for name, value in run.saved["data"].items() if name not in ("class_names", "class_counts")}
+    data = {name: value for name, value in run.saved["data"].items() if name not in _LONG}
     body += folded("Data", code(to_json(data, indent=2)))
     return Section("Record", body)
 

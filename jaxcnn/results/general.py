@@ -22,9 +22,11 @@ from jaxcnn.files import to_json
 from jaxcnn.machine import versions
 from jaxcnn.results.finished import FinishedRun, load, task_of
 from jaxcnn.results.members import NotCalibrated
+from jaxcnn.results.tables import classes_table
 from jaxcnn.results.written import write_files
 from jaxcnn.run import workdir as workdir_lib
 from jaxcnn.run.log import RunLog
+from jaxcnn.tasks.classification.scores import SHOWN_SCORES, all_scores
 from jaxcnn.tasks.metric import Metric, Metrics
 from jaxcnn.tasks.task import Calibrated
 from jaxcnn.training.build import is_resident
@@ -46,6 +48,27 @@ class CalibratedScores:
 
 
 @dataclass(frozen=True)
+class ClassScores:
+    """What classification measures beside the task's metrics, where outputs are logits of classes."""
+
+    scores: dict[str, float | None]  # by name, without intervals
+    of_each: dict[str, list[float | None]]  # by name, one value a class
+    confusion_matrix: list[list[int]]  # row, the label; column, the prediction
+
+    @staticmethod
+    def of(logits: np.ndarray, labels: np.ndarray) -> "ClassScores":
+        """Of logits [n, K] and classes [n]."""
+        found = jax.device_get(jax.jit(all_scores)(logits, labels, np.ones(len(labels), bool)))
+        shown = {name: _number(float(found["scores"][name])) for name in SHOWN_SCORES if name in found["scores"]}
+        if logits.shape[-1] <= 5:
+            shown["top5_accuracy"] = None
+        of_each = {name: [_number(value) for value in each.tolist()] for name, each in found["classes"].items()}
+        for name in ("support", "predicted"):
+            of_each[name] = found["classes"][name].tolist()
+        return ClassScores(shown, of_each, found["confusion_matrix"].tolist())
+
+
+@dataclass(frozen=True)
 class Evaluation:
     """A split's predictions and what they are worth. What is not defined is None."""
 
@@ -60,6 +83,7 @@ class Evaluation:
     identifiers: tuple[str, ...]
     columns: dict[str, list[Any]]  # of each example, what it was and what was said
     calibration: CalibratedScores | NotCalibrated | None  # None: the task fits nothing
+    classes: ClassScores | None = None  # None: the task has none
 
 
 def evaluate_run(
@@ -105,12 +129,14 @@ def evaluate_run(
         calibration = reason_not_to_fit(source, split, is_asked=calibrate)
         calibration = calibration or _calibrate(fit, pass_over("validation"), measure, scores)
     records = source.splits[split]
+    classes = ClassScores.of(outputs, targets) if run.finished.class_names else None
     return Evaluation(
         run=run,
         split=split,
         source=source,
         metrics=tuple(metrics.by_name.values()),
-        scores=scores,
+        scores={**(classes.scores if classes else {}), **scores},
+        classes=classes,
         intervals=bootstrap(metrics, values, resamples=resamples, level=level, seed=seed) if resamples else {},
         interval_facts={
             "method": "percentile bootstrap over examples", "resamples": resamples, "level": level, "seed": seed
@@ -203,7 +229,8 @@ def _own_source(run: FinishedRun, data_dir: str | None, progress: Progress | Non
     config = copy.deepcopy(run.config)
     config.data.exclude = None  # what is left of it stands in the run's splits
     config.data.dir = data_dir or config.data.dir
-    source: Source = run.kind.open_source(config, progress=progress, kept=workdir_lib.read_splits(run.folder))
+    kept = workdir_lib.read_splits(run.folder)
+    source = run.kind.reopen(config, run.saved["data"], progress=progress, kept=kept)
     facts = {"fingerprint": source.fingerprint, "splits": source.splits_digest}
     workdir_lib.check_data(run.folder, run.saved["data"], facts)
     return source
@@ -309,9 +336,14 @@ def contents(evaluation: Evaluation, command: list[str]) -> dict[str, Any]:
         "interval_facts": evaluation.interval_facts,
         **({} if evaluation.calibration is None else {"calibration": _calibration(evaluation.calibration)}),
         "class_names": list(source.class_names),
+        **_of_classes(evaluation.classes),
         "command": command,
         "versions": versions(),
     }
+
+
+def _of_classes(classes: ClassScores | None) -> dict[str, Any]:
+    return {} if classes is None else {"classes": classes.of_each, "confusion_matrix": classes.confusion_matrix}
 
 
 def _calibration(calibration: CalibratedScores | NotCalibrated) -> dict[str, Any]:
@@ -352,7 +384,13 @@ def _show(evaluation: Evaluation, console: Any) -> None:
         name = f"{metric.name} ({metric.unit})" if metric.unit else metric.name
         interval = "" if bounds is None else f"{bounds[0]:.4f} – {bounds[1]:.4f}"
         table.add_row(name, "" if value is None else f"{value:.4f}", *([interval] if evaluation.intervals else []))
+    if evaluation.classes is not None:
+        for name, value in evaluation.classes.scores.items():
+            if value is not None and all(name != metric.name for metric in evaluation.metrics):
+                table.add_row(name, f"{value:.4f}", *([""] if evaluation.intervals else []))
     console.print(table)
+    if evaluation.classes is not None:
+        console.print(classes_table(evaluation.classes.of_each, evaluation.run.finished.class_names))
     if isinstance(evaluation.calibration, CalibratedScores):
         _show_calibration(evaluation.calibration, console)
     elif evaluation.calibration is not None:

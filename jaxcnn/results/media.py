@@ -48,7 +48,7 @@ class Media:
             return
         state = run.abstract_state()
         variables = {"params": state.params, "batch_stats": state.batch_stats}
-        board.graph(module_graph(run.learning.model, variables, run.task.example.shape))
+        board.graph(module_graph(run.learning.model, variables, run.task.example))
         compared = {name: value for name, value in flatten(run.config).items() if name not in RESUMABLE_FIELDS}
         split = "validation" if "validation" in run.source.splits else "train"
         averaged = run.learning.average is not None and split == "validation"

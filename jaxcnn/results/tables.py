@@ -1,5 +1,8 @@
 """Tables of an evaluation, as the terminal shows them: scores, members, classes, and a line on calibration."""
 
+from collections.abc import Sequence
+from typing import Any
+
 from rich.console import Console
 from rich.table import Table
 
@@ -31,7 +34,7 @@ def show(evaluation: Evaluation, console: Console) -> None:
     console.print(table)
     if len(members) > 1:
         console.print(_members_table(evaluation))
-    console.print(_classes_table(evaluation))
+    console.print(classes_table(evaluation.classes, evaluation.class_names))
     console.print(_calibration_line(evaluation.calibration))
     for note in evaluation.notes:
         console.print(note)
@@ -49,8 +52,8 @@ def _members_table(evaluation: Evaluation) -> Table:
     return table
 
 
-def _classes_table(evaluation: Evaluation) -> Table:
-    classes, names = evaluation.classes, evaluation.class_names
+def classes_table(classes: dict[str, list[Any]], names: Sequence[str]) -> Table:
+    """Scores of each class, by name a list over the classes; of many the worst."""
     order = list(range(len(names)))
     title = "classes"
     if len(names) > CLASSES_SHOWN:

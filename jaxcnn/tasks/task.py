@@ -32,8 +32,16 @@ class TaskKind:
     make_task: Callable[..., "Task"]  # (config, source, *, resident, device_batch, progress) -> Task
     open_source: Callable[..., Source] = open_images  # (config, *, progress, kept) -> Source
     stand_in_source: Callable[..., Source | None] = lambda config: None  # of data that are not here, for a dry run
+    # (config, `data` of config.json, *, progress, kept) -> Source, of a run that exists; none: as open_source has it
+    open_again: Callable[..., Source] | None = None
     # (config, `data` of config.json) -> Finished: what results/general.py evaluates and results/finished.py predicts by
     finish: Callable[..., "Finished"] | None = None
+
+    def reopen(self, config: Config, data: dict[str, Any], **options: Any) -> Source:
+        """The data of a run that exists, whose config.json has this `data`. Options as of `open_source`."""
+        if self.open_again is None:
+            return self.open_source(config, **options)
+        return self.open_again(config, data, **options)
 
 
 @dataclass(frozen=True)
@@ -62,6 +70,7 @@ class Task:
     recorded: tuple[str, ...]  # those that are always measured
     best_metric: str  # chooses the weights, unless the config says
     apply: Callable[[Callable[[Any], Any], Any], Any] = lambda model, inputs: model(inputs)  # in evaluation
+    continued: bool = False  # train's examples continue one another, so that a model that `reads_streams` may carry on
     examples: str = "examples"  # what they are called, in lines for people
 
 
@@ -88,3 +97,6 @@ class Finished:
     answers: Callable[[Any, int], list[dict[str, Any]]]  # (outputs, top_k) -> a row an example, for people
     compared: Callable[[Any, Any], dict[str, list[Any]]]  # (outputs, targets) -> columns of predictions.csv
     calibrate: Callable[[Any, Any], Calibrated] | None = None  # (outputs, targets), both of validation
+    # of outputs that are logits [n, K] and targets that are classes [n]: evaluation has scores of each, and a confusion
+    # matrix
+    class_names: tuple[str, ...] = ()

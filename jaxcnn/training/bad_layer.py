@@ -49,13 +49,16 @@ def first_bad_layer(
         nn.intercept_methods(record),
         drawn_by_example(positions),
     ):  # in this order: what is recorded is the whole batch
+        goes_on = {} if state.carried is None else {"carry": state.carried}
         outputs, _ = without_axis(model).apply(
             {"params": state.params, "batch_stats": state.batch_stats},
             inputs,
             train=True,
             mutable=["batch_stats"],
             rngs={"dropout": dropout_key(key, step)},
+            **goes_on,
         )
+        outputs = outputs[0] if goes_on else outputs
     bad = next((name for name, finite in finite_outputs if not finite), None)
     if bad:
         return f"first in the output of layer {bad}"

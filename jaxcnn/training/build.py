@@ -59,6 +59,7 @@ class Learning:
     finetuning: Finetuning  # what trains, from when, how fast
     steps_per_epoch: float  # batches may cross an epoch's end, so this is no whole number
     total_steps: int
+    stream_steps: int | None  # steps that read train's streams once; None: the model carries nothing
 
 
 @dataclass(frozen=True)
@@ -149,6 +150,7 @@ class Run:
                 initializer=self.config.model.initializer,
                 ema=learning.average is not None,
                 examples=examples,
+                carries=None if learning.stream_steps is None else self.config.batch_size,
             )
 
     def data_facts(self) -> dict[str, Any]:
@@ -181,7 +183,7 @@ def build(
     parallel = _devices(config)
     check_name(config.model)
     kind: Any = choose("task", config.task).load()
-    source = _open_source(kind, config, progress, kept_splits, stand_in=stand_in)
+    source = _open_source(kind, config, progress, kept_splits, facts, stand_in=stand_in)
     resident = is_resident(config, source)
     device_batch = config.batch_size // parallel.num_devices
     task = kind.make_task(config, source, resident=resident, device_batch=device_batch, progress=progress)
@@ -189,10 +191,16 @@ def build(
     check_traces(model, task.example, one_alone=normalised_over(model, config, parallel) == 1)
     selections = make_selections(config, task, averaged=averages(config.optimizer))
     _check_validation(config, source)
-    feed = (ResidentFeed if resident else StreamingFeed)(config, source, parallel, progress or (lambda *_: None))
+    tell = progress or (lambda *_: None)
+    stream_steps = _stream_steps(config, task, source, model, resident=resident)
+    feed: Feed
+    if resident:
+        feed = ResidentFeed(config, source, parallel, tell, in_streams=stream_steps is not None)
+    else:
+        feed = StreamingFeed(config, source, parallel, tell)
     if facts is None:
         facts = task.facts((lambda: feed.arrays("train")[0]) if isinstance(feed, ResidentFeed) else None)
-    learning = _learning(config, task, source, model, task.prepare(facts), selections)
+    learning = _learning(config, task, source, model, task.prepare(facts), selections, stream_steps)
     return (
         Run(
             config=config,
@@ -232,10 +240,13 @@ def _open_source(
     config: Config,
     progress: Progress | None,
     kept_splits: dict[str, np.ndarray] | None,
+    facts: dict[str, Any] | None,
     *,
     stand_in: bool,
 ) -> Source:
     try:
+        if facts is not None:
+            return kind.reopen(config, facts, progress=progress, kept=kept_splits)
         return kind.open_source(config, progress=progress, kept=kept_splits)
     except data_lib.NotPreparedError as error:
         source = kind.stand_in_source(config) if stand_in else None
@@ -251,6 +262,22 @@ def is_resident(config: Config, source: Source) -> bool:
     if config.data.resident is not None:
         return config.data.resident
     return data_lib.resident_bytes(source) <= RESIDENT_BYTES and not config.augment.random_resized_crop
+
+
+def _stream_steps(config: Config, task: Task, source: Source, model: nn.Module, *, resident: bool) -> int | None:
+    """Steps that read train's streams once; None where nothing is carried from batch to batch. Raises UserError."""
+    if not (task.continued and getattr(model, "reads_streams", False)):
+        return None
+    count = len(source.splits["train"])
+    if not resident:
+        raise UserError(
+            f"model.name={config.model.name} reads streams, which live on the device; set data.resident=true"
+        )
+    if count % config.batch_size:
+        raise UserError(
+            f"{count:,} {task.examples} of train make no batch_size={config.batch_size} streams of one length"
+        )
+    return count // config.batch_size
 
 
 def _check_validation(config: Config, source: Source) -> None:
@@ -274,7 +301,13 @@ def _check_validation(config: Config, source: Source) -> None:
 
 
 def _learning(
-    config: Config, task: Task, source: Source, model: nn.Module, prepare: Prepare, selections: Selections
+    config: Config,
+    task: Task,
+    source: Source,
+    model: nn.Module,
+    prepare: Prepare,
+    selections: Selections,
+    stream_steps: int | None,
 ) -> Learning:
     steps_per_epoch = len(source.splits["train"]) / config.batch_size
     total_steps = _total_steps(config, steps_per_epoch)
@@ -297,6 +330,7 @@ def _learning(
         finetuning=finetuning,
         steps_per_epoch=steps_per_epoch,
         total_steps=total_steps,
+        stream_steps=stream_steps,
     )
 
 
@@ -346,7 +380,7 @@ def _calls(config: Config, task: Task, source: Source, learning: Learning, paral
         accumulate=config.optimizer.accumulate,
         finetuning=learning.finetuning,
     )
-    step = partial(train_step, **of_step, average=learning.average)
+    step = partial(train_step, **of_step, average=learning.average, stream_steps=learning.stream_steps)
     statistics: Callable = partial(telemetry_step, **of_step, histograms=config.tensorboard)
     evaluate_batch: Callable = partial(eval_step, **common, loss=learning.losses.evaluate, apply=task.apply)
 

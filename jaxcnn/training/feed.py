@@ -36,15 +36,18 @@ def balanced_draws(config: Config, source: Source, progress: Progress) -> data_l
 
 
 def example_numbers(
-    config: Config, source: Source, step: int, draws: data_lib.DrawnGroups | None = None
+    config: Config, source: Source, step: int, draws: data_lib.DrawnGroups | None = None, *, in_streams: bool = False
 ) -> dict[str, np.ndarray]:
     """Of a step's global batch, int32 [batch]: `index`, which examples of train these are, and the `epoch` of each.
 
-    With `draws`, sampling is balanced, and an example's epoch says how often it came before.
+    With `draws`, sampling is balanced, and an example's epoch says how often it came before. In streams, row b of a
+    batch continues row b of the one before.
     """
-    index, epoch = data_lib.batch_examples(
-        config.seed, step, num_examples=len(source.splits["train"]), batch_size=config.batch_size, groups=draws
-    )
+    sizes = {"num_examples": len(source.splits["train"]), "batch_size": config.batch_size}
+    if in_streams:
+        index, epoch = data_lib.stream_examples(step, **sizes)
+    else:
+        index, epoch = data_lib.batch_examples(config.seed, step, **sizes, groups=draws)
     return {"index": index.astype(np.int32), "epoch": epoch.astype(np.int32)}
 
 
@@ -70,8 +73,11 @@ class ResidentFeed:
     max_calls_in_flight = 64
     fetch = staticmethod(gather)
 
-    def __init__(self, config: Config, source: Source, parallel: Parallel, progress: Progress):
+    def __init__(
+        self, config: Config, source: Source, parallel: Parallel, progress: Progress, *, in_streams: bool = False
+    ):
         self._config, self._source, self._parallel, self._progress = config, source, parallel, progress
+        self._in_streams = in_streams
         self._host: dict[str, tuple[dict[str, np.ndarray], np.ndarray]] = {}
         self._device: dict[str, Any] = {}
         self._damaged = _Damaged(progress)
@@ -129,9 +135,12 @@ class ResidentFeed:
     def inputs(self, step: int, num_steps: int) -> Any:
         """Inputs of one call: each step's example_numbers [num_steps, batch], spread over the devices."""
         rows = self._parallel.local_rows(self._config.batch_size)
-        steps = [example_numbers(self._config, self._source, s, self._draws) for s in range(step, step + num_steps)]
+        steps = [self._numbers(s) for s in range(step, step + num_steps)]
         stacked = {name: np.stack([numbers[name][rows] for numbers in steps]) for name in ("index", "epoch")}
         return self._parallel.shard(stacked, axis=1)
+
+    def _numbers(self, step: int) -> dict[str, np.ndarray]:
+        return example_numbers(self._config, self._source, step, self._draws, in_streams=self._in_streams)
 
     def examples(self, count: int) -> dict[str, np.ndarray]:
         """The first examples of train, arrays [count, ...] by name, in host memory."""
@@ -139,7 +148,7 @@ class ResidentFeed:
 
     def batch(self, step: int) -> dict[str, np.ndarray]:
         """The global batch of a step, in host memory."""
-        numbers = example_numbers(self._config, self._source, step, self._draws)
+        numbers = self._numbers(step)
         return {name: array[numbers["index"]] for name, array in self.arrays("train")[0].items()} | numbers
 
     def evaluation(self, split: str, batch_size: int) -> Iterator[tuple[Any, Any]]:

@@ -36,6 +36,8 @@ class TrainState:
     batch_stats: Any  # float32; empty for models without batch norm
     opt_state: Any
     ema: Any  # {"params", "batch_stats"} averaged over steps, or None: averaging.py
+    # What a model that reads streams carries from batch to batch, [global batch, ...], whole on every device; or None
+    carried: Any = None
 
 
 def init_state(
@@ -47,6 +49,7 @@ def init_state(
     initializer: str | None = None,
     ema: bool = False,
     examples: Any = None,
+    carries: int | None = None,
 ) -> TrainState:
     """Initial state of a model; a function of the run's key alone.
 
@@ -56,6 +59,7 @@ def init_state(
       initializer: a name; all kernels are drawn by it instead of as the model would.
       ema: whether the state holds an average of the weights.
       examples: inputs of training examples, for a model whose parameters begin `from_data`.
+      carries: rows of the global batch, of a model that carries something from batch to batch.
     """
     inputs = jax.tree.map(lambda x: jnp.zeros((1, *x.shape), x.dtype), example)
     init_key = jax.random.fold_in(key, INIT_STREAM)
@@ -73,7 +77,13 @@ def init_state(
         opt_state=optimizer.init(params),
         # Copies: two donated arguments may not share a buffer.
         ema=jax.tree.map(jnp.copy, {"params": params, "batch_stats": batch_stats}) if ema else None,
+        carried=None if carries is None else _begun(model, carries),
     )
+
+
+def _begun(model: nn.Module, batch_size: int) -> Any:
+    """What a model carries before the first batch of its streams; each leaf a buffer of its own, to be donated."""
+    return jax.tree.map(jnp.copy, model.begin(batch_size))  # type: ignore[attr-defined]
 
 
 def train_step(
@@ -89,6 +99,7 @@ def train_step(
     accumulate: int = 1,
     average: Average | None = None,
     finetuning: Finetuning = EVERYTHING,
+    stream_steps: int | None = None,
     axis_name: str | None = None,
 ) -> tuple[TrainState, Totals]:
     """One update from one batch, and the sums of its metrics.
@@ -100,9 +111,10 @@ def train_step(
       accumulate: micro-batches whose gradients are averaged; must divide the device's part.
       average: of params and batch statistics, after the update; None when the state holds none.
       finetuning: which parameters train, and from which step on; no gradient is computed of those that never do.
+      stream_steps: after so many steps streams are at their end, and what is carried begins anew; None: none is.
       axis_name: mapped axis over the devices that share the global batch; None on one device.
     """
-    grads, batch_stats, values, _ = gradients(
+    grads, batch_stats, carried, values, _ = gradients(
         state,
         batch,
         key,
@@ -119,10 +131,11 @@ def train_step(
     ema, now = state.ema, {"params": params, "batch_stats": batch_stats}
     if average is not None:
         ema, now = average(ema, now, state.step + 1)
-    new_state = TrainState(state.step + 1, **now, opt_state=opt_state, ema=ema)
-    size = batch_size(batch)
-    values = {name: value.swapaxes(0, 1).reshape(size, *value.shape[2:]) for name, value in values.items()}
-    return new_state, metrics.sums(values, jnp.ones(size, bool), axis_name=axis_name)
+    if stream_steps is not None:
+        carried = _carried_on(model, carried, (state.step + 1) % stream_steps == 0)
+    new_state = TrainState(state.step + 1, **now, opt_state=opt_state, ema=ema, carried=carried)
+    values = _whole(values)
+    return new_state, metrics.sums(values, jnp.ones(batch_size(batch), bool), axis_name=axis_name)
 
 
 def gradients(
@@ -138,15 +151,16 @@ def gradients(
     finetuning: Finetuning = EVERYTHING,
     axis_name: str | None = None,
     observe: Callable[[dict[str, jax.Array]], Any] | None = None,
-) -> tuple[Any, Any, dict[str, jax.Array], Any]:
+) -> tuple[Any, Any, Any, dict[str, jax.Array], Any]:
     """What a step learns from its batch, before the optimizer makes an update of it; arguments as of `train_step`.
 
     Args:
       observe: what is kept of the features that the model shows, layers/features.py; none: nothing of them is computed.
 
     Returns:
-      Gradients of all parameters, over all devices; the new batch statistics; what the metrics average [accumulate,
-      size / accumulate, ...] of this device's part; and what `observe` returned, with a leading axis of micro-batches.
+      Gradients of all parameters, over all devices; the new batch statistics; what is carried to the next batch, of all
+      devices; what the metrics average [accumulate, size / accumulate, ...] of this device's part; and what `observe`
+      returned, with a leading axis of micro-batches.
     """
     size = batch_size(batch)
     device = 0 if axis_name is None else jax.lax.axis_index(axis_name)
@@ -155,7 +169,8 @@ def gradients(
     inputs, targets = prepare(key, keys, batch)
     shown = [] if observe is None else [FEATURES]
 
-    def mean_loss(trained, batch_stats, inputs, targets, positions):
+    def mean_loss(trained, batch_stats, inputs, targets, positions, carried):
+        goes_on = {} if carried is None else {"carry": carried}
         with finetuning.norms_held(state.step), drawn_by_example(positions):
             outputs, updated = model.apply(
                 {"params": finetuning.whole(trained, state.params), "batch_stats": batch_stats},
@@ -163,13 +178,16 @@ def gradients(
                 train=True,
                 mutable=["batch_stats", AUXILIARY, *shown],
                 rngs={"dropout": dropout_key(key, state.step)},
+                **goes_on,
             )
+        outputs, carried = outputs if goes_on else (outputs, None)
         losses = loss(outputs, targets)
         total = losses.mean()
         for auxiliary_outputs in jax.tree.leaves(updated.get(AUXILIARY, {})):
             total += model.auxiliary_weight * loss(auxiliary_outputs, targets).mean()  # type: ignore[attr-defined]
         observed = None if observe is None else observe(updated.get(FEATURES, {}))
-        return total, (updated.get("batch_stats", {}), metrics.of_examples(outputs, targets, losses), observed)
+        values = metrics.of_examples(outputs, targets, losses)
+        return total, (updated.get("batch_stats", {}), (carried, values), observed)
 
     def micro_step(carry, micro_batch):
         batch_stats, total = carry
@@ -178,15 +196,35 @@ def gradients(
 
     # Every accumulate-th example: micro-batch i holds the same examples of the global batch on any number of devices.
     micro_batches = jax.tree.map(
-        lambda x: x.reshape(-1, accumulate, *x.shape[1:]).swapaxes(0, 1), (inputs, targets, positions)
+        lambda x: x.reshape(-1, accumulate, *x.shape[1:]).swapaxes(0, 1),
+        (inputs, targets, positions, _own_rows(state.carried, positions)),
     )
     trained = finetuning.trained(state.params)
     zeros = jax.tree.map(jnp.zeros_like, trained)
-    (batch_stats, grads), (values, observed) = scan(micro_step, (state.batch_stats, zeros), micro_batches)
+    (batch_stats, grads), ((carried, values), observed) = scan(micro_step, (state.batch_stats, zeros), micro_batches)
     grads = jax.tree.map(lambda g: g / accumulate, grads)
+    carried = _whole(carried)
     if axis_name is not None:
         grads = jax.lax.pmean(grads, axis_name)
-    return finetuning.gradients(grads, state.params, state.step), batch_stats, values, observed
+        carried = jax.lax.all_gather(carried, axis_name, tiled=True)
+    return finetuning.gradients(grads, state.params, state.step), batch_stats, carried, values, observed
+
+
+def _whole(micro_batches: Any) -> Any:
+    """Arrays [accumulate, size / accumulate, ...] in the batch's order, [size, ...]."""
+    return jax.tree.map(lambda x: x.swapaxes(0, 1).reshape(-1, *x.shape[2:]), micro_batches)
+
+
+def _own_rows(carried: Any, positions: jax.Array) -> Any:
+    """What is carried [global batch, ...] by this device's part of the batch, which lies at `positions`."""
+    take = lambda x: jax.lax.dynamic_slice_in_dim(x, positions[0], len(positions))
+    return jax.tree.map(take, carried)
+
+
+def _carried_on(model: nn.Module, carried: Any, is_over: jax.Array) -> Any:
+    """What is carried to the next batch; at the end of the streams, what they begin with."""
+    begun = _begun(model, batch_size(carried))
+    return jax.tree.map(lambda begin, x: jnp.where(is_over, begin, x), begun, carried)
 
 
 def batch_size(batch: Any) -> int:

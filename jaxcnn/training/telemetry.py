@@ -45,7 +45,7 @@ def telemetry_step(
       [K, B], and of each tap `counts` [B].
     """
     observe = partial(_observe, histograms=histograms)
-    grads, _, _, observed = gradients(state, batch, key, axis_name=axis_name, observe=observe, **learning)
+    grads, _, _, _, observed = gradients(state, batch, key, axis_name=axis_name, observe=observe, **learning)
     updates, _ = optimizer.update(grads, state.opt_state, state.params)
     found: dict[str, Any] = {
         "gradient_norm": optax.global_norm(grads),

@@ -67,6 +67,8 @@ def pieces_of(run: Run, *, eval_every_steps: int | None = None) -> Pieces:
     ):
         if watches:
             raise UserError(f"{name} lets evaluations decide, which one program of a whole run does not; turn it off")
+    if run.learning.stream_steps is not None:
+        raise UserError(f"model.name={config.model.name} reads streams, which a whole run in one program does not")
     if run.learning.total_steps * config.batch_size >= 2**31:
         raise UserError(
             f"{run.learning.total_steps} steps of {config.batch_size} {run.task.examples} are too many for one "

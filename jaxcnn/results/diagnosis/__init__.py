@@ -9,13 +9,13 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from jaxcnn.results.diagnosis import classes, inside, training
+from jaxcnn.results.diagnosis import classes, inside, texts, training
 from jaxcnn.results.diagnosis.finding import SEVERITIES, Finding
 from jaxcnn.run.facts import Facts
 
 __all__ = ["SEVERITIES", "Finding", "diagnose"]
 
-CHECKS = (*training.CHECKS, *inside.CHECKS, *classes.CHECKS)
+CHECKS = (*training.CHECKS, *inside.CHECKS, *classes.CHECKS, *texts.CHECKS)
 
 
 def diagnose(facts: Facts) -> list[Finding]:

@@ -61,6 +61,9 @@ def longer(facts: Facts) -> str:
 
 def larger_model(facts: Facts) -> str:
     """A model that can learn more."""
+    if facts.option("task") == "text":
+        of_text = {"text_cnn": "model.width=2", "text_bag": "text.embedding_size=256"}
+        return f"--config.{of_text.get(str(facts.option('model.name')), 'model.features=256')}"
     return "--config.model.name=resnet18" if facts.has_images else "--config.model.hidden='(512,512)'"
 
 

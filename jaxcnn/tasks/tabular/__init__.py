@@ -16,6 +16,7 @@ from jaxcnn.config.choices import LOSSES, choose
 from jaxcnn.data.splits import labels_of
 from jaxcnn.errors import UserError
 from jaxcnn.tasks.classification import metrics as of_classes
+from jaxcnn.tasks.classification.answers import class_answers, class_columns
 from jaxcnn.tasks.classification.losses import class_weights, make_loss
 from jaxcnn.tasks.tabular import metrics as of_numbers
 from jaxcnn.tasks.tabular.source import Layout, TableRecords, TableSource, open_source
@@ -152,35 +153,8 @@ def _finish(config: Config, data: dict[str, Any]) -> Finished:
     task = _make_task(config, layout, lambda _: data)
     read = partial(layout.read, fill=config.table.missing == "mean")
     if names := layout.class_names:
-        return Finished(task, read, partial(_class_answers, names), partial(_class_columns, names))
+        return Finished(task, read, partial(class_answers, names), partial(class_columns, names), class_names=names)
     return Finished(task, read, partial(_number_answers, data["target"]), partial(_number_columns, data["target"]))
-
-
-def _softmax(logits: np.ndarray) -> np.ndarray:
-    return np.asarray(jax.nn.softmax(jnp.asarray(logits, jnp.float32)))
-
-
-def _class_answers(names: tuple[str, ...], logits: np.ndarray, top_k: int) -> list[dict[str, Any]]:
-    """`class` and `confidence`; then `class_2`, `confidence_2`, …"""
-    rows = []
-    for shares in _softmax(logits):
-        row: dict[str, Any] = {}
-        for place, number in enumerate(np.argsort(-shares, kind="stable")[:top_k], start=1):
-            suffix = "" if place == 1 else f"_{place}"
-            row |= {f"class{suffix}": names[number], f"confidence{suffix}": round(float(shares[number]), 6)}
-        rows.append(row)
-    return rows
-
-
-def _class_columns(names: tuple[str, ...], logits: np.ndarray, classes: np.ndarray) -> dict[str, list[Any]]:
-    shares, predicted = _softmax(logits), logits.argmax(axis=1)
-    return {
-        "label": [names[number] for number in classes],
-        "prediction": [names[number] for number in predicted],
-        "confidence": [f"{row[number]:.7g}" for row, number in zip(shares, predicted, strict=True)],
-        "correct": (predicted == classes).astype(int).tolist(),
-        **{f"p_{name}": [f"{share:.7g}" for share in shares[:, number]] for number, name in enumerate(names)},
-    }
 
 
 def _number_answers(target: dict[str, float], outputs: np.ndarray, top_k: int) -> list[dict[str, Any]]:

@@ -110,12 +110,13 @@ def open_csv(file: str | Path) -> tuple[list[str], Iterator[tuple[int, list[str]
         raise UserError(f"{file} is no text in UTF-8; save it again as CSV, UTF-8") from None
     except ValueError as error:
         raise UserError(f"{file} is too large for a table ({short_line(error)}); leave rows or columns out") from None
+    csv.field_size_limit(LARGEST_FILE)  # a text is longer than Python's 128 KiB; for the whole process
     reader = csv.reader(io.StringIO(text, newline=""), strict=True)
 
     def rows() -> Iterator[tuple[int, list[str]]]:
         try:
             for row in reader:
-                if any(cell.strip() for cell in row):
+                if any(cell.strip() for cell in row) or row == [""]:  # "" of one column is a cell, not an empty line
                     yield reader.line_num, row
         except csv.Error as error:
             raise UserError(f"{file}, line {reader.line_num:,}, is no CSV: {short_line(error)}") from None
