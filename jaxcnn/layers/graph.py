@@ -44,7 +44,8 @@ def module_graph(model: nn.Module, variables: Any, image_shape: tuple[int, ...])
         if context.method_name == "__call__" and context.module.path:
             name = "/".join(context.module.path)
             num_params = sum(leaf.size for leaf in jax.tree.leaves(context.module.variables.get("params", {})))
-            modules[name] = Node(name, type(context.module).__name__, [], jnp.shape(result), num_params)
+            shape = jnp.shape(jax.tree.leaves(result)[0])  # of several arrays the first's
+            modules[name] = Node(name, type(context.module).__name__, [], shape, num_params)
         return result
 
     images = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)

@@ -26,14 +26,17 @@ from jaxcnn.models.efficientnet import (
     efficientnet_b6,
     efficientnet_b7,
 )
+from jaxcnn.models.forecast_rnn import forecast_gru, forecast_lstm, forecast_rnn
 from jaxcnn.models.googlenet import googlenet
 from jaxcnn.models.inception_v3 import inception_v3
 from jaxcnn.models.lenet import LeNet5
+from jaxcnn.models.linear import Linear
 from jaxcnn.models.mixer import mixer_b16, mixer_b32, mixer_l16, mixer_s16, mixer_s32
 from jaxcnn.models.mlp import MLP
 from jaxcnn.models.mobilenet_v1 import mobilenet_v1
 from jaxcnn.models.mobilenet_v2 import mobilenet_v2
 from jaxcnn.models.mobilenet_v3 import mobilenet_v3_large, mobilenet_v3_small
+from jaxcnn.models.nbeats import NBeats
 from jaxcnn.models.preact_resnet import preact_resnet18, preact_resnet34, preact_resnet164
 from jaxcnn.models.regnet import (
     regnet_x_1_6gf,
@@ -73,6 +76,7 @@ from jaxcnn.models.shufflenet_v2 import (
 )
 from jaxcnn.models.squeeze_excitation import seresnet18, seresnet50
 from jaxcnn.models.squeezenet import squeezenet1_0, squeezenet1_1
+from jaxcnn.models.tcn import TCN
 from jaxcnn.models.vgg import vgg11, vgg11_bn, vgg13, vgg13_bn, vgg16, vgg16_bn, vgg19, vgg19_bn
 from jaxcnn.models.vit import vit_b_16, vit_b_32, vit_l_16, vit_l_32, vit_s_16, vit_ti_16
 from jaxcnn.models.wide_resnet import wide_resnet50_2, wide_resnet101_2, wrn_16_4, wrn_28_10, wrn_40_2
@@ -184,4 +188,14 @@ MODELS: dict[str, Callable[..., nn.Module]] = {
     "vit_b_32": vit_b_32,
     "vit_l_16": vit_l_16,
     "vit_l_32": vit_l_32,
+}
+
+# Of series, task=forecasting: a window [batch, length + horizon, inputs] -> a forecast [batch, num_classes]
+FORECASTERS: dict[str, Callable[..., nn.Module]] = {
+    "linear": Linear,
+    "forecast_rnn": forecast_rnn,
+    "forecast_lstm": forecast_lstm,
+    "forecast_gru": forecast_gru,
+    "tcn": TCN,
+    "nbeats": NBeats,
 }

@@ -15,16 +15,29 @@ from jaxcnn.layers.blocks import ACTIVATIONS
 from jaxcnn.layers.conv import by
 from jaxcnn.layers.initializers import INITIALIZERS
 from jaxcnn.layers.norm import BatchNorm, GroupNorm, NoNorm, without_axis
-from jaxcnn.models import MODELS
+from jaxcnn.models import FORECASTERS, MODELS
 
 IMAGENET_STEM_PIXELS = 64  # from this size on a stem that shrinks the image pays
 _BLOCKS = ("stage_sizes", "num_blocks", "num_layers")  # the fields that models count their blocks in
 
 
+def all_models() -> dict[str, Any]:
+    """Every model by its name."""
+    return {**MODELS, **FORECASTERS}
+
+
 def check_name(config: ModelConfig) -> None:
     """Raises UserError, with the nearest, where no model has the name."""
-    if config.name not in MODELS:
-        raise UserError(f"model.name={config.name!r} is not known; {nearest(config.name, MODELS)}")
+    if config.name not in all_models():
+        raise UserError(f"model.name={config.name!r} is not known; {nearest(config.name, all_models())}")
+
+
+def fields_of(name: str) -> dict[str, Any]:
+    """The options of the model of this name, with their defaults; MISSING where it must be given one."""
+    model_class = all_models()[name]
+    base = model_class.func if isinstance(model_class, partial) else model_class
+    takes: dict[str, Any] = {each.name: each.default for each in dataclasses.fields(base)}  # type: ignore[arg-type]
+    return takes | (model_class.keywords if isinstance(model_class, partial) else {})
 
 
 # What may be asked of a model that has no such option.
@@ -32,7 +45,7 @@ _CHANGES_NOTHING = {"dropout_rate": 0.0, "stochastic_depth": 0.0, "width": 1.0, 
 
 
 def make_model(
-    config: ModelConfig, *, num_classes: int, image_size: int = 0, axis_name: str | None = None
+    config: ModelConfig, *, num_classes: int, image_size: int = 0, axis_name: str | None = None, **of_task: Any
 ) -> nn.Module:
     """Builds a model from what the config says and the model takes.
 
@@ -41,15 +54,14 @@ def make_model(
       num_classes: numbers that the model answers with.
       image_size: the shorter side in pixels, which a stem is chosen by; 0 where there are no images.
       axis_name: mapped axis over which batch norm is synchronised.
+      of_task: what else the task says to models that take it, such as a horizon.
 
     Raises:
       UserError: an option that the model does not take, or a name that is not known.
     """
     check_name(config)
-    model_class = MODELS[config.name]
-    base = model_class.func if isinstance(model_class, partial) else model_class
-    takes = {each.name: each.default for each in dataclasses.fields(base)}  # type: ignore[arg-type]
-    takes |= model_class.keywords if isinstance(model_class, partial) else {}
+    model_class, takes = all_models()[config.name], fields_of(config.name)
+    _check_suits(config.name, takes, of_task)
     batch_norm = partial(
         BatchNorm,
         momentum=config.batch_norm_momentum,
@@ -91,8 +103,14 @@ def make_model(
             )
     if "stem" in takes and config.stem is None:
         options["stem"] = "imagenet" if image_size >= IMAGENET_STEM_PIXELS else "small"
-    options = {name: value for name, value in options.items() if value is not None and name in takes}
+    options = {name: value for name, value in {**options, **of_task}.items() if value is not None and name in takes}
     return model_class(num_classes=num_classes, dtype=jnp.dtype(config.dtype), **options)
+
+
+def _check_suits(name: str, takes: dict[str, Any], of_task: dict[str, Any]) -> None:
+    """Raises UserError where a model is for another task."""
+    if "horizon" in takes and "horizon" not in of_task:
+        raise UserError(f"model.name={name} forecasts series, task=forecasting; choose another, e.g. cnn or mlp")
 
 
 def has_batch_norm(model: nn.Module) -> bool:
@@ -114,7 +132,7 @@ def check_traces(model: nn.Module, example: Any, *, one_alone: bool) -> None:
         variables = jax.eval_shape(by("xla", partial(model.init, train=False)), key, two)  # traced fastest
     except Exception:
         shapes = [leaf.shape for leaf in jax.tree.leaves(example)]
-        if len(shapes) == 1 and len(shapes[0]) == 3:  # an image: the model's own words
+        if len(shapes) == 1 and (len(shapes[0]) == 3 or hasattr(model, "horizon")):  # the model's own words
             raise
         raise UserError(
             f"{type(model).__name__} is for images [height, width, channels], and an example here has the shape "

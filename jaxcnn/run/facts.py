@@ -165,6 +165,8 @@ def _read_predictions(file: epath.Path) -> SavedPredictions | None:
         rows = list(csv.DictReader(io.StringIO(read_text(file), newline="")))
         if rows and {"label", "prediction"} <= rows[0].keys() and "confidence" not in rows[0]:
             return None  # of numbers
+        if rows and {"truth_1", "forecast_1"} <= rows[0].keys():
+            return None  # of series
         columns = [[row[name] for row in rows] for name in ("identifier", "label", "prediction")]
         confidences = [float(row["confidence"]) for row in rows]
         if not rows or any(None in column for column in columns) or not all(map(math.isfinite, confidences)):

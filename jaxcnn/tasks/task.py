@@ -88,3 +88,7 @@ class Finished:
     answers: Callable[[Any, int], list[dict[str, Any]]]  # (outputs, top_k) -> a row an example, for people
     compared: Callable[[Any, Any], dict[str, list[Any]]]  # (outputs, targets) -> columns of predictions.csv
     calibrate: Callable[[Any, Any], Calibrated] | None = None  # (outputs, targets), both of validation
+    # (how the file names an example, its arrays, its answer) -> the rows that are told of it
+    rows: Callable[[dict[str, Any], dict[str, np.ndarray], dict[str, Any]], list[dict[str, Any]]] = (
+        lambda named, arrays, answer: [{**named, **answer}]
+    )

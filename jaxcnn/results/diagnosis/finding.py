@@ -61,6 +61,8 @@ def longer(facts: Facts) -> str:
 
 def larger_model(facts: Facts) -> str:
     """A model that can learn more."""
+    if facts.option("model.name") == "linear":
+        return "--config.model.name=nbeats"
     return "--config.model.name=resnet18" if facts.has_images else "--config.model.hidden='(512,512)'"
 
 
