@@ -202,6 +202,17 @@ def test_clocks(cells, unit, step, season, following):
     assert Clock.of(clock.to_plain()) == clock
 
 
+def test_time_that_cannot_be_written_and_series_that_cannot_be_held_are_one_line(tmp_path, monkeypatch):
+    with pytest.raises(UserError, match="in no year that can be written"):
+        Clock("second", 86_400, "%Y-%m-%d").stamp(10**12)
+    monkeypatch.setattr("jaxcnn.tasks.forecasting.series.MOST_POINTS", 100)
+    with pytest.raises(UserError, match="its series span more than 100 steps in all"):
+        open_source(series_config(sales(tmp_path)))
+    monkeypatch.setattr("jaxcnn.tasks.forecasting.series.MOST_POINTS", 60)
+    with pytest.raises(UserError, match="the stamps span 90 steps, more than 60"):
+        open_source(series_config(sales(tmp_path)))
+
+
 def test_the_calendar_is_of_the_stamp():
     stamps, form = read_stamps(["2024-01-01 00:00", "2024-01-01 06:00", "2024-01-03 12:00"])  # 2024 began on a Monday
     found = Clock("second", 3600, form).calendar(stamps)

@@ -23,7 +23,7 @@ class Linear(nn.Module):
     @nn.compact
     def __call__(self, inputs: jax.Array, *, train: bool) -> jax.Array:
         """Windows [batch, length + horizon, inputs] to forecasts [batch, num_classes]."""
-        values = past_of(inputs, self.horizon)[..., 0].astype(self.dtype)
+        values = past_of(inputs, self.horizon)[..., 0]
         trend = moving_mean(values, self.window)
         x = tap(self, "pooled", jnp.concatenate([trend, values - trend], axis=-1))
         outputs = nn.Dense(self.num_classes, dtype=self.dtype, name="head")(x).astype(jnp.float32)

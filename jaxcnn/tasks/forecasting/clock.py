@@ -148,8 +148,11 @@ def clock_of(groups: Sequence[np.ndarray], form: str) -> Clock:
 
 
 def written(count: int, form: str) -> str:
-    """A stamp: seconds in a form, or the whole number."""
-    return datetime.fromtimestamp(count, UTC).strftime(form) if form else str(count)
+    """A stamp: seconds in a form, or the whole number. Raises UserError beyond the year 9999."""
+    try:
+        return datetime.fromtimestamp(count, UTC).strftime(form) if form else str(count)
+    except (ValueError, OverflowError, OSError):
+        raise UserError(f"a stamp lies {count:,} seconds from 1970, in no year that can be written") from None
 
 
 def _parsed(cells: Sequence[str], form: str) -> np.ndarray:

@@ -94,7 +94,7 @@ def read_csv(
         _check_order(rows, group, stamps[places], places, form)
     clock = _clock(rows, [stamps[places] for places in groups.values()], form, known)
     series = []
-    filled = 0
+    total = filled = 0
     for group, places in groups.items():
         try:
             counts = clock.counts(stamps[places])
@@ -104,7 +104,9 @@ def read_csv(
         for column in columns:
             made, number = _series(rows, group or column, column, counts, places, grid, options)
             series.append(made)
-            filled += number
+            filled, total = filled + number, total + len(made)
+            if total > MOST_POINTS:
+                raise UserError(f"{rows.name}: its series span more than {MOST_POINTS:,} steps in all; leave some out")
     if filled:
         tell(f"{rows.name}: {filled:,} missing values are filled with the last one before (forecast.missing=previous); "
              "they are in no target", 0, 0)  # fmt: skip
