@@ -85,12 +85,13 @@ def test_no_loops_within_a_room():
 # How each group of the config is called, and where: a field that is read nowhere turns nothing.
 READERS = {
     "data": (("data", "config.data", "_config.data"), ("data", "build", "feed", "tasks")),
+    "forecast": (("options", "config.forecast"), ("tasks",)),
     "table": (("options", "config.table"), ("tasks",)),
     "text": (("options", "config.text"), ("tasks",)),
     "language": (("options", "config.language"), ("tasks",)),
     "augment": (("augment", "config.augment"), ("augment", "data", "build", "feed")),
     "model": (("config", "config.model"), ("build", "make")),
-    "loss": (("config", "config.loss"), ("losses",)),
+    "loss": (("config", "config.loss"), ("losses", "tasks")),
     "multilabel": (("config.multilabel", "multilabel"), ("tasks",)),
     "optimizer": (("optimizer", "config.optimizer"), ("optim", "averaging", "build")),
     "groups": (("groups", "optimizer.groups"), ("airbench_optim",)),

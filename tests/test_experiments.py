@@ -27,6 +27,7 @@ VARIANTS = [
     "transfer_vgg16.py", "transfer_mobilenet.py", "iris.py", "table.py", "table.py:regression",
     "multilabel.py", "multilabel.py:small", "text_generation.py", "text_generation.py:transformer",
     "sentiment.py", "sentiment.py:text_bag", "sentiment.py:text_lstm", "sentiment.py:text_transformer",
+    *(f"forecasting.py{model}" for model in ("", ":rnn", ":lstm", ":gru", ":tcn", ":nbeats")),
 ]  # fmt: skip
 ALIKE = ("cifar10.py:resnet110", "imagenet_resnet50.py:resnet18")  # but for their depth
 SHAPES = {"tfds:mnist": (28, 28, 1), "tfds:cifar10": (32, 32, 3)}

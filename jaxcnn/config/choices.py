@@ -50,6 +50,7 @@ class TaskChoice(Choice):
 
     evaluate: str = "jaxcnn.results.general:evaluate_command"
     predict: str = "jaxcnn.results.finished:predict_command"
+    sections: str | None = None  # (RunFiles, the flags' values, progress) -> {title: what makes the report's section}
     looks_inside: bool = False  # jaxcnn.load and the report look at its network; else at the run's files alone
 
 
@@ -57,7 +58,9 @@ class TaskChoice(Choice):
 class LossChoice(Choice):
     """A loss, with what it compares."""
 
-    of: tuple[Literal["classes", "numbers", "labels"], ...] = ("classes",)  # the targets that it can be used for
+    of: tuple[Literal["classes", "numbers", "labels", "series"], ...] = (
+        "classes",
+    )  # the targets that it can be used for
     of_logits: bool = False  # logits with targets, not probabilities: a mean of probabilities has no such loss
 
 
@@ -141,6 +144,12 @@ def _language(config: Config) -> Iterator[str]:
         )
 
 
+def _increasing_quantiles(config: Config) -> Iterator[str]:
+    quantiles = config.loss.quantiles
+    if list(quantiles) != sorted(set(quantiles)) or 0.5 not in quantiles:
+        yield f"loss.quantiles={quantiles} must increase, with 0.5, the forecast, among them, e.g. '(0.1, 0.5, 0.9)'"
+
+
 # ---- the lists
 
 # A TaskKind: tasks/task.py
@@ -148,18 +157,27 @@ _OF_IMAGES = (
     "augment.", "loss.", "eval_tta", "data.image_size", "data.channels", "data.mean", "data.std", "data.cache",
     "data.damaged",
 )  # fmt: skip
+_DRAWN = (  # splits that are drawn among examples without an order
+    "data.train_split", "data.validation_split", "data.test_split", "data.stratify", "data.exclude",
+    "data.examples_per_class", "data.sampling",
+)  # fmt: skip
 TASKS: dict[str, TaskChoice] = {
     "classification": TaskChoice(
         "jaxcnn.tasks.classification:CLASSIFICATION",
-        reads=(*_OF_IMAGES, "tensorboard_media", "data.classes", "data.expected_"),
+        reads=(*_OF_IMAGES, *_DRAWN, "tensorboard_media", "data.classes", "data.expected_"),
         evaluate="jaxcnn.evaluate:evaluate_images",
         predict="jaxcnn.predict:predict_images",
         looks_inside=True,
     ),
-    "multilabel": TaskChoice("jaxcnn.tasks.multilabel:MULTILABEL", reads=("multilabel.", *_OF_IMAGES)),
-    "tabular": TaskChoice("jaxcnn.tasks.tabular:TABULAR", reads=("table.", "loss.")),
-    "text": TaskChoice("jaxcnn.tasks.text:TEXT", reads=("text.", "loss."), check=_needs_vectors),
+    "multilabel": TaskChoice("jaxcnn.tasks.multilabel:MULTILABEL", reads=("multilabel.", *_OF_IMAGES, *_DRAWN)),
+    "tabular": TaskChoice("jaxcnn.tasks.tabular:TABULAR", reads=("table.", "loss.", *_DRAWN)),
+    "text": TaskChoice("jaxcnn.tasks.text:TEXT", reads=("text.", "loss.", *_DRAWN), check=_needs_vectors),
     "language": TaskChoice("jaxcnn.tasks.language:LANGUAGE", reads=("language.",), check=_language),
+    "forecasting": TaskChoice(
+        "jaxcnn.tasks.forecasting:FORECASTING",
+        reads=("forecast.", "loss.name", "loss.huber_delta", "loss.quantiles"),
+        sections="jaxcnn.report.from_forecasts:sections",
+    ),
 }  # fmt: skip
 
 # (logits [B, K], targets [B, K], LossConfig) -> [B], in float32
@@ -175,6 +193,9 @@ LOSSES: dict[str, LossChoice] = {
     "huber": LossChoice(
         "jaxcnn.tasks.classification.losses:huber", reads=("loss.huber_delta",), of=("classes", "numbers"),
         of_logits=True,
+    ),
+    "pinball": LossChoice(
+        "jaxcnn.tasks.forecasting:pinball", reads=("loss.quantiles",), check=_increasing_quantiles, of=("series",)
     ),
 }  # fmt: skip
 
@@ -247,6 +268,12 @@ TABLES: dict[str, SourceChoice] = {
     "diabetes": SourceChoice("jaxcnn.tasks.tabular.table:diabetes"),
     "make_classification": SourceChoice("jaxcnn.tasks.tabular.table:make_classification"),
     "make_regression": SourceChoice("jaxcnn.tasks.tabular.table:make_regression"),
+}
+
+# data.name of task=forecasting: (a file that exists, ForecastConfig, progress, name=), or (split_seed) -> SeriesSet
+SERIES: dict[str, SourceChoice] = {
+    "csv": SourceChoice("jaxcnn.tasks.forecasting.series:read_csv", takes="FILE"),
+    "make_seasonal": SourceChoice("jaxcnn.tasks.forecasting.series:make_seasonal"),
 }
 
 # Which field chooses from which. data.name does too, by its kind, which is told where sets are opened.

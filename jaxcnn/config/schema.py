@@ -92,6 +92,26 @@ class LanguageConfig:
 
 
 @dataclass(slots=True)
+class ForecastConfig:
+    """Which series are forecast, from how much of their past, for task=forecasting."""
+
+    time: str | None = None  # the column of stamps; none: the first
+    series: str | None = None  # the column that names the series of a long table; none: each column of values is one
+    values: tuple[str, ...] = ()  # the columns of values; empty: all others
+    missing: str = field(default="error", metadata=_among("error", "previous"))  # previous: filled with the one before
+    length: int = field(default=48, metadata=_range(1, 2**16))  # steps of the past that a forecast is made of
+    horizon: int = field(default=24, metadata=_range(1, 2**14))  # steps that are forecast
+    least: int | None = field(default=None, metadata=_range(1))  # of the past; what lacks is padded; none: length
+    season: int | None = field(default=None, metadata=_range(1))  # steps after which it is alike; none: by the stamps
+    calendar: bool = False  # the time of the day, week and year are inputs
+    centre: str = field(default="mean", metadata=_among("none", "mean", "last"))  # of a window's past, subtracted
+    scale: str = field(default="std", metadata=_among("none", "mean_absolute", "std"))  # the same, divided by
+    origins: int | None = field(default=None, metadata=_range(1))  # windows a series of test, of validation; none: 10 %
+    stride: int | None = field(default=None, metadata=_range(1))  # steps between two of them; none: horizon
+    recursive: bool = False  # forecast_*: a step at a time, each made of the one before; false: all at once
+
+
+@dataclass(slots=True)
 class AugmentConfig:
     """What the images go through in training, on the device and in this order. 0 and false turn a piece off."""
 
@@ -134,13 +154,15 @@ class ModelConfig:
     depth: float | None = field(default=None, metadata=_range(above=0, high=100))  # times the paper's blocks; none: its
     dropout_rate: float | None = field(default=None, metadata=_range(0, 0.95))  # none: the model's
     stochastic_depth: float | None = field(default=None, metadata=_range(0, 0.95))  # of the last block, linear from 0
-    hidden: tuple[int, ...] | None = field(default=None, metadata=_range(1, 2**16))  # mlp: units of each hidden layer
     features: int | None = field(default=None, metadata=_range(1, 2**14))  # of sequence models: units of a layer
     layers: int | None = field(default=None, metadata=_range(1, 100))  # of sequence models; none: the model's
     bidirectional: bool = False  # text_lstm, text_gru: read in both directions
     layer_norm: bool = False  # in the cells of recurrent models
     sizes: tuple[int, ...] | None = field(default=None, metadata=_range(1, 100))  # text_cnn: words that a filter sees
     tied: bool = False  # of language models: the head's kernel is the embedding
+    hidden: tuple[int, ...] | None = field(
+        default=None, metadata=_range(1, 2**16)
+    )  # mlp, forecasters: units of each hidden layer, tcn: channels of each block
     activation: str | None = None  # a key of layers.blocks.ACTIVATIONS; none: the paper's
     initializer: str | None = None  # of all kernels: a key of layers.initializers.INITIALIZERS; none: the paper's
     norm: str | None = field(default=None, metadata=_among("batch", "group", "layer", "none"))  # none: the paper's
@@ -160,6 +182,8 @@ class LossConfig:
     label_smoothing: float = field(default=0.0, metadata=_range(0, 0.99))
     focal_gamma: float = field(default=2.0, metadata=_range(0))  # Lin et al. 2017, eq. 4
     huber_delta: float = field(default=1.0, metadata=_range(above=0))  # errors beyond it count linearly
+    # pinball: of the steps of a series; they increase, and 0.5, which is the forecast, is among them
+    quantiles: tuple[float, ...] = field(default=(0.1, 0.5, 0.9), metadata=_range(above=0, high=0.999))
     # Weights multiply an example's loss in training; the loss of validation and test is without them.
     class_weights: str = field(default="none", metadata=_among("none", "balanced"))  # balanced: of mean 1 over train
     class_weight_values: tuple[float, ...] = field(default=(), metadata=_range(0))  # one a class, taken as they are
@@ -305,6 +329,7 @@ class Config:
     table: TableConfig = field(default_factory=TableConfig)
     text: TextConfig = field(default_factory=TextConfig)
     language: LanguageConfig = field(default_factory=LanguageConfig)
+    forecast: ForecastConfig = field(default_factory=ForecastConfig)
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     multilabel: MultilabelConfig = field(default_factory=MultilabelConfig)
     model: ModelConfig = field(default_factory=ModelConfig)

@@ -26,16 +26,19 @@ from jaxcnn.models.efficientnet import (
     efficientnet_b6,
     efficientnet_b7,
 )
+from jaxcnn.models.forecast_rnn import forecast_gru, forecast_lstm, forecast_rnn
 from jaxcnn.models.googlenet import googlenet
 from jaxcnn.models.inception_v3 import inception_v3
 from jaxcnn.models.language_recurrent import gru, lstm, rnn
 from jaxcnn.models.language_transformer import LanguageTransformer
 from jaxcnn.models.lenet import LeNet5
+from jaxcnn.models.linear import Linear
 from jaxcnn.models.mixer import mixer_b16, mixer_b32, mixer_l16, mixer_s16, mixer_s32
 from jaxcnn.models.mlp import MLP
 from jaxcnn.models.mobilenet_v1 import mobilenet_v1
 from jaxcnn.models.mobilenet_v2 import mobilenet_v2
 from jaxcnn.models.mobilenet_v3 import mobilenet_v3_large, mobilenet_v3_small
+from jaxcnn.models.nbeats import NBeats
 from jaxcnn.models.preact_resnet import preact_resnet18, preact_resnet34, preact_resnet164
 from jaxcnn.models.regnet import (
     regnet_x_1_6gf,
@@ -75,6 +78,7 @@ from jaxcnn.models.shufflenet_v2 import (
 )
 from jaxcnn.models.squeeze_excitation import seresnet18, seresnet50
 from jaxcnn.models.squeezenet import squeezenet1_0, squeezenet1_1
+from jaxcnn.models.tcn import TCN
 from jaxcnn.models.text_cnn import TextBag, TextCNN
 from jaxcnn.models.text_recurrent import text_gru, text_lstm
 from jaxcnn.models.text_transformer import TextTransformer
@@ -206,4 +210,14 @@ LANGUAGE_MODELS: dict[str, Callable[..., nn.Module]] = {
     "lstm": lstm,
     "gru": gru,
     "transformer": LanguageTransformer,
+}
+
+# Of series, task=forecasting: a window [batch, length + horizon, inputs] -> a forecast [batch, num_classes]
+FORECASTERS: dict[str, Callable[..., nn.Module]] = {
+    "linear": Linear,
+    "forecast_rnn": forecast_rnn,
+    "forecast_lstm": forecast_lstm,
+    "forecast_gru": forecast_gru,
+    "tcn": TCN,
+    "nbeats": NBeats,
 }

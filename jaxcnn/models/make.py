@@ -15,7 +15,7 @@ from jaxcnn.layers.blocks import ACTIVATIONS
 from jaxcnn.layers.conv import by
 from jaxcnn.layers.initializers import INITIALIZERS
 from jaxcnn.layers.norm import BatchNorm, GroupNorm, NoNorm, without_axis
-from jaxcnn.models import LANGUAGE_MODELS, MODELS, TEXT_MODELS
+from jaxcnn.models import FORECASTERS, LANGUAGE_MODELS, MODELS, TEXT_MODELS
 
 IMAGENET_STEM_PIXELS = 64  # from this size on a stem that shrinks the image pays
 _BLOCKS = ("stage_sizes", "num_blocks", "num_layers")  # the fields that models count their blocks in
@@ -23,7 +23,7 @@ _BLOCKS = ("stage_sizes", "num_blocks", "num_layers")  # the fields that models 
 
 def all_models() -> dict[str, Any]:
     """Every model by its name."""
-    return {**MODELS, **LANGUAGE_MODELS, **TEXT_MODELS}
+    return {**MODELS, **LANGUAGE_MODELS, **TEXT_MODELS, **FORECASTERS}
 
 
 def check_name(config: ModelConfig) -> None:
@@ -32,8 +32,20 @@ def check_name(config: ModelConfig) -> None:
         raise UserError(f"model.name={config.name!r} is not known; {nearest(config.name, all_models())}")
 
 
-# Models of one task alone, and what it gives them, by which it is told.
-_OF_TASKS = {"language": ("vocabulary", LANGUAGE_MODELS), "text": ("vocabulary_size", TEXT_MODELS)}
+def fields_of(name: str) -> dict[str, Any]:
+    """The options of the model of this name, with their defaults; MISSING where it must be given one."""
+    model_class = all_models()[name]
+    base = model_class.func if isinstance(model_class, partial) else model_class
+    takes: dict[str, Any] = {each.name: each.default for each in dataclasses.fields(base)}  # type: ignore[arg-type]
+    return takes | (model_class.keywords if isinstance(model_class, partial) else {})
+
+
+# What a task gives its models, by which it is told; the models that are its alone; and others that suit it.
+_OF_TASKS: dict[str, tuple[str, dict[str, Any], tuple[str, ...]]] = {
+    "language": ("vocabulary", LANGUAGE_MODELS, ()),
+    "text": ("vocabulary_size", TEXT_MODELS, ()),
+    "forecasting": ("horizon", FORECASTERS, ("mlp",)),
+}
 
 # What may be asked of a model that has no such option.
 _CHANGES_NOTHING = {"dropout_rate": 0.0, "stochastic_depth": 0.0, "width": 1.0, "depth": 1.0}
@@ -55,10 +67,7 @@ def make_model(
       UserError: an option that the model does not take, or a name that is not known.
     """
     check_name(config)
-    model_class = all_models()[config.name]
-    base = model_class.func if isinstance(model_class, partial) else model_class
-    takes = {each.name: each.default for each in dataclasses.fields(base)}  # type: ignore[arg-type]
-    takes |= model_class.keywords if isinstance(model_class, partial) else {}
+    model_class, takes = all_models()[config.name], fields_of(config.name)
     _check_suits(config.name, of_task)
     batch_norm = partial(
         BatchNorm,
@@ -113,9 +122,10 @@ def make_model(
 
 def _check_suits(name: str, of_task: dict[str, Any]) -> None:
     """Raises UserError where a model is for another task."""
-    for task, (given, models) in _OF_TASKS.items():
-        if given in of_task and name not in models:
-            raise UserError(f"model.name={name} is not for task={task}; choose one of: {', '.join(models)}")
+    for task, (given, models, also) in _OF_TASKS.items():
+        if given in of_task and name not in models and name not in also:
+            usable = ", ".join((*models, *also))
+            raise UserError(f"model.name={name} is not for task={task}; choose one of: {usable}")
         if given not in of_task and name in models:
             raise UserError(
                 f"model.name={name} is for task={task}; choose another, e.g. cnn for images, mlp for tables"
@@ -141,7 +151,7 @@ def check_traces(model: nn.Module, example: Any, *, one_alone: bool) -> None:
         variables = jax.eval_shape(by("xla", partial(model.init, train=False)), key, two)  # traced fastest
     except Exception:
         shapes = [leaf.shape for leaf in jax.tree.leaves(example)]
-        if len(shapes) == 1 and len(shapes[0]) == 3:  # an image: the model's own words
+        if len(shapes) == 1 and (len(shapes[0]) == 3 or hasattr(model, "horizon")):  # the model's own words
             raise
         raise UserError(
             f"{type(model).__name__} is for images [height, width, channels], and an example here has the shape "

@@ -15,7 +15,7 @@ from absl import flags
 
 import jaxcnn
 from jaxcnn.command import HELP_FLAGS, check_outputs, check_step, flags_help, parse_flags, run_command, show_help
-from jaxcnn.config.choices import TASKS
+from jaxcnn.config.choices import TASKS, load_function
 from jaxcnn.errors import RunError, UserError, nearest
 from jaxcnn.files import write_atomically
 from jaxcnn.report.files import RunFiles, read_runs
@@ -95,8 +95,14 @@ def make(runs: list[RunFiles], values: Any, log: RunLog) -> tuple[str, dict[str,
     for number, run in enumerate(runs, start=1):
         folder = "" if alone else f"{number}-{re.sub(r'[^A-Za-z0-9._-]+', '-', run.name).strip('.-')}/"
         of_run: Attempt = partial(attempt, folder=folder)
-        of_files = values.quick or not TASKS[run.saved["config"]["task"]].looks_inside
-        seen, predictions = ([], None) if of_files else _of_network(run, values, log, of_run)
+        task = TASKS[run.saved["config"]["task"]]
+        seen: list[Any] = []
+        predictions = None
+        if task.looks_inside and not values.quick:
+            seen, predictions = _of_network(run, values, log, of_run)
+        elif task.sections and not values.quick:
+            own = load_function(task.sections)(run, values, log.work)
+            seen = [of_run(title, section) for title, section in own.items()]
         sections = [
             of_run("Diagnosis", partial(from_files.diagnosis, run, predictions)),
             *(shared if alone else []),

@@ -194,6 +194,38 @@ def embedding(points: np.ndarray, labels: np.ndarray, wrong: np.ndarray, names: 
     return figure
 
 
+def forecast(
+    past: Sequence[float],
+    truth: Sequence[float],
+    expected: Sequence[float],
+    interval: tuple[Sequence[float], Sequence[float]] | None,
+    *,
+    title: str,
+) -> Figure:
+    """A series up to an origin and what follows it, the forecast of that, and a band where it has an interval.
+
+    Values that are NaN leave a gap. Steps count from the origin: 0 is the last one of the past.
+    """
+    figure, axes = _figure(0.5, NARROW)
+    before, after = np.arange(1 - len(past), 1), np.arange(1, len(expected) + 1)
+    axes.axvline(0.5, color=colour(SOFT), linewidth=1, linestyle=(0, (4, 3)))
+    if interval is not None:
+        low, high = (np.asarray(each, float) for each in interval)
+        axes.fill_between(after, low, high, color=series(1), alpha=0.22, linewidth=0)
+    axes.plot(before, past, color=colour(SOFT), linewidth=1.2)
+    lines = [Line("truth", after.tolist(), list(truth), 0), Line("forecast", after.tolist(), list(expected), 1)]
+    for line in lines:
+        axes.plot(line.xs, line.ys, color=series(line.series), linewidth=1.8, solid_capstyle="round")
+    axes.margins(x=0.01)
+    axes.autoscale_view()
+    axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
+    axes.yaxis.set_major_locator(MaxNLocator(5))
+    axes.set_xlabel("steps from the forecast's origin")
+    axes.set_title(title, loc="left", fontsize=TEXT, color=colour(INK))
+    _name_ends(axes, [_finite(line) for line in lines])
+    return figure
+
+
 def thinned(xs: Sequence[float], ys: Sequence[float]) -> tuple[list[float], list[float]]:
     """At most MOST_POINTS of a line, each the mean of as many neighbours."""
     every = -(-len(xs) // MOST_POINTS)

@@ -92,7 +92,7 @@ def task_of(workdir: str) -> str:
 
 
 def predict(run: FinishedRun, path: str, *, top_k: int = 1) -> Iterator[dict[str, Any] | tuple[dict, ValueError]]:
-    """A row for each example of a file: how the file names it, and the answer, or (that, what is wrong with it).
+    """The rows of each example of a file: how the file names it, and the answer, or (that, what is wrong with it).
 
     Raises UserError: the file cannot be read, or is none of the task's.
     """
@@ -108,8 +108,12 @@ def predict(run: FinishedRun, path: str, *, top_k: int = 1) -> Iterator[dict[str
             outputs = jax.tree.map(lambda x: x[: len(sound)], jax.device_get(call(variables, stacked)))
             answers = iter(_finite_answers(run.finished, outputs, top_k))
         for named, arrays in batch:
-            answer = arrays if isinstance(arrays, ValueError) else next(answers)
-            yield (named, answer) if isinstance(answer, ValueError) else {**named, **answer}
+            if isinstance(arrays, ValueError):
+                yield named, arrays
+            elif isinstance(answer := next(answers), ValueError):
+                yield named, answer
+            else:
+                yield from run.finished.rows(named, arrays, answer)
 
 
 def _finite_answers(finished: Finished, outputs: Any, top_k: int) -> Sequence[dict[str, Any] | ValueError]:

@@ -158,6 +158,9 @@ def _read_data_check(file: epath.Path) -> dict[str, Any] | None:
         raise _damaged(file, error) from None
 
 
+_WITHOUT_CLASSES = {"tokens", "perplexity"}, {"truth_1", "forecast_1"}  # columns of language models, and of forecasts
+
+
 def _read_predictions(file: epath.Path) -> SavedPredictions | None:
     if not file.exists():
         return None
@@ -165,8 +168,8 @@ def _read_predictions(file: epath.Path) -> SavedPredictions | None:
         rows = list(csv.DictReader(io.StringIO(read_text(file), newline="")))
         if rows and {"label", "prediction"} <= rows[0].keys() and "confidence" not in rows[0]:
             return None  # of numbers
-        if rows and {"tokens", "perplexity"} <= rows[0].keys():
-            return None  # of texts
+        if rows and any(columns <= rows[0].keys() for columns in _WITHOUT_CLASSES):
+            return None
         columns = [[row[name] for row in rows] for name in ("identifier", "label", "prediction")]
         confidences = [float(row["confidence"]) for row in rows]
         if not rows or any(None in column for column in columns) or not all(map(math.isfinite, confidences)):

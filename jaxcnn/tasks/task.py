@@ -100,3 +100,7 @@ class Finished:
     # of outputs that are logits [n, K] and targets that are classes [n]: evaluation has scores of each, and a confusion
     # matrix
     class_names: tuple[str, ...] = ()
+    # (how the file names an example, its arrays, its answer) -> the rows that are told of it
+    rows: Callable[[dict[str, Any], dict[str, np.ndarray], dict[str, Any]], list[dict[str, Any]]] = (
+        lambda named, arrays, answer: [{**named, **answer}]
+    )

@@ -64,6 +64,8 @@ def larger_model(facts: Facts) -> str:
     if facts.option("task") == "text":
         of_text = {"text_cnn": "model.width=2", "text_bag": "text.embedding_size=256"}
         return f"--config.{of_text.get(str(facts.option('model.name')), 'model.features=256')}"
+    if facts.option("model.name") == "linear":
+        return "--config.model.name=nbeats"
     return "--config.model.name=resnet18" if facts.has_images else "--config.model.hidden='(512,512)'"
 
 
