@@ -25,11 +25,7 @@ LARGEST_FILE = 256 << 20  # bytes
 LEAST_KNOWN = 2  # entries of a vocabulary that there is something to learn of
 Progress = Callable[[str, int, int], None]
 
-# Options of the data that a text, which is cut where it is, has no use for; with their defaults.
-_NOT_FOR_TEXTS = (
-    "train_split", "validation_split", "test_split", "fold", "exclude", "examples_per_class", "sampling", "stratify",
-    "split_seed",
-)  # fmt: skip
+_NOT_FOR_TEXTS = "fold", "split_seed"  # options of the data that a text, which is cut where it is, has no use for
 
 
 @dataclass(frozen=True)
