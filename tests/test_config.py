@@ -31,7 +31,7 @@ def another(value, metadata, hint, choices):
     if hint is bool or hint == bool | None:
         return (not value), str(not value).lower()
     if hint in (int, int | None):
-        other = (value or 0) + 3
+        other = int(max((value or 0) + 3, metadata.get("low", 0)))
         return other, str(other)
     if hint in (float, float | None):
         low, high = max(metadata["low"], metadata["above"], 0.0), min(metadata["high"], 2.0)
