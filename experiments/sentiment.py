@@ -24,13 +24,13 @@ def get_config(model: str = "text_cnn") -> Config:
         raise UserError(f"sentiment.py:{model} is not known; {nearest(model, MODELS)}")
     return Config(
         task="text",
-        num_epochs=6,
+        num_epochs=5,
         batch_size=64,
         eval_every_epochs=0.5,
         data=DataConfig(name="csv:"),
         text=TextConfig(level="word", vocabulary_size=20_000, max_length=256),
         model=MODELS[model],
-        optimizer=OptimizerConfig(name="adamw", learning_rate=1e-3, weight_decay=0.01),
+        optimizer=OptimizerConfig(name="adamw", learning_rate=3e-3, weight_decay=0.01),
         schedule=ScheduleConfig(name="cosine"),
         checkpoint=CheckpointConfig(every_epochs=1),
     )
