@@ -3,8 +3,8 @@
     python -m jaxcnn.main --config experiments/sentiment.py --config.data.name=csv:FILE
     python -m jaxcnn.main --config experiments/sentiment.py:text_lstm --config.data.name=tfds:imdb_reviews
 
-On the 10,568 movie snippets of benchmarks/sentiment.py 76.73 % of a tenth that is held out (n = 1), in 6
-minutes on 2 busy CPU cores.
+On the movie snippets of benchmarks/sentiment.py, with GloVe's vectors of 50 numbers in both channels, 77.66 ± 1.28 % (4
+folds of ten, one seed each), in about 80 s of CPU; docs/text.md has the linear model beside it, which is better.
 """
 
 from jaxcnn.config import CheckpointConfig, Config, DataConfig, ModelConfig, OptimizerConfig, ScheduleConfig, TextConfig
