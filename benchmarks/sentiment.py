@@ -23,6 +23,7 @@ from typing import Any
 import numpy as np
 
 ARCHIVE = "vaderSentiment-3.3.2/additional_resources/hutto_ICWSM_2014.tar.gz"
+LENGTH = 40  # words; 3 % of the snippets are longer, and cut
 SNIPPETS = "hutto_ICWSM_2014/movieReviewSnippets_GroundTruth.txt"
 
 
@@ -121,8 +122,9 @@ def config_of(data: Path, fold: str, vectors: Path | None) -> Any:
 
     config = get_config()
     config.data.name, config.data.fold, config.checkpoint.keep_best = f"csv:{data}", fold, 0
+    config.text.max_length = LENGTH
     if vectors is not None:
-        config.text.embeddings = str(vectors)
+        config.text.embeddings, config.text.channels = str(vectors), "both"
     return config
 
 

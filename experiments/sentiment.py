@@ -3,8 +3,8 @@
     python -m jaxcnn.main --config experiments/sentiment.py --config.data.name=csv:FILE
     python -m jaxcnn.main --config experiments/sentiment.py:text_lstm --config.data.name=tfds:imdb_reviews
 
-On the 10,568 movie snippets of benchmarks/sentiment.py 76.73 % of a tenth that is held out (n = 1), in 6
-minutes on 2 busy CPU cores.
+On the movie snippets of benchmarks/sentiment.py, with GloVe's vectors of 50 numbers in both channels, 77.66 ± 1.28 % (4
+folds of ten, one seed each), in about 80 s of CPU; docs/text.md has the linear model beside it, which is better.
 """
 
 from jaxcnn.config import CheckpointConfig, Config, DataConfig, ModelConfig, OptimizerConfig, ScheduleConfig, TextConfig
@@ -24,13 +24,13 @@ def get_config(model: str = "text_cnn") -> Config:
         raise UserError(f"sentiment.py:{model} is not known; {nearest(model, MODELS)}")
     return Config(
         task="text",
-        num_epochs=6,
+        num_epochs=5,
         batch_size=64,
         eval_every_epochs=0.5,
         data=DataConfig(name="csv:"),
         text=TextConfig(level="word", vocabulary_size=20_000, max_length=256),
         model=MODELS[model],
-        optimizer=OptimizerConfig(name="adamw", learning_rate=1e-3, weight_decay=0.01),
+        optimizer=OptimizerConfig(name="adamw", learning_rate=3e-3, weight_decay=0.01),
         schedule=ScheduleConfig(name="cosine"),
         checkpoint=CheckpointConfig(every_epochs=1),
     )
