@@ -172,7 +172,7 @@ class _Layer(nn.Module):
         if isinstance(x, Rows):
             x = jnp.moveaxis(_taken(x.table.astype(self.dtype) @ kernel, x.tokens.T), 2, 1)
         else:
-            x = jnp.einsum("gi,tib->tgb", kernel.T, x)
+            x = jnp.einsum("gi,tib->tgb", _turned(kernel), x)
         norms: dict[str, Arrays] = {}
         if self.layer_norm:
             x = _normalised(x, *_Norm(width, self.dtype, name="input_norm")())
@@ -180,7 +180,7 @@ class _Layer(nn.Module):
             if cell.size == 2:
                 norms["memory"] = _Norm(self.features, self.dtype, name="memory_norm")()
         carry = jax.tree.leaves(jax.tree.map(lambda array: array.astype(self.dtype).T, carry))
-        x, constants = x + bias[:, None], (hidden.T, hidden_bias[:, None])
+        x, constants = x + bias[:, None], (_turned(hidden), hidden_bias[:, None])
         if norms:
             (outputs, _, _), last = _loop(self.cell, reverse, x, mask, constants, tuple(carry), norms)
         else:
@@ -188,6 +188,11 @@ class _Layer(nn.Module):
         outputs = outputs if mask is None else jnp.where(mask, outputs, 0)
         last = tuple(array.T for array in last)
         return outputs, last if cell.size == 2 else last[0]
+
+
+def _turned(kernel: jax.Array) -> jax.Array:
+    """Its transpose, [outputs, inputs], made once: folded into products, the gradient's too, it slows CPUs down."""
+    return jax.lax.optimization_barrier(kernel.T)
 
 
 class _Kernel(nn.Module):
@@ -296,7 +301,7 @@ def _forward(cell: str, reverse: bool, x: Any, mask: Any, constants: Any, carry:
 def _backward(cell: str, reverse: bool, kept: Any, cotangents: Any) -> tuple[Any, ...]:
     mask, kernel, saved, carries = kept
     by_outputs, by_last = cotangents
-    back = jax.lax.optimization_barrier(kernel.T)  # turned once, not in each step
+    back = _turned(kernel)
 
     def body(by_carry: Arrays, entry: Any) -> tuple[Arrays, Any]:
         mask, saved, carry, by_output = entry
