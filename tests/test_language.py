@@ -258,7 +258,7 @@ def run(tmp_path_factory) -> Path:
     config = language_config(
         text_of(folder, 600), num_steps=60, model__features=16, optimizer__learning_rate=0.03, num_devices=1,
         eval_every_epochs=1.0, checkpoint__every_steps=60, language__end="line", model__tied=True,
-        model__layer_norm=True,
+        model__layer_norm=True, telemetry__every_steps=20,
     )  # fmt: skip
     train(config, folder / "run")
     return folder

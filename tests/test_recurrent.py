@@ -11,7 +11,7 @@ import pytest
 from jaxcnn.data.vocabulary import Vocabulary
 from jaxcnn.layers import recurrent
 from jaxcnn.layers.attention import Attention, Past
-from jaxcnn.layers.recurrent import CELLS, Recurrent
+from jaxcnn.layers.recurrent import CELLS, Recurrent, Rows
 
 GOLDENS = Path(__file__).parent / "goldens" / "torch"
 
@@ -55,7 +55,7 @@ def test_equals_pytorch(cell):
 
 @pytest.mark.parametrize("cell", CELLS)
 def test_the_gradient_is_jaxs_own_of_the_same_loop(cell, monkeypatch):
-    model = Recurrent(cell, 4, layers=2, layer_norm=True)
+    model = Recurrent(cell, 4, layers=2)
     inputs = jax.random.normal(jax.random.key(0), (2, 5, 3))
     params = model.init(jax.random.key(1), inputs)
     carry = jax.tree.map(lambda x: x + 0.5, model.zeros(2))
@@ -81,6 +81,17 @@ def test_two_halves_are_the_whole_and_padding_changes_nothing(cell):
     np.testing.assert_allclose(padded[:, :6], whole, atol=1e-6)
     assert not padded[:, 6:].any()
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), same, last)
+
+
+@pytest.mark.parametrize("cell", CELLS)
+def test_rows_of_a_table_are_what_is_looked_up(cell):
+    model, tokens = Recurrent(cell, 4, bidirectional=True), jnp.array([[0, 3, 3, 1], [4, 4, 0, 2]])
+    table = jax.random.normal(jax.random.key(0), (6, 3))
+    params = model.init(jax.random.key(1), table[tokens])
+    looked_up = lambda params, table: jnp.square(model.apply(params, table[tokens])[0]).sum()
+    by_rows = lambda params, table: jnp.square(model.apply(params, Rows(table, tokens))[0]).sum()
+    expected, found = (jax.value_and_grad(each, argnums=(0, 1))(params, table) for each in (looked_up, by_rows))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), found, expected)
 
 
 def test_attention_sees_the_past_alone_no_padding_and_goes_on_from_it():

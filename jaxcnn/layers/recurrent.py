@@ -19,35 +19,80 @@ Arrays = tuple[jax.Array, ...]  # what a cell carries, [features, batch] each; i
 
 
 class Cell(NamedTuple):
-    """One step of a recurrence."""
+    """One step of a recurrence, after its products, and its gradient."""
 
     gates: int  # blocks of `features` rows in its kernels
     size: int  # arrays that it carries
-    # (from the inputs, from the output before, each [gates * features, batch]; carried; norm of its memory) -> carried
-    step: Callable[[jax.Array, jax.Array, Arrays, Callable[[jax.Array], jax.Array]], Arrays]
+    # (from the inputs, from the output before, each [gates * features, batch]; carried; norm of its memory)
+    # -> (carried, what `backward` needs)
+    forward: Callable[[jax.Array, jax.Array, Arrays, Callable[[jax.Array], jax.Array]], tuple[Arrays, Arrays]]
+    # (that; what was carried to it; by what it carries on) -> by the inputs' part, by the output's part, by the carried
+    backward: Callable[[Arrays, Arrays, Arrays], tuple[jax.Array, jax.Array, Arrays]]
 
 
-def _rnn(x: jax.Array, recurrent: jax.Array, carry: Arrays, norm: Callable) -> Arrays:
-    return (jnp.tanh(x + recurrent),)
+def _rnn(x: jax.Array, recurrent: jax.Array, carry: Arrays, norm: Callable) -> tuple[Arrays, Arrays]:
+    y = jnp.tanh(x + recurrent)
+    return (y,), (y,)
 
 
-def _lstm(x: jax.Array, recurrent: jax.Array, carry: Arrays, norm: Callable) -> Arrays:
+def _rnn_backward(saved: Arrays, carry: Arrays, by: Arrays) -> tuple[jax.Array, jax.Array, Arrays]:
+    by_x = by[0] * (1 - saved[0] ** 2)
+    return by_x, by_x, (jnp.zeros_like(by[0]),)
+
+
+def _lstm(x: jax.Array, recurrent: jax.Array, carry: Arrays, norm: Callable) -> tuple[Arrays, Arrays]:
     i, f, g, o = jnp.split(x + recurrent, 4)
-    memory = _sigmoid(f) * carry[1] + _sigmoid(i) * jnp.tanh(g)
-    return _sigmoid(o) * jnp.tanh(norm(memory)), memory
+    i, f, g, o = _sigmoid(i), _sigmoid(f), jnp.tanh(g), _sigmoid(o)
+    memory = f * carry[1] + i * g
+    shown = jnp.tanh(norm(memory))
+    return (o * shown, memory), (i, f, g, o, shown)
 
 
-def _gru(x: jax.Array, recurrent: jax.Array, carry: Arrays, norm: Callable) -> Arrays:
-    (x_r, x_z, x_n), (r, z, n) = jnp.split(x, 3), jnp.split(recurrent, 3)
-    z = _sigmoid(x_z + z)
-    return ((1 - z) * jnp.tanh(x_n + _sigmoid(x_r + r) * n) + z * carry[0],)
+def _lstm_backward(saved: Arrays, carry: Arrays, by: Arrays) -> tuple[jax.Array, jax.Array, Arrays]:
+    (i, f, g, o, shown), (by_output, by_memory) = saved, by
+    by_memory = by_memory + by_output * o * (1 - shown**2)
+    by_x = jnp.concatenate([
+        by_memory * g * i * (1 - i),
+        by_memory * carry[1] * f * (1 - f),
+        by_memory * i * (1 - g**2),
+        by_output * shown * o * (1 - o),
+    ])  # fmt: skip
+    return by_x, by_x, (jnp.zeros_like(by_output), by_memory * f)
+
+
+def _gru(x: jax.Array, recurrent: jax.Array, carry: Arrays, norm: Callable) -> tuple[Arrays, Arrays]:
+    (x_r, x_z, x_n), (r, z, m) = jnp.split(x, 3), jnp.split(recurrent, 3)
+    r, z = _sigmoid(x_r + r), _sigmoid(x_z + z)
+    n = jnp.tanh(x_n + r * m)
+    return ((1 - z) * n + z * carry[0],), (r, z, n, m)
+
+
+def _gru_backward(saved: Arrays, carry: Arrays, by: Arrays) -> tuple[jax.Array, jax.Array, Arrays]:
+    (r, z, n, m), (by_output,) = saved, by
+    by_n = by_output * (1 - z) * (1 - n**2)
+    by_r, by_z = by_n * m * r * (1 - r), by_output * (carry[0] - n) * z * (1 - z)
+    return jnp.concatenate([by_r, by_z, by_n]), jnp.concatenate([by_r, by_z, by_n * r]), (by_output * z,)
 
 
 def _sigmoid(x: jax.Array) -> jax.Array:
     return 0.5 * jnp.tanh(0.5 * x) + 0.5  # faster than XLA's own on CPUs
 
 
-CELLS = {"rnn": Cell(1, 1, _rnn), "lstm": Cell(4, 2, _lstm), "gru": Cell(3, 1, _gru)}
+CELLS = {
+    "rnn": Cell(1, 1, _rnn, _rnn_backward),
+    "lstm": Cell(4, 2, _lstm, _lstm_backward),
+    "gru": Cell(3, 1, _gru, _gru_backward),
+}
+
+
+class Rows(NamedTuple):
+    """Inputs that are rows of a table: an embedding's, whose products with a kernel are then the table's own."""
+
+    table: jax.Array  # [rows, anything]
+    tokens: jax.Array  # int [batch, time]
+
+
+MOST_ROWS = 1024  # of a table of which that pays
 
 
 class Recurrent(nn.Module):
@@ -65,23 +110,24 @@ class Recurrent(nn.Module):
 
     @nn.compact
     def __call__(
-        self, inputs: jax.Array, carry: Any = None, lengths: jax.Array | None = None, train: bool = False
+        self, inputs: jax.Array | Rows, carry: Any = None, lengths: jax.Array | None = None, train: bool = False
     ) -> tuple[jax.Array, Any]:
         """Outputs of the last layer [batch, time, features * directions], and what the last step carries.
 
         Args:
-          inputs: [batch, time, anything].
+          inputs: [batch, time, anything], or rows of a table.
           carry: what the step before the first carried, as returned; None: zeros. A tuple over layers and, innermost,
             directions, of arrays [batch, features], or pairs of them (output, memory) where the cell is an LSTM.
           lengths: int [batch], steps of each sequence, the others being padding: there outputs are 0, and what is
             carried stays as it was. None: all.
           train: whether dropout drops.
         """
-        batch, time, _ = inputs.shape
+        x: Any = inputs
+        batch, time = x.tokens.shape if isinstance(x, Rows) else x.shape[:2]
         directions = ("", "_backward") if self.bidirectional else ("",)
         carry = self.zeros(batch) if carry is None else carry
         mask = None if lengths is None else jnp.arange(time)[:, None, None] < lengths
-        x = jnp.moveaxis(inputs.astype(self.dtype), 0, 2)
+        x = x if isinstance(x, Rows) else jnp.moveaxis(x.astype(self.dtype), 0, 2)
         carried: list[Any] = []
         for number in range(1, self.layers + 1):
             outputs = []
@@ -114,13 +160,19 @@ class _Layer(nn.Module):
     dtype: DTypeLike
 
     @nn.compact
-    def __call__(self, x: jax.Array, carry: Any, mask: jax.Array | None, *, reverse: bool) -> tuple[jax.Array, Any]:
-        """From x [time, inputs, batch] to outputs [time, features, batch]; the mask is bool [time, 1, batch]."""
+    def __call__(
+        self, x: jax.Array | Rows, carry: Any, mask: jax.Array | None, *, reverse: bool
+    ) -> tuple[jax.Array, Any]:
+        """From x [time, inputs, batch], or rows, to outputs [time, features, batch]; mask: bool [time, 1, batch]."""
         cell = CELLS[self.cell]
         width = cell.gates * self.features
-        kernel, bias = _Kernel(x.shape[1], width, self.features, self.dtype, name="input")()
+        inputs = x.table if isinstance(x, Rows) else x
+        kernel, bias = _Kernel(inputs.shape[1], width, self.features, self.dtype, name="input")()
         hidden, hidden_bias = _Kernel(self.features, width, self.features, self.dtype, name="hidden")()
-        x = jnp.einsum("gi,tib->tgb", kernel.T, x)
+        if isinstance(x, Rows):
+            x = jnp.moveaxis(_taken(x.table.astype(self.dtype) @ kernel, x.tokens.T), 2, 1)
+        else:
+            x = jnp.einsum("gi,tib->tgb", _turned(kernel), x)
         norms: dict[str, Arrays] = {}
         if self.layer_norm:
             x = _normalised(x, *_Norm(width, self.dtype, name="input_norm")())
@@ -128,11 +180,19 @@ class _Layer(nn.Module):
             if cell.size == 2:
                 norms["memory"] = _Norm(self.features, self.dtype, name="memory_norm")()
         carry = jax.tree.leaves(jax.tree.map(lambda array: array.astype(self.dtype).T, carry))
-        constants = (hidden.T, hidden_bias[:, None], norms)
-        outputs, last = _recur(self.cell, reverse, x + bias[:, None], mask, constants, tuple(carry))
+        x, constants = x + bias[:, None], (_turned(hidden), hidden_bias[:, None])
+        if norms:
+            (outputs, _, _), last = _loop(self.cell, reverse, x, mask, constants, tuple(carry), norms)
+        else:
+            outputs, last = _recur(self.cell, reverse, x, mask, constants, tuple(carry))
         outputs = outputs if mask is None else jnp.where(mask, outputs, 0)
         last = tuple(array.T for array in last)
         return outputs, last if cell.size == 2 else last[0]
+
+
+def _turned(kernel: jax.Array) -> jax.Array:
+    """Its transpose, [outputs, inputs], made once: folded into products, the gradient's too, it slows CPUs down."""
+    return jax.lax.optimization_barrier(kernel.T)
 
 
 class _Kernel(nn.Module):
@@ -176,70 +236,87 @@ def _normalised(x: jax.Array, scale: jax.Array, bias: jax.Array) -> jax.Array:
     return centred * jax.lax.rsqrt(jnp.square(centred).mean(-2, keepdims=True) + 1e-5) * scale + bias
 
 
-# ---- the loop, with a gradient of its own
+@jax.custom_vjp
+def _taken(table: jax.Array, tokens: jax.Array) -> jax.Array:
+    """Rows of a small table, [..., columns]. Its gradient is a product, which is faster than adding row by row."""
+    return table[tokens]
 
 
-def _step(cell: str, norms: dict[str, Arrays], x: jax.Array, recurrent: jax.Array, mask: Any, carry: Arrays) -> Arrays:
-    """One step, after its product; a step that is padding leaves what is carried as it was."""
-    if "hidden" in norms:
-        recurrent = _normalised(recurrent, *norms["hidden"])
-    norm = (lambda memory: _normalised(memory, *norms["memory"])) if "memory" in norms else (lambda memory: memory)
-    new = CELLS[cell].step(x, recurrent, carry, norm)
-    return new if mask is None else tuple(jnp.where(mask, *each) for each in zip(new, carry, strict=True))
+def _taken_backward(saved: tuple[int, jax.Array], by_rows: jax.Array) -> tuple[jax.Array, None]:
+    size, tokens = saved
+    which = jax.nn.one_hot(tokens.reshape(-1), size, dtype=by_rows.dtype)
+    return which.T @ by_rows.reshape(-1, by_rows.shape[-1]), None
+
+
+_taken.defvjp(lambda table, tokens: (table[tokens], (len(table), tokens)), _taken_backward)
+
+
+# ---- the loop, and where nothing is normed a gradient of its own
+
+
+def _loop(
+    cell: str,
+    reverse: bool,
+    x: jax.Array,
+    mask: jax.Array | None,
+    constants: Any,
+    carry: Arrays,
+    norms: dict[str, Arrays],
+) -> tuple[Any, Arrays]:
+    """((outputs [time, features, batch], what was saved of each step, what was carried to it), what is carried last).
+
+    x: the inputs' part [time, gates * features, batch]; constants: the hidden kernel [gates * features, features], and
+    its bias [gates * features, 1]. A step that is padding leaves what is carried as it was.
+    """
+    kernel, bias = constants
+
+    def body(carry: Arrays, entry: Any) -> tuple[Arrays, Any]:
+        x, mask = entry
+        recurrent = kernel @ carry[0] + bias
+        if "hidden" in norms:
+            recurrent = _normalised(recurrent, *norms["hidden"])
+        norm = (lambda memory: _normalised(memory, *norms["memory"])) if "memory" in norms else (lambda memory: memory)
+        new, saved = CELLS[cell].forward(x, recurrent, carry, norm)
+        new = new if mask is None else tuple(jnp.where(mask, *each) for each in zip(new, carry, strict=True))
+        return new, (new[0], saved, carry)
+
+    last, found = jax.lax.scan(body, carry, (x, mask), reverse=reverse)
+    return found, last
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0, 1))
 def _recur(
     cell: str, reverse: bool, x: jax.Array, mask: jax.Array | None, constants: Any, carry: Arrays
 ) -> tuple[jax.Array, Arrays]:
-    """Outputs [time, features, batch] and what is carried last, of the inputs' part x [time, gates * features, batch].
-
-    The constants are the hidden kernel [gates * features, features], its bias [gates * features, 1], and the norms.
-    """
-    kernel, bias, norms = constants
-
-    def body(carry: Arrays, entry: Any) -> tuple[Arrays, jax.Array]:
-        x, mask = entry
-        carry = _step(cell, norms, x, kernel @ carry[0] + bias, mask, carry)
-        return carry, carry[0]
-
-    carry, outputs = jax.lax.scan(body, carry, (x, mask), reverse=reverse)
-    return outputs, carry
+    """Outputs [time, features, batch] and what is carried last; arguments as of `_loop`."""
+    (outputs, _, _), last = _loop(cell, reverse, x, mask, constants, carry, {})
+    return outputs, last
 
 
 def _forward(cell: str, reverse: bool, x: Any, mask: Any, constants: Any, carry: Arrays) -> tuple[Any, Any]:
-    kernel, bias, norms = constants
-
-    def body(carry: Arrays, entry: Any) -> tuple[Arrays, Any]:
-        x, mask = entry
-        recurrent = kernel @ carry[0] + bias
-        new = _step(cell, norms, x, recurrent, mask, carry)
-        return new, (new[0], recurrent, carry)
-
-    last, (outputs, recurrent, carries) = jax.lax.scan(body, carry, (x, mask), reverse=reverse)
-    return (outputs, last), (x, mask, constants, recurrent, carries)
+    (outputs, saved, carries), last = _loop(cell, reverse, x, mask, constants, carry, {})
+    return (outputs, last), (mask, constants[0], saved, carries)
 
 
-def _backward(cell: str, reverse: bool, saved: Any, cotangents: Any) -> tuple[Any, ...]:
-    x, mask, (kernel, _, norms), recurrent, carries = saved
+def _backward(cell: str, reverse: bool, kept: Any, cotangents: Any) -> tuple[Any, ...]:
+    mask, kernel, saved, carries = kept
     by_outputs, by_last = cotangents
-    back = jax.lax.optimization_barrier(kernel.T)  # turned once, not in each step
+    back = _turned(kernel)
 
-    def body(state: Any, entry: Any) -> tuple[Any, Any]:
-        (by_output, *by_rest), by_norms = state
-        x, mask, recurrent, carry, also = entry
-        _, pull = jax.vjp(lambda norms, x, r, carry: _step(cell, norms, x, r, mask, carry), norms, x, recurrent, carry)
-        more, by_x, by_recurrent, (by_output, *by_rest) = pull((by_output + also, *by_rest))
-        by_norms = jax.tree.map(jnp.add, by_norms, more)
-        by_carry = (by_output + back @ by_recurrent, *by_rest)
-        return (by_carry, by_norms), (by_x, by_recurrent)
+    def body(by_carry: Arrays, entry: Any) -> tuple[Arrays, Any]:
+        mask, saved, carry, by_output = entry
+        by = (by_carry[0] + by_output, *by_carry[1:])
+        by_new = by if mask is None else tuple(jnp.where(mask, each, 0) for each in by)
+        by_x, by_recurrent, by_before = CELLS[cell].backward(saved, carry, by_new)
+        by_before = (by_before[0] + back @ by_recurrent, *by_before[1:])
+        if mask is not None:
+            by_before = tuple(jnp.where(mask, *each) for each in zip(by_before, by, strict=True))
+        return by_before, (by_x,) if by_x is by_recurrent else (by_x, by_recurrent)
 
-    begin = by_last, jax.tree.map(jnp.zeros_like, norms)
-    entries = x, mask, recurrent, carries, by_outputs
-    (by_carry, by_norms), (by_x, by_recurrent) = jax.lax.scan(body, begin, entries, reverse=not reverse)
-    by_kernel = jnp.einsum("tgb,thb->gh", by_recurrent, carries[0])
-    by_bias = by_recurrent.sum((0, 2))[:, None]
-    return by_x, None, (by_kernel, by_bias, by_norms), by_carry
+    entries = mask, saved, carries, by_outputs
+    by_carry, found = jax.lax.scan(body, by_last, entries, reverse=not reverse)
+    by_kernel = jnp.einsum("tgb,thb->gh", found[-1], carries[0])
+    return found[0], None, (by_kernel, found[-1].sum((0, 2))[:, None]), by_carry
 
 
 _recur.defvjp(_forward, _backward)

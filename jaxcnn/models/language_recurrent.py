@@ -12,7 +12,7 @@ from flax import linen as nn
 from jax.typing import DTypeLike
 
 from jaxcnn.layers.features import tap
-from jaxcnn.layers.recurrent import Recurrent
+from jaxcnn.layers.recurrent import MOST_ROWS, Recurrent, Rows
 
 
 class RecurrentLanguageModel(nn.Module):
@@ -38,7 +38,10 @@ class RecurrentLanguageModel(nn.Module):
         """
         dropout = partial(nn.Dropout, self.dropout_rate, deterministic=not train)
         embedding = nn.Embed(self.vocabulary, self.features, dtype=self.dtype, name="embedding")
-        x = dropout(name="dropout")(embedding(tokens))
+        if self.vocabulary <= MOST_ROWS and not (train and self.dropout_rate):
+            x: Any = Rows(embedding.embedding, tokens)
+        else:
+            x = dropout(name="dropout")(embedding(tokens))
         recurrent = Recurrent(
             self.cell,
             self.features,
