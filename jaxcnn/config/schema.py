@@ -82,7 +82,7 @@ class LanguageConfig:
     """How texts are read, for task=language: train first, validation after it, test at the end."""
 
     level: str = field(default="character", metadata=_among("character", "word", "byte"))  # what a token is
-    vocabulary_size: int | None = field(default=None, metadata=_range(4, 2**20))  # the most frequent of train's tokens
+    vocabulary_size: int | None = field(default=None, metadata=_range(3, 2**20))  # the most frequent of train's tokens
     minimum_count: int = field(default=1, metadata=_range(1))  # what is rarer in train is unknown
     length: int = field(default=128, metadata=_range(2, 2**16))  # tokens of a window: of truncated backpropagation
     eval_length: int | None = field(default=None, metadata=_range(2, 2**20))  # of windows in evaluation; none: length
