@@ -42,7 +42,7 @@ class Recipe:
 RECIPES = {
     ("M3", "YEARLY"): Recipe(1, 12, "last", 300),
     ("M3", "QUARTERLY"): Recipe(4, 16, "last", 800),
-    ("M3", "MONTHLY"): Recipe(12, 24, "last", 1500),
+    ("M3", "MONTHLY"): Recipe(12, 24, "last", 3000),
     ("M3", "OTHER"): Recipe(1, 16, "last", 300),
     ("Tourism", "YEARLY"): Recipe(1, 12, "last", 300),
     ("Tourism", "QUARTERLY"): Recipe(4, 24, "last", 800),
