@@ -636,6 +636,7 @@ def test_a_run_is_reported_and_diagnosed(sales_run):
     assert "could not be made" not in text.lower()
     for words in ("seasonal naive", "The band lies between q0.1 and q0.9", "steps ahead", "sales@2006-12"):
         assert words in text, words
+    assert (sales_run / "run" / "telemetry.jsonl").exists()
     assert {"errors_ahead.png", "forecast_0.png"} <= {each.name for each in (page / "report").iterdir()}
     assert report.main(["report", "--workdir", workdir, "--output", str(page), "--quick"], 0.0) == 0
     assert "sales@2006-12" not in (page / "report.html").read_text()
