@@ -153,10 +153,13 @@ def test_bad_series_are_one_line(tmp_path, lines, options, message):
             "loss.quantiles=(0.2, 0.5) is read by loss.name=pinball",
         ),
         ({"forecast__recursive": True}, "forecast.recursive=true is for model.name=forecast_rnn, forecast_lstm"),
-        ({"data__exclude": "list"}, "data.exclude=list is read by task=classification, multilabel, tabular only"),
+        ({"data__exclude": "list"}, "data.exclude=list is read by task=classification, multilabel, tabular, text only"),
         ({"data__sampling": "balanced"}, "data.sampling=balanced is read by task=classification"),
         ({"table__encode": True}, "table.encode=True is read by task=tabular only"),
-        ({"model__name": "resnet20"}, "set model.name=mlp"),
+        (
+            {"model__name": "resnet20"},
+            "model.name=resnet20 is not for task=forecasting; choose one of: linear, forecast_rnn",
+        ),
         ({"model__name": "forecast_gru", "model__hidden": (4, 8)}, "layers of a recurrent forecaster are alike"),
         ({"checkpoint__best_metric": "accuracy"}, "is not measured with 6 steps"),
     ],
@@ -169,7 +172,7 @@ def test_what_does_not_suit_series_is_one_line(changes, message):
 
 
 def test_a_forecaster_is_for_series():
-    with pytest.raises(UserError, match=r"model.name=tcn forecasts series, task=forecasting; choose another"):
+    with pytest.raises(UserError, match=r"model.name=tcn is for task=forecasting; choose another"):
         build(Config(model=ModelConfig(name="tcn"), compilation_cache=False))
 
 
