@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from etils import epath
 from scipy import stats
 
 from jaxcnn import evaluate, generate, predict
@@ -18,6 +19,7 @@ from jaxcnn.config import CheckpointConfig, Config, DataConfig, LanguageConfig, 
 from jaxcnn.data import stream_examples
 from jaxcnn.errors import Preempted, UserError
 from jaxcnn.models.make import make_model
+from jaxcnn.run.facts import read_facts
 from jaxcnn.tasks.language import open_source
 from jaxcnn.tasks.language.generation import Sampling, distribution, draw, sample, search
 from jaxcnn.terminal import print_text
@@ -295,8 +297,10 @@ def test_a_run_is_diagnosed_and_reported(run):
     assert diagnose.main(["diagnose", "--workdir", workdir, "--json", str(run / "found.json")], 0.0) == 0
     assert report.main(["report", "--workdir", workdir, "--output", str(run / "page")], 0.0) == 0
     page = (run / "page" / "report.html").read_text()
-    assert "bits_per_character" in page
+    assert not read_facts(epath.Path(run / "run")).has_accuracy  # of classes: what half of the tokens may be well
     assert "could not be made" not in page.lower()
+    for said in ("bits_per_character", "95 % interval", "Temperature 0.5:", "Passages as the network read them"):
+        assert said in page, said
 
 
 def written(run: Path, capsys: Any, *options: str) -> str:

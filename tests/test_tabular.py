@@ -423,7 +423,7 @@ def test_a_regression_is_diagnosed_and_reported(price_run):
     workdir = str(price_run / "run")
     assert diagnose.main(["diagnose", "--workdir", workdir, "--json", str(price_run / "found.json")], 0.0) == 0
     found = json.loads((price_run / "found.json").read_text())
-    assert "nothing measures accuracy in this run" in [each["sentence"] for each in found]
+    assert "nothing measures the accuracy of classes in this run" in [each["sentence"] for each in found]
     assert report.main(["report", "--workdir", workdir, "--output", str(price_run / "page")], 0.0) == 0
     page = (price_run / "page" / "report.html").read_text()
     assert "validation rmse so far" in page

@@ -528,6 +528,35 @@ def test_a_run_is_diagnosed_and_reported(review_run):
     page = (review_run / "page" / "report.html").read_text()
     assert "could not be made" not in page.lower()
     assert "validation accuracy" in page
+    assert {"confusion_matrix.png"} <= {each.name for each in (review_run / "page" / "report").iterdir()}
+    for said in ("95 % interval", "Confusion matrix: a row is what texts are", "surest of"):
+        assert said in page, said
+
+
+def test_the_report_shades_the_words_that_decide(review_run):
+    from types import SimpleNamespace
+
+    from jaxcnn.report.files import read_runs
+    from jaxcnn.report.from_texts import _Study
+
+    (run,) = read_runs([str(review_run / "run")])
+    study = _Study(run, SimpleNamespace(step="best", split="test", data_dir=None), lambda *_: None)
+    text = study.vocabulary.encode("w1 fine w2")
+    tokens = np.zeros(study.evaluation.source.example["tokens"].shape, np.int32)
+    tokens[: len(text)] = text
+
+    def log_probability(row: np.ndarray) -> np.ndarray:
+        logits = study.finished.outputs(study.finished.variables, {"tokens": row[None]})
+        return np.asarray(jax.nn.log_softmax(logits))[0]
+
+    whole, falls = log_probability(tokens), []
+    for place in range(len(text)):
+        without = tokens.copy()
+        without[place] = study.vocabulary.unknown
+        falls.append(whole.max() - log_probability(without)[whole.argmax()])
+    weighed = study._weighed(tokens, len(text))
+    assert [piece.strip() for piece, _ in weighed] == ["w1", "fine", "w2"]
+    np.testing.assert_allclose([shade for _, shade in weighed], falls / np.abs(falls).max(), atol=1e-4)
 
 
 def test_what_the_vocabulary_and_the_vectors_leave_out_is_found(review_run):

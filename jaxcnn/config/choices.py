@@ -171,8 +171,14 @@ TASKS: dict[str, TaskChoice] = {
     ),
     "multilabel": TaskChoice("jaxcnn.tasks.multilabel:MULTILABEL", reads=("multilabel.", *_OF_IMAGES, *_DRAWN)),
     "tabular": TaskChoice("jaxcnn.tasks.tabular:TABULAR", reads=("table.", "loss.", *_DRAWN)),
-    "text": TaskChoice("jaxcnn.tasks.text:TEXT", reads=("text.", "loss.", *_DRAWN), check=_needs_vectors),
-    "language": TaskChoice("jaxcnn.tasks.language:LANGUAGE", reads=("language.",), check=_language),
+    "text": TaskChoice(
+        "jaxcnn.tasks.text:TEXT", reads=("text.", "loss.", *_DRAWN), check=_needs_vectors,
+        sections="jaxcnn.report.from_texts:sections",
+    ),
+    "language": TaskChoice(
+        "jaxcnn.tasks.language:LANGUAGE", reads=("language.",), check=_language,
+        sections="jaxcnn.report.from_language:sections",
+    ),
     "forecasting": TaskChoice(
         "jaxcnn.tasks.forecasting:FORECASTING",
         reads=("forecast.", "loss.name", "loss.huber_delta", "loss.quantiles"),

@@ -84,7 +84,7 @@ def curves(runs: Sequence[RunFiles]) -> Section:
             "",
             "there is no telemetry.jsonl in the run's folder: runs of few steps have none, nor those without telemetry",
         ),
-        ("images_per_second", "images per second", "", "timing.jsonl has no rows"),
+        ("images_per_second", f"{_things(runs)} per second", "", "timing.jsonl has no rows"),
     ):
         lines = _lines(runs, name)
         if not lines:
@@ -104,6 +104,11 @@ def curves(runs: Sequence[RunFiles]) -> Section:
         if any(row["split"] == "validation" for row in run.metrics)
     )
     return Section("Training", body, pictures)
+
+
+def _things(runs: Sequence[RunFiles]) -> str:
+    """What examples are called."""
+    return "images" if all(run.has_images for run in runs) else "examples"
 
 
 def _main_metrics(runs: Sequence[RunFiles]) -> list[str]:
@@ -155,8 +160,8 @@ def _caption(runs: Sequence[RunFiles], name: str, lines: Sequence[Line], what: s
         "learning_rate": "The learning rate of each logged step, before any factor of its layer.",
         "gradient_norm": "The norm of the whole gradient at the steps that telemetry looked at: a spike may have "
         "thrown training back, a fall to nothing is a network that no longer learns.",
-        "images_per_second": "Training images a second between logged steps, evaluation and saving left out: a dip is "
-        "a machine that was busy, or data that came late.",
+        "images_per_second": f"Training {_things(runs)} a second between logged steps, evaluation and saving left out: "
+        "a dip is a machine that was busy, or data that came late.",
     }[name] + thin
 
 
@@ -221,7 +226,7 @@ def comparison(runs: Sequence[RunFiles]) -> Section:
         ("parameters", lambda run: _of_summary(run, lambda s: f"{s['num_params']:,}")),
         ("epochs", lambda run: _of_summary(run, lambda s: f"{s['epochs']:.4g}")),
         ("training", lambda run: _of_summary(run, lambda s: _duration(s["seconds"]["train"]))),
-        ("images per second", lambda run: _of_summary(run, lambda s: f"{s['images_per_second']:,.0f}")),
+        (f"{_things(runs)} per second", lambda run: _of_summary(run, lambda s: f"{s['images_per_second']:,.0f}")),
         ("weights", lambda run: _of_summary(run, lambda s: s["weights"])),
     ]
     rows = [[what, *(value(run) for run in runs)] for what, value in measures]

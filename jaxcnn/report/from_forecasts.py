@@ -1,7 +1,6 @@
 """Sections about a run of forecasts: what they are worth beside forecasts without a model, and how they look."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
@@ -9,16 +8,14 @@ import numpy as np
 
 from jaxcnn.data.sheet import spread
 from jaxcnn.report import figures
+from jaxcnn.report.evaluated import Evaluated
 from jaxcnn.report.figures import Line
 from jaxcnn.report.files import RunFiles, shown_name
 from jaxcnn.report.page import Section, figure, grid, paragraph, table
 from jaxcnn.report.svg import to_png, to_svg
-from jaxcnn.results.finished import load
-from jaxcnn.results.general import Evaluation, evaluate_run
 from jaxcnn.run.log import number_in_words
 from jaxcnn.tasks.forecasting.windows import BASELINES
 from jaxcnn.training.feed import Progress
-from jaxcnn.training.parallel import set_up
 
 MOST_WINDOWS = 6  # that are drawn
 MODEL = "model"
@@ -30,21 +27,8 @@ def sections(run: RunFiles, values: Any, progress: Progress) -> dict[str, Callab
     return {"Scores": study.scores, "Forecasts": study.forecasts}
 
 
-@dataclass(frozen=True)
-class _Study:
-    """A run's forecasts of a split, made when a section first needs them."""
-
-    run: RunFiles
-    values: Any
-    progress: Progress
-
-    @cached_property
-    def evaluation(self) -> Evaluation:
-        set_up(None, compilation_cache=self.run.saved["config"].get("compilation_cache", True))
-        run = load(str(self.run.workdir), self.values.step)
-        return evaluate_run(
-            run, split=self.values.split, data_dir=self.values.data_dir, progress=self.progress, resamples=0
-        )
+class _Study(Evaluated):
+    """A run's forecasts of a split."""
 
     @cached_property
     def columns(self) -> dict[str, np.ndarray]:
@@ -67,12 +51,6 @@ class _Study:
         """Numbers [n, steps] in each window's own scale, in the unit of its series."""
         shift, scale = (self.windows[name].astype(float)[:, None] for name in ("shift", "scale"))
         return np.asarray(values * scale + shift)
-
-    @property
-    def of_what(self) -> str:
-        """A sentence: which split, how many, which weights."""
-        evaluation, count = self.evaluation, len(self.evaluation.places)
-        return f"{evaluation.split.capitalize()} split, n = {count:,} windows; step {evaluation.run.step:,}."
 
     def scores(self) -> Section:
         """The model's scores beside those without a model, and the error of each step ahead."""

@@ -1,5 +1,7 @@
 """Sections about what the network said of a split: scores, confusion, calibration, mistakes, embedding."""
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from jaxcnn.data.sheet import Row
@@ -65,14 +67,20 @@ def _classes(study: Study) -> str:
 
 def confusions(study: Study) -> Section:
     """The matrix, and the most frequent mistakes in words."""
-    evaluation, names = study.evaluation, study.names
-    matrix = np.asarray(evaluation.confusion_matrix)
+    return confusion(study.evaluation.confusion_matrix, study.names, things="images", of_what=study.of_what)
+
+
+def confusion(
+    counts: Sequence[Sequence[int]] | np.ndarray, names: Sequence[str], *, things: str, of_what: str
+) -> Section:
+    """The same of counts [labels, predictions]. `things`: what was predicted, in words; `of_what`: of which split."""
+    matrix = np.asarray(counts)
     drawing, titles = figures.confusion_matrix(matrix, names)
     right = int(np.trace(matrix))
     say = (
-        "Confusion matrix: a row is what an image is, a column what it was taken for; blue is right "
+        f"Confusion matrix: a row is what {things} are, a column what they were taken for; blue is right "
         f"({right:,}), orange wrong ({matrix.sum() - right:,}), and the shade goes by the root of its share of the "
-        f"row. {study.of_what}"
+        f"row. {of_what}"
     )
     wrong = matrix - np.diag(np.diag(matrix))
     most = np.argsort(-wrong, axis=None, kind="stable")[:CONFUSIONS]
@@ -83,7 +91,7 @@ def confusions(study: Study) -> Section:
         [names[row], names[column], f"{wrong[row, column]:,}", f"{wrong[row, column] / matrix[row].sum():.1%}"]
         for row, column in places
     ]
-    columns = ["label", "taken for", "images", "of the label"]
+    columns = ["label", "taken for", things, "of the label"]
     frequent = paragraph("Not one prediction is wrong.")
     if rows:
         frequent = table(columns, rows, names=2, caption="The most frequent mistakes")

@@ -111,6 +111,16 @@ def code(text: str) -> str:
     return f"<pre><code>{escape(text)}</code></pre>\n"
 
 
+def shaded(pieces: Sequence[tuple[str, float]]) -> str:
+    """Pieces of a text, each with a shade from -1, `wrong`'s colour, to 1, `right`'s; 0 has none."""
+    spans = []
+    for text, shade in pieces:
+        colour, share = "right" if shade > 0 else "wrong", round(60 * min(1.0, abs(shade)))
+        style = f"background:color-mix(in srgb, var(--{colour}) {share}%, transparent)"
+        spans.append(f'<span style="{style}">{escape(text)}</span>')
+    return f'<p class="passage">{"".join(spans)}</p>\n'
+
+
 def figure(content: str, caption: str, *, css: str = "") -> str:
     """A drawing (HTML) and a sentence under it."""
     return f'<figure class="{css}">{content}<figcaption>{escape(caption)}</figcaption></figure>\n'

@@ -86,8 +86,10 @@ class Facts:
 
     @property
     def has_accuracy(self) -> bool:
-        """Whether it is measured: of numbers there is none."""
-        return all("accuracy" in row for row in (*self.train[-1:], *self.validation[-1:]))
+        """Whether it is measured of classes: of numbers there is none, and of tokens it says something else."""
+        return bool(self.data["class_names"]) and all(
+            "accuracy" in row for row in (*self.train[-1:], *self.validation[-1:])
+        )
 
     @property
     def has_images(self) -> bool:

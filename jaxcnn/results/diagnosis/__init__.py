@@ -42,7 +42,9 @@ def _not_examined(facts: Facts) -> Iterator[Finding]:
             *(() if facts.option("data.validation_fraction") else ("--config.data.validation_fraction=0.1",)),
         )
     elif facts.train and not facts.has_accuracy:
-        yield missing("underfitting, leakage by accuracy, length", "nothing measures accuracy in this run")
+        yield missing(
+            "underfitting, leakage by accuracy, length", "nothing measures the accuracy of classes in this run"
+        )
     if facts.summary is None:
         yield missing(
             "whether it trained long enough", "the run has not finished", "the command that began it goes on with it"
