@@ -23,7 +23,7 @@ from jaxcnn.results.explain import choose_layer, grad_cam, overlay
 
 @pytest.fixture(autouse=True)
 def quick_to_trace(monkeypatch):
-    monkeypatch.setattr("jaxcnn.layers.conv._conv", lambda x, kernel, window, way: conv_xla(x, kernel, window))
+    monkeypatch.setattr("jaxcnn.layers.conv._conv", lambda x, kernel, window, *_: conv_xla(x, kernel, window))
 
 
 def random_variables(model, image_shape, seed=0):
