@@ -67,7 +67,7 @@ class RunFiles:
     @property
     def has_images(self) -> bool:
         """Whether examples are images."""
-        return self.saved["data"]["image_shape"] is not None
+        return self.saved["data"].get("image_shape", ()) is not None
 
     @property
     def main_metric(self) -> str:
