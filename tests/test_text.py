@@ -554,7 +554,7 @@ def test_the_report_shades_the_words_that_decide(review_run):
         without = tokens.copy()
         without[place] = study.vocabulary.unknown
         falls.append(whole.max() - log_probability(without)[whole.argmax()])
-    weighed = study._weighed(tokens, len(text))
+    weighed = study._weighed(tokens)
     assert [piece.strip() for piece, _ in weighed] == ["w1", "fine", "w2"]
     np.testing.assert_allclose([shade for _, shade in weighed], falls / np.abs(falls).max(), atol=1e-4)
 

@@ -77,7 +77,6 @@ class _Study(Evaluated):
         split = self.evaluation.source.splits[self.evaluation.split]
         for number in chosen:
             example = split.records[int(split.indices[self.evaluation.places[number]])]
-            tokens = example["tokens"][: int((example["tokens"] != Vocabulary.padding).sum())]
             name, said, true = (
                 words(each)
                 for each in (
@@ -87,12 +86,13 @@ class _Study(Evaluated):
                 )
             )
             body += paragraph(f"{name}: said {said} {sure[number]:.1%}, is <b>{true}</b>")
-            body += shaded(self._weighed(example["tokens"], len(tokens)))
+            body += shaded(self._weighed(example["tokens"]))
         return Section("Words", body)
 
-    def _weighed(self, tokens: np.ndarray, count: int) -> list[tuple[str, float]]:
-        """The words of a text int [length] of `count` tokens, and what each weighed, at most 1."""
-        count = min(count, MOST_TOKENS)
+    def _weighed(self, tokens: np.ndarray) -> list[tuple[str, float]]:
+        """The words of a text int [length], and what each weighed, at most 1."""
+        whole = int((tokens != Vocabulary.padding).sum())
+        count = min(whole, MOST_TOKENS)
         without = np.tile(tokens, (1 + min(len(tokens), MOST_TOKENS), 1))
         without[1 + np.arange(count), np.arange(count)] = Vocabulary.unknown
         weights = np.asarray(self._falls(without))[:count]
@@ -102,7 +102,7 @@ class _Study(Evaluated):
             (f"{self.vocabulary.name(int(token))}{space}", float(weight))
             for token, weight in zip(tokens[:count], weights, strict=True)
         ]
-        return [*pieces, ("…", 0.0)] if count == MOST_TOKENS < (tokens != Vocabulary.padding).sum() else pieces
+        return [*pieces, ("…", 0.0)] if count < whole else pieces
 
     @cached_property
     def _falls(self) -> Callable[[np.ndarray], jax.Array]:
