@@ -6,6 +6,7 @@ file imports PyTorch at its top, so a benchmark imports it where PyTorch is inst
 """
 
 import math
+import sys
 import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -226,14 +227,17 @@ def make(name: str, num_classes: int, *, stem: str) -> nn.Module:
 
 
 def _torchvision(name: str) -> Callable[..., nn.Module]:
-    # A torchvision built for CUDA has no operators for a PyTorch without it; its classifiers need none, but its import
-    # asks for these two.
-    operators = torch.library.Library("torchvision", "FRAGMENT")
-    for operator in ("nms", "qnms"):
-        if not hasattr(torch.ops.torchvision, operator):
+    try:
+        import torchvision.models
+    except RuntimeError:  # a torchvision that was built for CUDA, beside a PyTorch without it
+        for module in [each for each in sys.modules if each.partition(".")[0] == "torchvision"]:
+            del sys.modules[module]
+        # Its classifiers need none of its operators, but its import asks for these two.
+        operators = torch.library.Library("torchvision", "FRAGMENT")
+        for operator in ("nms", "qnms"):
             operators.define(f"{operator}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-    _KEPT.append(operators)  # what it defines is gone with it
-    import torchvision.models
+        _KEPT.append(operators)  # what it defines is gone with it
+        import torchvision.models
 
     return getattr(torchvision.models, name)
 

@@ -162,6 +162,7 @@ def test_bad_series_are_one_line(tmp_path, lines, options, message):
         ),
         ({"model__name": "forecast_gru", "model__hidden": (4, 8)}, "layers of a recurrent forecaster are alike"),
         ({"checkpoint__best_metric": "accuracy"}, "is not measured with 6 steps"),
+        ({"checkpoint__best_metric": "naive_mae"}, "says of no weights that they are better"),
     ],
 )
 def test_what_does_not_suit_series_is_one_line(changes, message):

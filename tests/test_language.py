@@ -20,6 +20,7 @@ from jaxcnn.data import stream_examples
 from jaxcnn.errors import Preempted, UserError
 from jaxcnn.models.make import make_model
 from jaxcnn.run.facts import read_facts
+from jaxcnn.run.log import read_rows
 from jaxcnn.tasks.language import open_source
 from jaxcnn.tasks.language.generation import Sampling, distribution, draw, sample, search
 from jaxcnn.terminal import print_text
@@ -220,7 +221,11 @@ def test_killed_and_resumed_is_never_killed(tmp_path, stop_at):  # noqa: F811
     assert all(whole[name].any() for name in carried)
     assert not [name for name in whole if "ema" in name and "carried" in name]
     assert_same_arrays(whole, arrays(tmp_path / "killed", config))
-    assert (tmp_path / "whole" / "metrics.jsonl").read_bytes() == (tmp_path / "killed" / "metrics.jsonl").read_bytes()
+    for name in ("metrics.jsonl", "samples.jsonl"):
+        assert (tmp_path / "whole" / name).read_bytes() == (tmp_path / "killed" / name).read_bytes()
+    samples = read_rows(tmp_path / "whole" / "samples.jsonl")
+    assert [each["step"] for each in samples] == [each["step"] for each in rows(tmp_path / "whole", "validation")]
+    assert all(each["text"] for each in samples)
 
 
 def test_one_device_and_eight_agree(tmp_path):

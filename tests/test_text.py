@@ -612,9 +612,10 @@ def test_streamed_and_resident_learn_alike_and_a_run_goes_on(tmp_path):
         np.testing.assert_allclose(one, eight, rtol=1e-3, atol=1e-4)
 
 
-def test_a_run_begins_with_a_language_models_weights_and_vocabulary(tmp_path):
+@pytest.mark.parametrize("tied", [False, True])
+def test_a_run_begins_with_a_language_models_weights_and_vocabulary(tied, tmp_path):
     """The head is new, for classes; and the run that it began with may go once it has begun."""
-    first = language_config(text_of(tmp_path), language__level="word")
+    first = language_config(text_of(tmp_path), language__level="word", model__tied=tied)
     begin(first, tmp_path / "old")
     (tmp_path / "other.csv").write_text("text,label\n" + "the cat new,a\nthe dog ran,b\non a mat,c\n" * 10)
     config = text_config(

@@ -43,3 +43,13 @@ def over_time(x: jax.Array, lengths: jax.Array) -> tuple[jax.Array, jax.Array]:
     mask = (jnp.arange(x.shape[1]) < lengths[:, None])[:, :, None]
     mean = jnp.where(mask, x, 0).sum(axis=1) / jnp.maximum(lengths, 1)[:, None].astype(x.dtype)
     return mean, jnp.where(mask, x, jnp.finfo(x.dtype).min).max(axis=1)
+
+
+class TiedHead(nn.Module):
+    """A head whose kernel is the embedding (Press and Wolf 2017, arXiv:1608.05859), and whose bias is its own."""
+
+    @nn.compact
+    def __call__(self, x: jax.Array, embedding: nn.Embed) -> jax.Array:
+        """[batch, time, features] to logits, float32 [batch, time, words]."""
+        logits = embedding.attend(x).astype(jnp.float32)
+        return logits + self.param("bias", nn.initializers.zeros_init(), (logits.shape[-1],), jnp.float32)

@@ -13,6 +13,7 @@ from jax.typing import DTypeLike
 
 from jaxcnn.layers.features import tap
 from jaxcnn.layers.recurrent import MOST_ROWS, Recurrent, Rows
+from jaxcnn.layers.words import TiedHead
 
 
 class RecurrentLanguageModel(nn.Module):
@@ -27,7 +28,7 @@ class RecurrentLanguageModel(nn.Module):
     layers: int = 1
     dropout_rate: float = 0.0  # before, between and after the layers
     layer_norm: bool = False
-    tied: bool = False  # the head's kernel is the embedding: Press and Wolf 2017, arXiv:1608.05859
+    tied: bool = False  # the head's kernel is the embedding
     dtype: DTypeLike = jnp.float32
 
     @nn.compact
@@ -55,8 +56,7 @@ class RecurrentLanguageModel(nn.Module):
         x = tap(self, "stage1", x, as_map=lambda x: x[:, None])
         x = dropout(name="head_dropout")(x)
         if self.tied:
-            bias = self.param("head_bias", nn.initializers.zeros_init(), (self.num_classes,), jnp.float32)
-            logits = embedding.attend(x).astype(jnp.float32) + bias
+            logits = TiedHead(name="head")(x, embedding)
         else:
             logits = nn.Dense(self.num_classes, dtype=self.dtype, name="head")(x).astype(jnp.float32)
         return logits if carry is None else (logits, carried)

@@ -11,6 +11,7 @@ from jax.typing import DTypeLike
 from jaxcnn.layers.attention import EncoderLayer, Past
 from jaxcnn.layers.blocks import ACTIVATIONS, Activation, layer_norm
 from jaxcnn.layers.features import tap
+from jaxcnn.layers.words import TiedHead
 
 
 class LanguageTransformer(nn.Module):
@@ -24,7 +25,7 @@ class LanguageTransformer(nn.Module):
     num_heads: int = 4
     activation: Activation = ACTIVATIONS["gelu"]
     dropout_rate: float = 0.1
-    tied: bool = False  # the head's kernel is the embedding: Press and Wolf 2017, arXiv:1608.05859
+    tied: bool = False  # the head's kernel is the embedding
     remat: bool = False  # compute each layer again in the backward pass instead of keeping what is inside it
     dtype: DTypeLike = jnp.float32
 
@@ -57,8 +58,7 @@ class LanguageTransformer(nn.Module):
             now.append(seen)
         x = layer_norm(dtype=self.dtype, name="head_norm")(x)
         if self.tied:
-            bias = self.param("head_bias", nn.initializers.zeros_init(), (self.num_classes,), jnp.float32)
-            logits = embedding.attend(x).astype(jnp.float32) + bias
+            logits = TiedHead(name="head")(x, embedding)
         else:
             logits = nn.Dense(self.num_classes, dtype=self.dtype, name="head")(x).astype(jnp.float32)
         return logits if carry is None else (logits, (at + tokens.shape[1], now))

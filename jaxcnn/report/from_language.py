@@ -12,12 +12,14 @@ from jaxcnn.data.vocabulary import Vocabulary
 from jaxcnn.report.evaluated import Evaluated
 from jaxcnn.report.files import RunFiles
 from jaxcnn.report.page import Section, code, escape, paragraph, shaded, table
+from jaxcnn.run.log import read_rows
 from jaxcnn.tasks.language import vocabulary_of
 from jaxcnn.tasks.language.generation import Sampling, sample
 from jaxcnn.training.feed import Progress
 
 TEMPERATURES = 0.5, 0.8, 1.0
 WRITTEN = 400  # tokens of each text
+EPOCHS_SHOWN = 8  # of the texts that were kept while it learned
 PASSAGES = 3  # of the split, that are shown
 MOST_BITS = 10.0  # of a token, that has the full shade: one of a thousand that were as likely
 
@@ -65,7 +67,17 @@ class _Study(Evaluated):
             )
             text = self.vocabulary.decode(np.concatenate([piece[0] for piece in pieces]))
             body += paragraph(f"Temperature {temperature:g}:", css="note soft") + code(text)
-        return Section("Writing", body)
+        return Section("Writing", body + self._while_it_learned())
+
+    def _while_it_learned(self) -> str:
+        """What it wrote after each evaluation of the training, some of them, the first and the last among those."""
+        rows = read_rows(self.run.workdir / "samples.jsonl")
+        if not rows:
+            return ""
+        body = paragraph("What it wrote while it learned, with the run's seed.")
+        for place in np.unique(np.linspace(0, len(rows) - 1, min(EPOCHS_SHOWN, len(rows))).astype(int)):
+            body += paragraph(f"Epoch {rows[place]['epoch']:g}:", css="note soft") + code(rows[place]["text"])
+        return body
 
     def reading(self) -> Section:
         """Passages of the split, each token in the shade of the bits that it took."""

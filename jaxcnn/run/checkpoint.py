@@ -7,16 +7,15 @@ silently. A checkpoint that does not verify is reported, set aside, and the one 
 import logging
 import math
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from functools import cached_property
 from pathlib import PurePosixPath
 from typing import Any
 
 import jax
 import numpy as np
-import orbax.checkpoint as ocp
 from etils import epath
 from flax import traverse_util
-from orbax.checkpoint.checkpoint_managers import preservation_policy
 
 from jaxcnn.errors import RunError
 from jaxcnn.files import finite, read_json, write_atomically
@@ -99,28 +98,36 @@ class Checkpoints:
 
         A value that is not finite is worse than any other, and never the best. With `keep_best=0` there is no best.
         """
-        mend_orbax()
         self._folder = epath.Path(folder)
         self._best_metric, self._sign = best_metric, 1 if higher_is_better else -1
-        self._keep_best, self._report = keep_best, report
-        policies: list[preservation_policy.PreservationPolicy] = [preservation_policy.LatestN(keep_last)]
-        if keep_best:
+        self._keep_last, self._keep_best, self._report = keep_last, keep_best, report
+        self._asynchronous, self._read_only = asynchronous, read_only
+
+    @cached_property
+    def _manager(self) -> Any:
+        """Orbax's manager. Importing Orbax takes half a second, which a new run's first step need not wait for."""
+        import orbax.checkpoint as ocp
+        from orbax.checkpoint.checkpoint_managers import preservation_policy
+
+        mend_orbax()
+        policies: list[preservation_policy.PreservationPolicy] = [preservation_policy.LatestN(self._keep_last)]
+        if self._keep_best:
             policies.append(
                 preservation_policy.BestN(
                     get_metric_fn=self._rank,
-                    n=keep_best,
+                    n=self._keep_best,
                     keep_checkpoints_without_metrics=False,
                 )
             )
-        self._manager = ocp.CheckpointManager(
+        return ocp.CheckpointManager(
             self._folder,
             options=ocp.CheckpointManagerOptions(
                 best_fn=self._rank,  # without it the manager writes no metrics
                 preservation_policy=preservation_policy.AnyPreservationPolicy(policies),
-                enable_async_checkpointing=asynchronous and not read_only,
-                create=not read_only,
-                read_only=read_only,
-                cleanup_tmp_directories=not read_only,
+                enable_async_checkpointing=self._asynchronous and not self._read_only,
+                create=not self._read_only,
+                read_only=self._read_only,
+                cleanup_tmp_directories=not self._read_only,
             ),
             item_handlers={
                 "arrays": ocp.StandardCheckpointHandler(),
@@ -136,9 +143,17 @@ class Checkpoints:
             return -math.inf
         return self._sign * value
 
+    @property
+    def _is_open(self) -> bool:
+        """Whether the manager has been made."""
+        return "_manager" in self.__dict__
+
+    def _entries(self) -> Iterator[epath.Path]:
+        return self._folder.iterdir() if self._folder.exists() else iter(())
+
     def steps(self) -> list[int]:
         """Steps that have a checkpoint, the newest last."""
-        return sorted(self._manager.all_steps())
+        return sorted(self._manager.all_steps()) if self._is_open or any(self._entries()) else []
 
     def save(self, step: int, tree: Any, extra: dict[str, Any], metrics: dict[str, float] | None = None) -> None:
         """Writes host arrays (which the caller must not change afterwards) and JSON; returns before it is on disk.
@@ -146,6 +161,8 @@ class Checkpoints:
         Raises:
           RunError: this save could not begin, or the one before it failed.
         """
+        import orbax.checkpoint as ocp
+
         arrays = flatten(tree)
         extra = {"extra": extra, "checksums": {name: checksum(array) for name, array in arrays.items()}}
         try:
@@ -163,6 +180,8 @@ class Checkpoints:
 
     def wait(self) -> None:
         """Returns once everything saved is on disk. Raises RunError if a save failed."""
+        if not self._is_open:
+            return
         try:
             self._manager.wait_until_finished()
             self._manager.check_for_errors()
@@ -211,6 +230,8 @@ class Checkpoints:
 
     def read(self, step: int) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
         """(arrays as `flatten` names them, extra) of one checkpoint, whatever it holds. Raises DamagedError."""
+        import orbax.checkpoint as ocp
+
         try:
             self._check_size(step)
             restored = self._manager.restore(
@@ -267,4 +288,5 @@ class Checkpoints:
 
     def close(self) -> None:
         """Waits for what is being written, then lets go of the folder."""
-        self._manager.close()
+        if self._is_open:
+            self._manager.close()

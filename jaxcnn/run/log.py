@@ -25,7 +25,7 @@ from jaxcnn.terminal import PatientConsole, complain_once, one_line
 EXAMPLES_PER_SECOND = "images_per_second"  # in timing.jsonl and summary.json, of whatever the examples are
 LARGEST_FILE = 1 << 30  # bytes of rows that are read
 _STEP, _VALUE = Number(0, 2**53, integer=True), (Number(), None)  # null is a number that is not finite
-# What a row of each file has; the last only where there is telemetry.
+# What a row of each file has.
 _FILES: dict[str, Any] = {
     "metrics.jsonl": {"step": _STEP, "epoch": Number(0), "split": str, "loss": _VALUE, str: _VALUE},
     "timing.jsonl": {
@@ -38,7 +38,9 @@ _FILES: dict[str, Any] = {
         "activations": {str: dict.fromkeys(("mean", "std", "dead"), _VALUE)},
         "not_finite?": [str],
     },
+    "samples.jsonl": {"step": _STEP, "epoch": Number(0), "text": str},
 }  # fmt: skip
+_NOT_ALWAYS = "telemetry.jsonl", "samples.jsonl"  # not there where there is nothing for them
 
 
 def read_rows(path: epath.Path) -> list[dict[str, Any]]:
@@ -98,7 +100,7 @@ class RunLog:
         self.examples = "images"  # what they are called
         self._work: Progress | None = None
         self._task = self._work_task = TaskID(0)
-        self._since_epoch: list[tuple[int, dict[str, float]]] = []  # (examples, means) of each interval
+        self._since_epoch: Any = None  # sums of the metrics since the last evaluation
         self._timing: dict[str, float] = {}
 
     def resume(self, step: int) -> None:
@@ -106,7 +108,7 @@ class RunLog:
         self._resumed_at = step
         for name in _FILES:
             self._rows[name] = [row for row in read_rows(self._workdir / name) if row["step"] <= step]
-            if name != "telemetry.jsonl" or self._rows[name] or os.path.lexists(self._workdir / name):
+            if name not in _NOT_ALWAYS or self._rows[name] or os.path.lexists(self._workdir / name):
                 self._rewrite(name)
         if self._with_tensorboard:
             self.tensorboard = TensorBoard(self._workdir / "tensorboard", step)
@@ -137,6 +139,12 @@ class RunLog:
             self.tensorboard.scalars("train", step, charts)
             self.tensorboard.histograms("train", step, histograms)
 
+    def sample(self, step: int, epoch: float, text: str) -> None:
+        """A row of samples.jsonl, and the text in TensorBoard."""
+        self._append("samples.jsonl", {"step": step, "epoch": round(epoch, 4), "text": text})
+        if self.tensorboard:
+            self.tensorboard.text("validation", "sample", step, text)
+
     def _append(self, name: str, row: dict[str, Any]) -> None:
         self._rows[name].append(row)
         if not self._remote:  # object stores do not append: there the file is rewritten by flush
@@ -159,7 +167,7 @@ class RunLog:
         """Writes everything logged so far into the run's folder. Called before each save."""
         if self._remote:
             for name in _FILES:
-                if name != "telemetry.jsonl" or self._rows[name]:
+                if name not in _NOT_ALWAYS or self._rows[name]:
                     self._rewrite(name)
         if self.tensorboard:
             self._writing(self.tensorboard.flush)
@@ -207,17 +215,14 @@ class RunLog:
         since = time.perf_counter() - self._start
         self.say(f"first step {since:.1f} s after the command, {seconds:.1f} s of them to compile and run it")
 
-    def interval(self, step: int, values: dict[str, float], num_examples: int, timing: dict[str, float]) -> None:
-        """Moves the bar."""
+    def interval(self, step: int, values: dict[str, float], totals: Any, timing: dict[str, float]) -> None:
+        """Moves the bar. `totals` are the metrics' sums (tasks/metric.py) on the host."""
         self._timing = timing or self._timing
-        self._since_epoch.append((num_examples, values))
+        self._since_epoch = totals if self._since_epoch is None else self._since_epoch.merge(totals)
         if self._progress:
             shown = (f"{name} {value:.4f}" for name, value in values.items() if name != "learning_rate")
             text = "  ".join([*list(shown)[:2], self._rate()])
             self._progress.update(self._task, completed=step, values=text)
-
-    def _shown(self) -> list[str]:
-        return [name for name in self._since_epoch[0][1] if name != "learning_rate"] if self._since_epoch else []
 
     def _rate(self) -> str:
         if not self._timing:
@@ -230,9 +235,8 @@ class RunLog:
     def epoch(self, epoch: float, num_epochs: float, validation: dict[str, float]) -> None:
         """The line that an evaluation leaves."""
         parts = [f"epoch {epoch:.1f}/{num_epochs:.1f}" if num_epochs >= 1 else f"epoch {epoch:.3f}/{num_epochs:.3f}"]
-        total = sum(count for count, _ in self._since_epoch)
-        train = {k: sum(count * values[k] for count, values in self._since_epoch) / total for k in self._shown()}
-        self._since_epoch.clear()
+        train = {} if self._since_epoch is None else self._since_epoch.compute()
+        self._since_epoch = None
         after_resume = f"train since step {self._resumed_at:,}" if self._resumed_at else "train"
         self._resumed_at = 0
         for name, values in ((after_resume, train), ("validation", validation)):

@@ -138,6 +138,11 @@ class TensorBoard:
         """Writes an image, uint8 [height, width, 3]."""
         self._writer(split).add_image(name, image, step, walltime=time.time(), dataformats="HWC")
 
+    def text(self, split: str, name: str, step: int, text: str) -> None:
+        """Writes a text, which TensorBoard shows as it is, not as Markdown."""
+        quoted = "".join(f"    {line}\n" for line in text.splitlines())
+        self._writer(split).add_text(name, quoted, step, walltime=time.time())
+
     def pr_curve(self, split: str, name: str, step: int, positive: np.ndarray, probability: np.ndarray) -> None:
         """Writes a precision-recall curve, of bool [n] and probabilities [n]."""
         self._writer(split).add_pr_curve(name, positive, probability, step, walltime=time.time())

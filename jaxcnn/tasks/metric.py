@@ -38,6 +38,7 @@ class Metric:
     unit: str = ""  # none: a share from 0 to 1, or a bare number
     size: int | None = None  # of what is averaged; none: one number an example
     finish: Callable[[Any], Any] = _itself
+    chooses: bool = True  # may choose weights, end a run, lower a rate: it is better in one direction, and the model's
 
 
 LOSS = Metric("loss", lambda outputs, targets, losses: losses, higher_is_better=False)

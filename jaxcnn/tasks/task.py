@@ -70,6 +70,8 @@ class Task:
     recorded: tuple[str, ...]  # those that are always measured
     best_metric: str  # chooses the weights, unless the config says
     apply: Callable[[Callable[[Any], Any], Any], Any] = lambda model, inputs: model(inputs)  # in evaluation
+    # (model, its variables) -> a text that the log keeps of each evaluation while it trains
+    sample: Callable[[Any, Any], str] | None = None
     continued: bool = False  # train's examples continue one another, so that a model that `reads_streams` may carry on
     examples: str = "examples"  # what they are called, in lines for people
 

@@ -83,6 +83,7 @@ def train(
             metrics = None
             if evaluates:
                 metrics, is_best = _validate(run, feed, log, standing, stepper)
+                _sample(run, log, standing)
                 saves = saves or is_best or standing.watch.is_over(run.config)
                 clock.lap("evaluate", standing.step)
             if saves or signals:
@@ -204,6 +205,14 @@ def _validate(
         standing.best = metrics[run.learning.selections.best.name]
     _follow(run, log, standing, stepper, metrics)
     return metrics, is_best
+
+
+def _sample(run: Run, log: RunLog, standing: Standing) -> None:
+    """Has the log keep a sample of what a network makes, where its task has such a thing."""
+    if run.task.sample is not None:
+        variables = result_variables(run.parallel.unreplicate(standing.state))
+        text = run.task.sample(run.learning.model, variables)
+        log.sample(standing.step, standing.step / run.learning.steps_per_epoch, text)
 
 
 def _is_best(run: Run, log: RunLog, standing: Standing, metrics: dict[str, float]) -> bool:
@@ -360,20 +369,20 @@ class _Interval:
         """Writes the rows that the devices are done with, or all of them. RunError if a loss is not finite."""
         while self._pending and (wait or self._pending[0][1].loss.total.is_ready()):
             step, totals = self._pending.popleft()
-            values, num_examples = self._write(step, totals, state)
+            totals = self._run.parallel.unreplicate(totals)
+            values = self._write(step, totals, state)
             timing = clock.interval(step, self._run.config.batch_size)
             if timing:
                 self._log.timing(step, timing)
-            self._log.interval(step, values, num_examples, timing)
+            self._log.interval(step, values, totals, timing)
 
-    def _write(self, step: int, totals: Any, state: TrainState) -> tuple[dict[str, float], int]:
-        totals = self._run.parallel.unreplicate(totals)
+    def _write(self, step: int, totals: Any, state: TrainState) -> dict[str, float]:
         values = {name: float(value) for name, value in totals.compute().items()}
         values["learning_rate"] = float(self._rates[step - 1] * np.float32(self.rate_factor))
         self._log.metrics(step, step / self._run.learning.steps_per_epoch, "train", values)
         if not np.isfinite(totals.loss.total):  # the row is there, so that what reads the run can tell how it ended
             raise _not_finite(self._run, self._feed, self._run.parallel.unreplicate(state))
-        return values, int(totals.loss.count)
+        return values
 
 
 def _check_finite(run: Run, feed: Feed, host: dict[str, Any]) -> None:

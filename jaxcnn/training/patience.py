@@ -127,13 +127,17 @@ def make_selections(config: Config, task: Task, *, averaged: bool) -> Selections
       UserError: the task has no such metric.
     """
     known = {each.name: each for each in (LOSS, *task.metrics)}
+    best = config.checkpoint.best_metric or task.best_metric
 
     def selection(field: str, name: str) -> Selection:
         if name not in known:
             raise UserError(f"{field}={name} is not measured with {task.learns}; {nearest(name, known)}")
+        if not known[name].chooses:
+            raise UserError(
+                f"{field}={name} says of no weights that they are better; choose another, e.g. {task.best_metric}"
+            )
         return Selection(known[name], averaged)
 
-    best = config.checkpoint.best_metric or task.best_metric
     return Selections(
         best=selection("checkpoint.best_metric", best),
         stop=selection("early_stop.metric", config.early_stop.metric or best),

@@ -75,7 +75,8 @@ def metrics_for(quantiles: tuple[float, ...]) -> tuple[Metric, ...]:
         found.append(Metric(name, _mean_of(errors, of_model, needs_scale), False, unit, size=2, finish=ratio))
         for number, baseline in enumerate(BASELINES):
             without = lambda outputs, targets, number=number: targets["baselines"][:, number]
-            found.append(Metric(f"{baseline}_{name}", _mean_of(errors, without, needs_scale), False, unit, 2, ratio))
+            counted = _mean_of(errors, without, needs_scale)
+            found.append(Metric(f"{baseline}_{name}", counted, False, unit, 2, ratio, chooses=False))
     if quantiles:
         found += [
             Metric("pinball", _pinball(quantiles), higher_is_better=False, size=2, finish=_ratio(lambda mean: mean)),
@@ -86,6 +87,7 @@ def metrics_for(quantiles: tuple[float, ...]) -> tuple[Metric, ...]:
                 f"aim {quantiles[-1] - quantiles[0]:g}",
                 2,
                 _ratio(lambda mean: mean),
+                chooses=False,
             ),
         ]
     return tuple(found)

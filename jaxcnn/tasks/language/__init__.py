@@ -18,9 +18,12 @@ from jaxcnn.config import Config
 from jaxcnn.data.vocabulary import Vocabulary
 from jaxcnn.errors import UserError
 from jaxcnn.files import read_text, user_path
+from jaxcnn.tasks.language.generation import Sampling, write_one
 from jaxcnn.tasks.language.source import LARGEST_FILE, TextSource, open_source
 from jaxcnn.tasks.metric import Metric
 from jaxcnn.tasks.task import Batch, Finished, Losses, Task, TaskKind
+
+SAMPLED, TEMPERATURE = 200, 0.8  # tokens of the text that is kept of each evaluation, and how it is drawn
 
 
 def make_task(
@@ -54,6 +57,7 @@ def _make_task(config: Config, vocabulary: Vocabulary) -> Task:
         recorded=names,
         best_metric=names[0],
         apply=_of_what_came,
+        sample=partial(_sample, vocabulary, config.seed),
         continued=True,
         examples="windows",
     )
@@ -79,6 +83,13 @@ def _of_what_came(model: Callable[[Any], Any], windows: jax.Array) -> dict[str, 
         "right": logits.argmax(axis=-1) == following,
         "there": following != Vocabulary.padding,
     }
+
+
+def _sample(vocabulary: Vocabulary, seed: int, model: Any, variables: Any) -> str:
+    """A text from its beginning on, of at most so many tokens, drawn with the run's seed."""
+    key = jax.random.key(seed)
+    tokens = write_one(variables, key, module=model, sampling=Sampling(TEMPERATURE), num_tokens=SAMPLED)
+    return vocabulary.decode(np.asarray(tokens))
 
 
 def _cross_entropy(logits: jax.Array, tokens: jax.Array) -> jax.Array:

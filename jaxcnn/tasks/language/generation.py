@@ -125,6 +125,18 @@ def sample(
             return
 
 
+@partial(jax.jit, static_argnames=("module", "sampling", "num_tokens"))
+def write_one(variables: Any, key: jax.Array, *, module: Any, sampling: Sampling, num_tokens: int) -> jax.Array:
+    """A text from its beginning on, int [num_tokens]; a module that has a window, `length`, stays within it."""
+
+    def model(tokens: jax.Array, carry: Any) -> tuple[jax.Array, Any]:
+        return module.apply(variables, tokens, train=False, carry=carry)
+
+    room = min(num_tokens, getattr(module, "length", None) or num_tokens)
+    writing = begin(model, jnp.full((1, 1), _END), module.begin(1))
+    return write(writing, key, model=model, sampling=sampling, num_tokens=room)[1][0]
+
+
 def _read_last(
     read: Callable[..., Writing], texts: np.ndarray, window: int | None, begun: Callable[[int], Any]
 ) -> tuple[Writing, int]:
