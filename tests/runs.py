@@ -69,6 +69,11 @@ def small_config(**changes: Any) -> Config:
         eval_every_epochs=0.15,
         tensorboard=False,
     )
+    return changed(config, changes)
+
+
+def changed(config: Config, changes: dict[str, Any]) -> Config:
+    """The config itself, validated, after changes: a key `a__b` sets config.a.b."""
     for path, value in changes.items():
         *groups, leaf = path.split("__")
         node: Any = config

@@ -24,7 +24,6 @@ from jaxcnn.config import (
     OptimizerConfig,
     from_dict,
     to_dict,
-    validate,
 )
 from jaxcnn.errors import UserError
 from jaxcnn.layers.recurrent import Recurrent
@@ -42,7 +41,7 @@ from jaxcnn.tasks.metric import Metrics
 from jaxcnn.terminal import PatientConsole
 from jaxcnn.training.build import build
 from jaxcnn.training.preview import preview
-from tests.runs import arrays, assert_same_arrays, rows, train
+from tests.runs import arrays, assert_same_arrays, changed, rows, train
 
 
 def series_config(name: str = "make_seasonal", **changes: Any) -> Config:
@@ -54,15 +53,7 @@ def series_config(name: str = "make_seasonal", **changes: Any) -> Config:
         optimizer=OptimizerConfig(name="adam", learning_rate=0.01),
         checkpoint=CheckpointConfig(every_steps=4, keep_last=8), tensorboard=False, compilation_cache=False,
     )  # fmt: skip
-    for path, value in changes.items():
-        *groups, leaf = path.split("__")
-        node: Any = config
-        for group in groups:
-            node = getattr(node, group)
-        assert hasattr(node, leaf)
-        setattr(node, leaf, value)
-    validate(config)
-    return config
+    return changed(config, changes)
 
 
 def csv_of(folder: Path, lines: Sequence[str], name: str = "series.csv") -> str:

@@ -15,7 +15,7 @@ from etils import epath
 from scipy import stats
 
 from jaxcnn import evaluate, generate, predict
-from jaxcnn.config import CheckpointConfig, Config, DataConfig, LanguageConfig, ModelConfig, OptimizerConfig, validate
+from jaxcnn.config import CheckpointConfig, Config, DataConfig, LanguageConfig, ModelConfig, OptimizerConfig
 from jaxcnn.data import stream_examples
 from jaxcnn.errors import Preempted, UserError
 from jaxcnn.models.make import make_model
@@ -27,7 +27,7 @@ from jaxcnn.terminal import print_text
 from jaxcnn.training.build import build
 from jaxcnn.training.feed import ResidentFeed
 from jaxcnn.training.whole_run import pieces_of
-from tests.runs import arrays, assert_same_arrays, rows, train
+from tests.runs import arrays, assert_same_arrays, changed, rows, train
 from tests.test_loop import stop_at  # noqa: F401
 
 WORDS = ("the", "cat", "sat", "on", "a", "mat", "dog", "ran")
@@ -57,15 +57,7 @@ def language_config(name: str, **changes: Any) -> Config:
         checkpoint=CheckpointConfig(every_steps=4, keep_last=8),
         tensorboard=False,
     )
-    for path, value in changes.items():
-        *groups, leaf = path.split("__")
-        node: Any = config
-        for group in groups:
-            node = getattr(node, group)
-        assert hasattr(node, leaf)
-        setattr(node, leaf, value)
-    validate(config)
-    return config
+    return changed(config, changes)
 
 
 # ---- windows

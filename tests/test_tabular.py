@@ -19,7 +19,6 @@ from jaxcnn.config import (
     TableConfig,
     from_dict,
     to_dict,
-    validate,
 )
 from jaxcnn.config.choices import TABLES
 from jaxcnn.data.records import Source
@@ -34,7 +33,7 @@ from jaxcnn.tasks.metric import Metrics
 from jaxcnn.tasks.tabular import TABULAR, metrics
 from jaxcnn.tasks.tabular.source import TableSource, open_source
 from jaxcnn.training.build import build
-from tests.runs import arrays, assert_same_arrays, train
+from tests.runs import arrays, assert_same_arrays, changed, train
 
 
 def table_config(name: str, **changes: Any) -> Config:
@@ -45,15 +44,7 @@ def table_config(name: str, **changes: Any) -> Config:
         loss=LossConfig(name="cross_entropy"), optimizer=OptimizerConfig(name="adam", learning_rate=0.02),
         checkpoint=CheckpointConfig(every_steps=4, keep_last=8), tensorboard=False, compilation_cache=False,
     )  # fmt: skip
-    for path, value in changes.items():
-        *groups, leaf = path.split("__")
-        node: Any = config
-        for group in groups:
-            node = getattr(node, group)
-        assert hasattr(node, leaf)
-        setattr(node, leaf, value)
-    validate(config)
-    return config
+    return changed(config, changes)
 
 
 def csv_of(folder: Path, text: str, name: str = "table.csv") -> str:

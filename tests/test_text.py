@@ -23,7 +23,6 @@ from jaxcnn.config import (
     TextConfig,
     from_dict,
     to_dict,
-    validate,
 )
 from jaxcnn.data.prepare import prepare
 from jaxcnn.data.records import NotPreparedError
@@ -39,7 +38,7 @@ from jaxcnn.tasks.text.source import open_source
 from jaxcnn.tasks.text.vectors import read_vectors
 from jaxcnn.training.build import build
 from tests.fake_tfds import info, shard_path
-from tests.runs import arrays, assert_same_arrays, begin, train
+from tests.runs import arrays, assert_same_arrays, begin, changed, train
 from tests.test_language import language_config, text_of
 from tests.test_prepare import Server, register, tar
 
@@ -55,15 +54,7 @@ def text_config(name: str, **changes: Any) -> Config:
         optimizer=OptimizerConfig(name="adam", learning_rate=0.02),
         checkpoint=CheckpointConfig(every_steps=4, keep_last=8), tensorboard=False, compilation_cache=False,
     )  # fmt: skip
-    for path, value in changes.items():
-        *groups, leaf = path.split("__")
-        node: Any = config
-        for group in groups:
-            node = getattr(node, group)
-        assert hasattr(node, leaf)
-        setattr(node, leaf, value)
-    validate(config)
-    return config
+    return changed(config, changes)
 
 
 def reviews(folder: Path, count: int = 60) -> str:
