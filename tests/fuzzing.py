@@ -133,7 +133,9 @@ OPTIONS = {
     "main": ("workdir", "dry_run", "flagfile", "config"),
     "lr_find": ("min", "max", "steps", "output", "config"),
     "evaluate": ("workdir", "split", "data", "data_dir", "step", "tta", "resamples", "output"),
-    "predict": ("workdir", "step", "top_k", "tta", "batch_size", "csv", "json", "explain", "target"),
+    "predict": (
+        "workdir", "init_from", "model", "step", "top_k", "tta", "batch_size", "csv", "json", "explain", "target",
+    ),
     "generate": ("workdir", "step", "prompt", "length", "temperature", "top_k", "top_p", "beam", "num", "seed"),
     "report": ("workdir", "output", "split", "step", "image", "data_dir"),
     "diagnose": ("workdir", "json"),
