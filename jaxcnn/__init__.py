@@ -4,7 +4,7 @@ import sys
 from typing import Any
 
 __version__ = "0.1.0"
-__all__ = ["load"]
+__all__ = ["load", "of_weights"]
 
 if sys.argv[:1] == ["-m"] and " -m jaxcnn." in " ".join(sys.orig_argv):  # a command's imports are about to begin
     from jaxcnn.run import stopping
@@ -13,8 +13,8 @@ if sys.argv[:1] == ["-m"] and " -m jaxcnn." in " ".join(sys.orig_argv):  # a com
 
 
 def __getattr__(name: str) -> Any:
-    if name == "load":  # imports JAX, which commands do only once their arguments are checked
-        from jaxcnn.results.trained import load
+    if name in __all__:  # imports JAX, which commands do only once their arguments are checked
+        from jaxcnn.results import trained
 
-        return load
+        return getattr(trained, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,7 +1,8 @@
 """Classifies images by a trained run: python -m jaxcnn.predict --workdir DIR IMAGE|FOLDER|- ... [--csv FILE]
 
-Folders are searched, too, for image files. `-` reads paths, one a line, or one image's bytes. What cannot be read is
-named on stderr, and left out. Exit codes: 0 all were classified, 1 some were not, 2 wrong command or workdir.
+Or by weights of ImageNet without a run: --init_from FILE --model NAME. Folders are searched, too, for image files. `-`
+reads paths, one a line, or one image's bytes. What cannot be read is named on stderr, and left out. Exit codes: 0 all
+were classified, 1 some were not, 2 wrong command or workdir.
 """
 
 import itertools
@@ -13,15 +14,17 @@ from typing import Any
 
 from absl import flags
 
-from jaxcnn.command import HELP_FLAGS, check_outputs, check_step, flags_help, parse_flags, run_command, show_help
+from jaxcnn.command import HELP_FLAGS, check_outputs, flags_help, parse_flags, run_command, show_help
 from jaxcnn.config import Config, from_dict, validate
 from jaxcnn.config.choices import TASKS, load_function
 from jaxcnn.data.folder import SUFFIXES
 from jaxcnn.data.given import Given, each_image
 from jaxcnn.errors import UserError, nearest
+from jaxcnn.results import choosing
 from jaxcnn.results.rows import Rows, as_csv, as_json, print_tables, write
 from jaxcnn.run import workdir as workdir_lib
 from jaxcnn.terminal import PatientConsole
+from jaxcnn.transfer import imagenet
 
 
 def main(argv: list[str], start: float) -> int:
@@ -34,8 +37,9 @@ def main(argv: list[str], start: float) -> int:
         show_help(f"{__doc__}\n{flags_help(values)}")
         return 0
     given = parse_flags(values, argv)
-    if not values.workdir:
-        raise UserError("no run given; pass --workdir, e.g. --workdir runs/digits")
+    choosing.check(values)
+    if values.init_from is not None:
+        return predict_images(values, given)
     command: Callable[..., int] = load_function(TASKS[_task_of(values.workdir)].predict)
     return command(values, given)
 
@@ -49,9 +53,9 @@ def _task_of(workdir: str) -> str:
 
 
 def predict_images(values: flags.FlagValues, given: list[str]) -> int:
-    """The command for classification's runs."""
+    """The command for classification's runs, and for weights without a run."""
     _check(values, given)
-    config, class_names = _run_of(values)
+    config, class_names = _classes_of(values)
     images = _images(given)
     first = next(images, None)
     if first is None:
@@ -59,12 +63,11 @@ def predict_images(values: flags.FlagValues, given: list[str]) -> int:
 
     import cv2
 
-    from jaxcnn.results.trained import load
     from jaxcnn.training.parallel import set_up
 
     set_up(None, compilation_cache=config.compilation_cache)
     cv2.setNumThreads(1)  # its own threads would wait for one another between ours
-    model = load(values.workdir, step=values.step)
+    model = choosing.open_model(values)
     answers = _answers(model, itertools.chain([first], images), values)
     top_k = min(values.top_k, len(class_names))
     rows = Rows(model, answers, top_k=top_k, explain=values.explain, images_folder=_folder_of_all(given))
@@ -82,8 +85,7 @@ def predict_images(values: flags.FlagValues, given: list[str]) -> int:
 
 
 def _define_flags(values: flags.FlagValues) -> None:
-    flags.DEFINE_string("workdir", None, "the run's folder", flag_values=values)
-    flags.DEFINE_string("step", "best", "which checkpoint: best (on validation), last, or its step", flag_values=values)
+    choosing.define_flags(values)
     flags.DEFINE_integer("top_k", 1, "so many of the likeliest classes are told", 1, 10**6, flag_values=values)
     flags.DEFINE_string(
         "tta", None, "none, flip, shifts or flip_translate: views averaged over; default the run's", flag_values=values
@@ -101,7 +103,6 @@ def _check(values: flags.FlagValues, given: Sequence[str]) -> None:
         raise UserError("no images given; pass files, folders, or - for a list of them on stdin")
     if values.csv == values.json == "-":
         raise UserError("--csv=- and --json=- would both write to stdout; give one of them a file")
-    check_step(values.step)
     check_outputs(values, "csv", "json")
     check_outputs(values, "explain", folder=True)
     _keep_images(values, given)
@@ -109,15 +110,16 @@ def _check(values: flags.FlagValues, given: Sequence[str]) -> None:
         raise UserError("--target is the class to explain; say where to: --explain DIR")
 
 
-def _run_of(values: flags.FlagValues) -> tuple[Config, list[str]]:
-    """(the run's config with the views that are asked for, its classes). Raises UserError where one is not known."""
-    saved = workdir_lib.read_config(workdir_lib.resolve(values.workdir))
-    config = from_dict(saved["config"])
+def _classes_of(values: flags.FlagValues) -> tuple[Config, Sequence[str]]:
+    """(the run's config with the views that are asked for, the classes). Raises UserError where one is not known."""
+    config, class_names = Config(), imagenet.class_names()
+    if values.init_from is None:
+        saved = workdir_lib.read_config(workdir_lib.resolve(values.workdir))
+        config, class_names = from_dict(saved["config"]), saved["data"]["class_names"]
     config.eval_tta = values.tta or config.eval_tta
     validate(config, unread=False)
-    class_names = saved["data"]["class_names"]
     if values.target is not None and values.target not in class_names:
-        raise UserError(f"--target={values.target}: the run has no such class; {nearest(values.target, class_names)}")
+        raise UserError(f"--target={values.target}: there is no such class; {nearest(values.target, class_names)}")
     return config, class_names
 
 

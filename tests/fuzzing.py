@@ -133,13 +133,19 @@ OPTIONS = {
     "main": ("workdir", "dry_run", "flagfile", "config"),
     "lr_find": ("min", "max", "steps", "output", "config"),
     "evaluate": ("workdir", "split", "data", "data_dir", "step", "tta", "resamples", "output"),
-    "predict": ("workdir", "step", "top_k", "tta", "batch_size", "csv", "json", "explain", "target"),
+    "predict": (
+        "workdir", "init_from", "model", "step", "top_k", "tta", "batch_size", "csv", "json", "explain", "target",
+    ),
     "generate": ("workdir", "step", "prompt", "length", "temperature", "top_k", "top_p", "beam", "num", "seed"),
     "report": ("workdir", "output", "split", "step", "image", "data_dir"),
     "diagnose": ("workdir", "json"),
     "models": ("filter", "json"),
     "data describe": ("data_dir", "image_size", "sheet", "augment", "json"),
     "data check": ("data_dir", "exclude", "write_clean", "csv", "json", "near_threshold"),
+    "serve": (
+        "init_from", "model", "step", "host", "port", "batch_size", "requests", "images", "megabytes", "megapixels",
+        "seconds", "tta",
+    ),
     "transfer export": ("workdir", "to", "force"),
     "transfer probe": ("config", "workdir", "layer", "classifier", "json"),
 }  # fmt: skip
@@ -147,6 +153,7 @@ NEEDED = {
     "main": [DIGITS, "--dry_run"], "lr_find": [DIGITS],
     "evaluate": ["--workdir=RUN", "--resamples=0"], "predict": ["--workdir=RUN", "IMAGE"],
     "generate": ["--workdir=RUN"],
+    "serve": ["--workdir=/nowhere"],  # it never gets so far as to serve
     "report": ["--workdir=RUN", "--quick"], "diagnose": ["--workdir=RUN"], "models": [], "data describe": ["SET"],
     "data check": ["SET"], "transfer export": ["--workdir=RUN", "OUT.safetensors"],
     "transfer probe": [DIGITS],

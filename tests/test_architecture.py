@@ -26,8 +26,9 @@ FLOORS = {
     "tasks": 5,
     "training": 6,
     "results": 7,
-    "report": 8,
+    "report": 8, "serving": 8,
     "main": 9, "evaluate": 9, "predict": 9, "diagnose": 9, "lr_find": 9, "generate": 9,
+    "serve": 9,
 }  # fmt: skip
 
 
@@ -267,6 +268,7 @@ def test_modules_say_what_they_hold():
         "diagnose",
         "lr_find",
         "generate",
+        "serve",
         "data.__main__",
         "report.__main__",
         "transfer.__main__",

@@ -18,7 +18,7 @@ FAMILIES = {
     "wrn_16_4": 32, "resnext50_32x4d": 32, "seresnet18": 32, "cbam_resnet18": 32, "alexnet": 32, "vgg11_bn": 32,
     "squeezenet1_1": 32, "googlenet": 32, "inception_v3": 32, "densenet_bc_100_12": 32, "mixer_s32": 64,
     "mobilenet_v1": 32, "mobilenet_v2": 32, "mobilenet_v3_small": 32, "shufflenet_v2_x0_5": 32, "efficientnet_b0": 32,
-    "regnet_x_400mf": 32, "regnet_y_400mf": 32, "convnext_tiny": 32, "vit_ti_16": 32,
+    "efficientnet_lite0": 32, "regnet_x_400mf": 32, "regnet_y_400mf": 32, "convnext_tiny": 32, "vit_ti_16": 32,
 }  # fmt: skip
 # By Adam's rate a model learns a batch in a few steps; those without norms, or deep, want a lower one.
 RATES = {

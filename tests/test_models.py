@@ -13,7 +13,7 @@ from flax import traverse_util
 
 from jaxcnn.config import ModelConfig
 from jaxcnn.errors import UserError
-from jaxcnn.layers.blocks import PatchConv, StochasticDepth, symmetric_conv, to_multiple
+from jaxcnn.layers.blocks import PatchConv, StochasticDepth, same_conv, symmetric_conv, to_multiple
 from jaxcnn.layers.conv_cpu import conv_xla
 from jaxcnn.layers.dropout import drawn_by_example
 from jaxcnn.layers.features import AUXILIARY, feature_pyramid
@@ -168,6 +168,7 @@ COUNTS = [
 SLOW_COUNTS = (
     *("mobilenet_v3_large", "shufflenet_v2_x0_5", "shufflenet_v2_x1_5", "shufflenet_v2_x2_0"),
     *(f"efficientnet_b{number}" for number in range(1, 8)),
+    *(f"efficientnet_lite{number}" for number in range(1, 5)),
     *(name for name in MODELS if name.startswith("regnet") and name != "regnet_y_400mf"),
     *("convnext_small", "convnext_base", "convnext_large", "vit_s_16", "vit_b_32", "vit_l_16", "vit_l_32"),
 )
@@ -193,6 +194,7 @@ KINDS: list[tuple[str, dict[str, Any], tuple[int, ...]]] = [
     ("mobilenet_v3_small", {"rows": MOBILENET_V3_SMALL[3:4], "hidden": 16, "stem": "small"}, (8, 8, 3)),
     ("shufflenet_v2_x0_5", {"features": (16, 16), "stage_sizes": (2,), "stem": "small"}, (8, 8, 3)),
     ("efficientnet_b0", {"rows": EFFICIENTNET[:1], "width": 0.5}, (8, 8, 3)),
+    ("efficientnet_lite0", {"rows": EFFICIENTNET[:1], "width": 0.5}, (8, 8, 3)),
     ("regnet_y_400mf", {"stages": ((16, 1),), "stem": "small"}, (8, 8, 3)),
     ("convnext_tiny", {"stage_sizes": (1, 1), "features": 8, "layer_scale": 1.0}, (8, 8, 3)),
     ("vit_b_16", {"num_layers": 1, "features": 16, "hidden": 16, "num_heads": 2, "stem": "small"}, (8, 8, 3)),
@@ -546,6 +548,27 @@ def test_strided_convolutions_pad_both_sides_alike() -> None:
     np.testing.assert_array_equal(outputs[0, ..., 0], [[4, 6], [6, 9]])  # XLA's SAME has them the other way round
 
 
+def test_efficientnet_lite_pads_as_tensorflow_does() -> None:
+    """A strided convolution pads an even side by one pixel, below and to the right, an odd one by one on each side."""
+    conv = same_conv(1, 3, 2, dtype=jnp.float32, name="conv")
+    ones = {"params": {"kernel": jnp.ones((3, 3, 1, 1))}}
+    even: Any = conv.apply(ones, jnp.ones((1, 4, 4, 1)))
+    np.testing.assert_array_equal(even[0, ..., 0], [[9, 6], [6, 4]])
+    odd: Any = conv.apply(ones, jnp.ones((1, 5, 5, 1)))
+    np.testing.assert_array_equal(odd[0, ..., 0], [[4, 6, 4], [6, 9, 6], [4, 6, 4]])
+
+
+@pytest.mark.usefixtures("quick_to_trace")
+def test_efficientnet_lites_ends_do_not_scale() -> None:
+    model = build("efficientnet_lite4", depth=2.0, width=2.0, stem="small")
+    params = shapes_of(model, (8, 8, 3))["params"]
+    assert params["stem"]["conv"]["kernel"].shape == (3, 3, 3, 32)
+    assert params["last"]["conv"]["kernel"].shape == (1, 1, 640, 1280)
+    blocks = [name.partition("_")[0] for name in params if name.startswith("stage")]
+    assert [blocks.count(f"stage{stage}") for stage in range(1, 8)] == [1, 4, 4, 6, 6, 8, 1]
+    assert "attention" not in params["stage2_block1"]
+
+
 def test_bottlenecks_have_their_stride_on_the_3x3_convolution() -> None:
     model = build("resnet50", stem="small", stage_sizes=(1, 1))
     variables = shapes_of(model, (8, 8, 3))
@@ -653,6 +676,7 @@ SIDES = [
     ("mobilenet_v3_small", {}, [16, 8, 4, 2]),
     ("shufflenet_v2_x0_5", {"stage_sizes": (1, 1, 1)}, [8, 4, 2]),
     ("efficientnet_b0", {"depth": 0.25}, [32, 16, 8, 4, 4, 2, 2]),
+    ("efficientnet_lite0", {"depth": 0.25}, [32, 16, 8, 4, 4, 2, 2]),
     ("regnet_x_800mf", {"stages": ((16, 1), (32, 1), (48, 1), (64, 1))}, [16, 8, 4, 2]),
     ("convnext_tiny", {"stage_sizes": (1, 1, 1, 1)}, [16, 8, 4, 2]),
     ("vit_ti_16", {"num_layers": 4}, [4, 4, 4, 4]),

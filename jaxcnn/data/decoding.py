@@ -57,12 +57,16 @@ def decode_image(encoded: bytes, num_channels: int) -> np.ndarray:
     return image if image.ndim == 3 else image[:, :, None]
 
 
-def fit_image(image: np.ndarray, image_shape: ImageShape) -> np.ndarray:
-    """Resizes so that the shorter side fits, then crops the centre: [H, W, C] to image_shape."""
-    if image.shape == image_shape:
+def fit_image(image: np.ndarray, image_shape: ImageShape, *, resized: int | None = None) -> np.ndarray:
+    """Resizes so that the shorter side fits, then crops the centre: [H, W, C] to image_shape.
+
+    `resized`: where the crop's shorter side, too, is to have so many pixels before, at least as many as after; None:
+    just as many.
+    """
+    if image.shape == image_shape and resized is None:
         return image
     height, width, channels = image_shape
-    scale = max(height / image.shape[0], width / image.shape[1])
+    scale = max(height / image.shape[0], width / image.shape[1]) * (resized or min(height, width)) / min(height, width)
     image = image[
         _middle(image.shape[0], _ELONGATED * height / scale), _middle(image.shape[1], _ELONGATED * width / scale)
     ]

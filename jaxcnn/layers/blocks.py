@@ -66,6 +66,24 @@ def symmetric_conv(
     )
 
 
+def same_conv(features: int, size: int, stride: int = 1, *, dtype: DTypeLike, name: str, groups: int = 1) -> Conv:
+    """Pads as TensorFlow's SAME does, by the input's size: of an odd number of pixels one more below and to the right.
+
+    Output size is input size / stride, rounded up, as `symmetric_conv`'s is. No bias before a norm.
+    """
+    return Conv(
+        features,
+        kernel_size=(size, size),
+        strides=stride,
+        padding="SAME",
+        groups=groups,
+        use_bias=False,
+        dtype=dtype,
+        kernel_init=he_normal_out,
+        name=name,
+    )
+
+
 def check_stem(model: str, stem: str, images: jax.Array, *, smallest: Mapping[str, int]) -> None:
     """Raises UserError when images [batch, height, width, channels] are too small for a model with this stem.
 

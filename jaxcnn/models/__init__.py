@@ -26,6 +26,13 @@ from jaxcnn.models.efficientnet import (
     efficientnet_b6,
     efficientnet_b7,
 )
+from jaxcnn.models.efficientnet_lite import (
+    efficientnet_lite0,
+    efficientnet_lite1,
+    efficientnet_lite2,
+    efficientnet_lite3,
+    efficientnet_lite4,
+)
 from jaxcnn.models.forecast_rnn import forecast_gru, forecast_lstm, forecast_rnn
 from jaxcnn.models.googlenet import googlenet
 from jaxcnn.models.inception_v3 import inception_v3
@@ -167,6 +174,11 @@ MODELS: dict[str, Callable[..., nn.Module]] = {
     "efficientnet_b5": efficientnet_b5,
     "efficientnet_b6": efficientnet_b6,
     "efficientnet_b7": efficientnet_b7,
+    "efficientnet_lite0": efficientnet_lite0,
+    "efficientnet_lite1": efficientnet_lite1,
+    "efficientnet_lite2": efficientnet_lite2,
+    "efficientnet_lite3": efficientnet_lite3,
+    "efficientnet_lite4": efficientnet_lite4,
     "regnet_x_400mf": regnet_x_400mf,
     "regnet_x_800mf": regnet_x_800mf,
     "regnet_x_1_6gf": regnet_x_1_6gf,

@@ -34,6 +34,7 @@ _MOBILENET_V2 = "Sandler et al. 2018, arXiv:1801.04381"
 _MOBILENET_V3 = "Howard et al. 2019, arXiv:1905.02244"
 _SHUFFLENET_V2 = "Ma et al. 2018, arXiv:1807.11164"
 _EFFICIENTNET = "Tan and Le 2019, arXiv:1905.11946"
+_LITE = "its authors' repository, tensorflow/tpu, models/official/efficientnet/lite"
 _REGNET = "Radosavovic et al. 2020, arXiv:2003.13678"
 _CONVNEXT = "Liu et al. 2022, arXiv:2201.03545"
 _VIT = "Dosovitskiy et al. 2021, arXiv:2010.11929"
@@ -122,6 +123,11 @@ PUBLISHED: dict[str, Published] = {
     "efficientnet_b5": Published(_EFFICIENTNET, 456, 30_389_784, 10.266, 83.444, _TORCHVISION),
     "efficientnet_b6": Published(_EFFICIENTNET, 528, 43_040_704, 19.068, 84.008, _TORCHVISION),
     "efficientnet_b7": Published(_EFFICIENTNET, 600, 66_347_960, 37.746, 84.122, _TORCHVISION),
+    "efficientnet_lite0": Published(_EFFICIENTNET, 224, 4_652_008, 0.407, 75.1, _LITE),
+    "efficientnet_lite1": Published(_EFFICIENTNET, 240, 5_416_680, 0.631, 76.7, _LITE),
+    "efficientnet_lite2": Published(_EFFICIENTNET, 260, 6_092_072, 0.899, 77.6, _LITE),
+    "efficientnet_lite3": Published(_EFFICIENTNET, 280, 8_197_096, 1.44, 79.8, _LITE),
+    "efficientnet_lite4": Published(_EFFICIENTNET, 300, 13_006_568, 2.64, 81.5, _LITE),
     "regnet_x_400mf": Published(_REGNET, 224, 5_495_976, 0.414, 72.834, _TORCHVISION),
     "regnet_x_800mf": Published(_REGNET, 224, 7_259_656, 0.8, 75.212, _TORCHVISION),
     "regnet_x_1_6gf": Published(_REGNET, 224, 9_190_136, 1.603, 77.04, _TORCHVISION),

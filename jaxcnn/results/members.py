@@ -22,6 +22,7 @@ from jaxcnn.fingerprints import same_data
 from jaxcnn.results.trained import TrainedModel, load
 from jaxcnn.run import workdir as workdir_lib
 from jaxcnn.training.feed import Progress
+from jaxcnn.transfer import imagenet
 
 WHOLE_SET = "all"  # the split of other data that has every example
 _NAMES_SHOWN = 5  # in an error
@@ -205,6 +206,8 @@ def _open_other(data: str, split: str, data_dir: str | None, model: TrainedModel
 
 def _with_classes_of(model: TrainedModel, examples: Split, class_names: tuple[str, ...], data: str) -> Split:
     """Examples with the model's numbers of classes, matched by name. Raises UserError: it does not know one."""
+    if not set(class_names) <= set(model.class_names):  # folders of ImageNet, of a run that has its names
+        class_names = imagenet.translated(class_names)
     unknown = [name for name in class_names if name not in model.class_names]
     if unknown:
         raise UserError(

@@ -1,6 +1,7 @@
-"""A trained network, from its run's folder alone: no data set, no optimizer, no schedule.
+"""A trained network, from its run's folder, or a file of weights, alone: no data set, no optimizer, no schedule.
 
-`jaxcnn.load("runs/mnist").predict("photos/")`. Images are decoded, resized and cropped as the run's evaluation did.
+`jaxcnn.load("runs/mnist").predict("photos/")`. Images are decoded, resized and cropped as the run's evaluation did, or
+as published weights want them: `jaxcnn.of_weights("FILE.pth", "efficientnet_lite0")`.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -16,17 +17,20 @@ import numpy as np
 from absl import logging
 
 from jaxcnn.augment import average_views, make_normalise
-from jaxcnn.config import Config, from_dict
+from jaxcnn.config import Config, DataConfig, ModelConfig, from_dict
 from jaxcnn.config.choices import TASKS
 from jaxcnn.data.given import Given, each_image, prepared
 from jaxcnn.errors import RunError, UserError, nearest
 from jaxcnn.layers.conv import AUTO, by
 from jaxcnn.layers.features import feature_pyramid
+from jaxcnn.models import MODELS
 from jaxcnn.models.make import make_model
 from jaxcnn.results.explain import choose_layer, grad_cam
 from jaxcnn.run import workdir as workdir_lib
 from jaxcnn.run.checkpoint import unflatten
-from jaxcnn.transfer.pretrained import run_arrays
+from jaxcnn.transfer import imagenet
+from jaxcnn.transfer.finding import find
+from jaxcnn.transfer.pretrained import fit, read, run_arrays
 
 Call = Callable[[np.ndarray], Any]  # uint8 [batch, height, width, channels] -> a tree of arrays [batch, ...], compiled
 
@@ -58,7 +62,8 @@ class TrainedModel:
     mean: tuple[float, ...]  # per channel, of images in 0..1
     std: tuple[float, ...]
     config: Config
-    source: str  # the folder, and which step
+    source: str  # the folder, and which step; or the file
+    resized: int | None = None  # the shorter side in pixels before the centre is cropped; none: as it is cropped
 
     def __repr__(self) -> str:
         names = ", ".join(self.class_names[:3]) + (", …" if len(self.class_names) > 3 else "")
@@ -117,7 +122,7 @@ class TrainedModel:
 
     def prepare(self, images: Any) -> np.ndarray:
         """The images as the network sees them, uint8 [n, height, width, channels]."""
-        given = prepared(each_image(images), image_shape=self.image_shape, ahead=self._batch_size)
+        given = self._prepared(each_image(images), self._batch_size)
         answers = []
         for name, image in given:
             if isinstance(image, ValueError):
@@ -149,7 +154,7 @@ class TrainedModel:
         again; but one that is first and not full to a power of two, so that one image does not take the time of many.
         """
         size = batch_size or self._batch_size
-        decoded = prepared(given, image_shape=self.image_shape, ahead=size)
+        decoded = self._prepared(given, size)
         before: tuple[list[Any], Any] = [], None
         rows = 0
         while batch := list(islice(decoded, size)):
@@ -171,6 +176,9 @@ class TrainedModel:
                 )
             values.append(each.values)
         return values
+
+    def _prepared(self, given: Iterable[Given], ahead: int) -> Iterator[tuple[str, Any]]:
+        return prepared(given, image_shape=self.image_shape, ahead=ahead, resized=self.resized)
 
     @property
     def _batch_size(self) -> int:
@@ -231,19 +239,69 @@ def fitted(module: nn.Module, arrays: dict[str, np.ndarray], example: Any, sourc
 
     Raises RunError where the arrays are not all that it has, or not finite.
     """
-    inputs = jax.tree.map(lambda x: jax.ShapeDtypeStruct((1, *x.shape), x.dtype), example)
-    keys = {"params": jax.random.key(0), "dropout": jax.random.key(0)}
-    init = by("xla", partial(module.init, train=True))  # as in training: with auxiliary heads; traced fastest
-    drawn = jax.eval_shape(init, keys, inputs)
-    like = {"params": drawn["params"], "batch_stats": drawn.get("batch_stats", {})}
     try:
-        variables: dict[str, Any] = unflatten(arrays, like)
+        variables: dict[str, Any] = unflatten(arrays, _shapes(module, example))
     except ValueError as error:
         raise RunError(f"{source} does not hold the weights of the model that config.json names: {error}") from None
     bad = [name for name, array in arrays.items() if not np.isfinite(array).all()]
     if bad:
         raise RunError(f"{source}: {bad[0]} has values that are not finite; the weights are damaged")
     return variables
+
+
+def _shapes(module: nn.Module, example: Any) -> dict[str, Any]:
+    """Shapes of a module's `params` and `batch_stats`, as in training: with auxiliary heads."""
+    inputs = jax.tree.map(lambda x: jax.ShapeDtypeStruct((1, *x.shape), x.dtype), example)
+    keys = {"params": jax.random.key(0), "dropout": jax.random.key(0)}
+    drawn = jax.eval_shape(by("xla", partial(module.init, train=True)), keys, inputs)  # traced fastest
+    return {"params": drawn["params"], "batch_stats": drawn.get("batch_stats", {})}
+
+
+def of_weights(init_from: str, model: str, *, class_names: Sequence[str] | None = None) -> TrainedModel:
+    """A network with published weights, without a run: of ImageNet, and images made as those weights want them.
+
+    Args:
+      init_from: the weights, as config.init_from names them, but no run's folder.
+      model: its name in MODELS; its image size is the published one.
+      class_names: in the order of the logits; none: ImageNet's 1,000.
+
+    Raises:
+      UserError: there are no such weights or no such model, or the weights are of another model or other classes.
+      RunError: the file is damaged.
+    """
+    if model not in MODELS:
+        raise UserError(f"model {model!r} is not known; {nearest(model, MODELS)}")
+    path = find(init_from)
+    if path.is_dir():
+        raise UserError(f"{path} holds a run, which knows its classes and its model; load it by its folder alone")
+    names = tuple(class_names or imagenet.class_names())
+    wanted = imagenet.preprocessing(model)
+    image_shape = (wanted.size, wanted.size, 3)
+    config = Config(
+        init_from=init_from,
+        eval_batch_size=16,
+        data=DataConfig(image_size=wanted.size, channels=3, mean=wanted.mean, std=wanted.std),
+        model=ModelConfig(name=model),
+    )
+    module = make_model(config.model, num_classes=len(names), image_size=wanted.size)
+    found = fit(
+        *read(path),
+        _shapes(module, jax.ShapeDtypeStruct(image_shape, jnp.float32)),
+        model=model,
+        channels=3,
+        otherwise=f"without a run they are taken as they are, here of {len(names):,} classes",
+    )
+    return TrainedModel(
+        module=module,
+        variables=found.variables,
+        class_names=names,
+        image_shape=image_shape,
+        mean=wanted.mean,
+        std=wanted.std,
+        config=config,
+        source=found.source,
+        resized=wanted.resized,
+    )
 
 
 def load(workdir: str, step: str = "best") -> TrainedModel:

@@ -20,7 +20,7 @@ from jaxcnn.errors import RunError, UserError
 from jaxcnn.models.published import PUBLISHED
 from jaxcnn.run import workdir as workdir_lib
 from jaxcnn.run.checkpoint import Checkpoints
-from jaxcnn.transfer import timm, torchvision
+from jaxcnn.transfer import efficientnet_pytorch, timm, torchvision
 from jaxcnn.transfer.state_dicts import Tensors, digest, read_file
 from jaxcnn.transfer.torchvision import Naming, published_name, their_name, to_ours
 
@@ -156,18 +156,20 @@ def fit(
     head: str = "keep",
     adapt: bool = False,
     allow: Sequence[str] = (),
+    otherwise: str | None = None,
 ) -> Pretrained:
     """Their arrays in the shape of ours.
 
     Args:
       tensors: what was read.
-      known: the naming that they have; none: the one of torchvision's and timm's that fits best.
+      known: the naming that they have; none: the one of torchvision's, timm's and others' that fits best.
       variables: {"params", "batch_stats"} of the model, of which shapes are enough.
       model: its name in MODELS.
       channels: of the images.
       head: keep, or new: heads stay as the model began them.
       adapt: whether to sum or repeat over input channels, and to resize position embeddings.
       allow: patterns of our paths, or of their names, that may be missing, left over or of another shape.
+      otherwise: what to do where something does not fit; none: what to set in a config.
 
     Raises:
       UserError: something does not fit.
@@ -223,7 +225,7 @@ def fit(
     skipped = sorted(arrays.keys() - done.used)
     left = [name for name in skipped if not allowed(name)]
     if done.wrong or left:
-        raise UserError(_misfit(tensors, arrays, model, len(leaves), done, left))
+        raise UserError(_misfit(tensors, arrays, model, len(leaves), done, left, otherwise))
     bad = ["/".join(path) for (_, path), array in done.loaded.items() if not np.isfinite(array).all()]
     if bad:
         raise RunError(f"{tensors.source}: {bad[0]} has values that are not finite; the weights are damaged")
@@ -250,7 +252,8 @@ def _name(collection: str, path: Path, naming: Naming) -> str:
 
 def _naming(model: str, leaves: Mapping[tuple[str, Path], Any], arrays: Mapping[str, Any], source: str) -> Naming:
     """The naming by which most arrays are found."""
-    namings = [table[model] for table in (torchvision.NAMINGS, timm.NAMINGS) if model in table]
+    tables = (torchvision.NAMINGS, timm.NAMINGS, efficientnet_pytorch.NAMINGS)
+    namings = [table[model] for table in tables if model in table]
     if not namings:
         raise UserError(
             f"{source}: PyTorch's names for {model}'s weights are not known; init_from takes a run's folder for it, or "
@@ -293,16 +296,23 @@ def resize_positions(positions: np.ndarray, tokens: int) -> np.ndarray:
 
 
 def _misfit(
-    tensors: Tensors, arrays: Mapping[str, Any], model: str, count: int, done: _Fitting, left: Sequence[str]
+    tensors: Tensors,
+    arrays: Mapping[str, Any],
+    model: str,
+    count: int,
+    done: _Fitting,
+    left: Sequence[str],
+    otherwise: str | None,
 ) -> str:
-    """One line: whose they may be instead; or what is wrong first, how much of it there is, and what to set."""
+    """One line: whose they may be instead; or what is wrong first, how much of it there is, and what to do."""
     fits = f"{done.fitting:,} of {count:,} arrays of {model} fit"
     if instead := _likely_model(arrays, model):
         return f"{tensors.source} is of another model: {fits}{instead}"
     problems = [*done.wrong, *(f"{name!r} is not {model}'s" for name in left)]
     more = f" (and {len(problems) - 1:,} more like it)" if len(problems) > 1 else ""
     advice = {**done.advice, **({OTHERWISE: None} if left else {})}
-    return f"{tensors.source}: {problems[0]}{more}; {fits}; set {', '.join(sorted(advice, key=OTHERWISE.__eq__))}"
+    otherwise = otherwise or f"set {', '.join(sorted(advice, key=OTHERWISE.__eq__))}"
+    return f"{tensors.source}: {problems[0]}{more}; {fits}; {otherwise}"
 
 
 def _likely_model(arrays: Mapping[str, Any], model: str) -> str:

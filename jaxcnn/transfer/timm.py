@@ -31,7 +31,7 @@ def _inverted_residual(match: re.Match[str]) -> str:
     return f"blocks.{stage - 1}.{block - 1}." + (conv if kind == "conv" else f"bn{layers.index(layer) + 1}")
 
 
-EFFICIENTNET = Naming(  # and MobileNetV2, which has no attention
+EFFICIENTNET = Naming(  # and MobileNetV2 and EfficientNet-Lite, which have no attention
     (
         (r"^stem\.conv\b", "conv_stem"),
         (r"^stem\.norm\b", "bn1"),
@@ -99,6 +99,7 @@ NAMINGS: dict[str, Naming] = {  # by our model's name; residual networks and Den
     "seresnet50": SERESNET,  # seresnet18 squeezes less there
     "mobilenet_v2": EFFICIENTNET,
     **dict.fromkeys((f"efficientnet_b{number}" for number in range(5)), EFFICIENTNET),  # beyond: another epsilon
+    **dict.fromkeys((f"efficientnet_lite{number}" for number in range(5)), EFFICIENTNET),  # tf_efficientnet_lite*
     **dict.fromkeys((f"regnet_x_{size}" for size in REGNET_SIZES), REGNET),
     **dict.fromkeys((f"regnet_y_{size}" for size in REGNET_SIZES), REGNET),
     **dict.fromkeys((f"convnext_{size}" for size in ("tiny", "small", "base", "large")), CONVNEXT),

@@ -1,6 +1,7 @@
 """Classification: an image, and the one class, or the distribution over the classes, that it is of."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -15,7 +16,9 @@ from jaxcnn.data import Source
 from jaxcnn.errors import UserError
 from jaxcnn.tasks.classification.losses import class_weights, make_loss
 from jaxcnn.tasks.classification.metrics import TOP5_ACCURACY, metrics_for
-from jaxcnn.tasks.task import Batch, Losses, Prepare, Task, TaskKind
+from jaxcnn.tasks.task import Batch, Losses, Prepare, Task, TaskKind, open_images
+from jaxcnn.transfer import imagenet
+from jaxcnn.transfer.state_dicts import SUFFIXES
 
 
 def make_task(
@@ -97,4 +100,17 @@ def _stand_in_source(config: Config) -> Source | None:
     return data_lib.stand_in_source(config.data)
 
 
-CLASSIFICATION = TaskKind(make_task, stand_in_source=_stand_in_source)
+def _open_source(config: Config, **options: Any) -> Source:
+    """Images and their classes; of a head of ImageNet's 1,000 classes that is kept, under ImageNet's names."""
+    source = open_images(config, **options)
+    theirs = config.init_from is not None and (":" in config.init_from or config.init_from.endswith(SUFFIXES))
+    if not theirs or config.init_head == "new" or len(source.class_names) != len(imagenet.class_names()):
+        return source
+    names = imagenet.names_of(source.class_names)
+    counts = source.class_counts and {
+        split: dict(zip(names, counts.values(), strict=True)) for split, counts in source.class_counts.items()
+    }
+    return replace(source, class_names=names, class_counts=counts)
+
+
+CLASSIFICATION = TaskKind(make_task, open_source=_open_source, stand_in_source=_stand_in_source)
