@@ -25,8 +25,7 @@ from jaxcnn.layers.features import feature_pyramid
 from jaxcnn.models.make import make_model
 from jaxcnn.results.explain import choose_layer, grad_cam
 from jaxcnn.run import workdir as workdir_lib
-from jaxcnn.run.checkpoint import unflatten
-from jaxcnn.transfer.pretrained import run_arrays
+from jaxcnn.transfer.pretrained import fitted, run_arrays
 
 Call = Callable[[np.ndarray], Any]  # uint8 [batch, height, width, channels] -> a tree of arrays [batch, ...], compiled
 
@@ -224,26 +223,6 @@ def _answers(batch: Sequence[tuple[str, Any]], values: Any) -> Iterator[Answer]:
 
 def _unreadable(name: str, fault: Any) -> RunError:
     return RunError(f"{name} cannot be read: {fault}")
-
-
-def fitted(module: nn.Module, arrays: dict[str, np.ndarray], example: Any, source: str) -> dict[str, Any]:
-    """The variables of a module, called with such an `example`, shapes and dtypes without the batch's axis.
-
-    Raises RunError where the arrays are not all that it has, or not finite.
-    """
-    inputs = jax.tree.map(lambda x: jax.ShapeDtypeStruct((1, *x.shape), x.dtype), example)
-    keys = {"params": jax.random.key(0), "dropout": jax.random.key(0)}
-    init = by("xla", partial(module.init, train=True))  # as in training: with auxiliary heads; traced fastest
-    drawn = jax.eval_shape(init, keys, inputs)
-    like = {"params": drawn["params"], "batch_stats": drawn.get("batch_stats", {})}
-    try:
-        variables: dict[str, Any] = unflatten(arrays, like)
-    except ValueError as error:
-        raise RunError(f"{source} does not hold the weights of the model that config.json names: {error}") from None
-    bad = [name for name, array in arrays.items() if not np.isfinite(array).all()]
-    if bad:
-        raise RunError(f"{source}: {bad[0]} has values that are not finite; the weights are damaged")
-    return variables
 
 
 def load(workdir: str, step: str = "best") -> TrainedModel:
