@@ -52,10 +52,15 @@ def main(argv: list[str], start: float) -> int:
         closing_table(log.console, summary)
         return 0
 
-    if config.init_from is not None and not workdir_lib.has_checkpoints(workdir):
-        from jaxcnn.transfer.finding import find
+    begins = not workdir_lib.has_checkpoints(workdir)
+    for option, weights in (
+        ("init_from", config.init_from if begins else None),
+        ("distill.teacher", config.distill.teacher),
+    ):
+        if weights is not None:
+            from jaxcnn.transfer.finding import find
 
-        find(config.init_from)
+            find(weights, option=option)
     from jaxcnn.training.build import build  # imports JAX; whatever is wrong above was said in a tenth of the time
     from jaxcnn.training.parallel import set_up
 
@@ -106,6 +111,7 @@ def _train(run: Any, feed: Any, experiment: str, workdir: Any, log: RunLog, star
         run.data_facts(),
         versions(),
         pretrained=None if pretrained is None else pretrained.facts(),
+        teacher=None if run.task.constants is None else run.task.constants.facts(),
         best=run.learning.selections.best.facts(),
         convolutions=run.convolutions,
     )

@@ -113,7 +113,15 @@ def train(config: Config, folder: Path, *, report: Any = None) -> dict[str, Any]
     workdir.check(path, "test", config)
     run, feed = built(config)
     path.mkdir(parents=True, exist_ok=True)
-    workdir.write_config(path, "test", config, run.data_facts(), versions(), best=run.learning.selections.best.facts())
+    workdir.write_config(
+        path,
+        "test",
+        config,
+        run.data_facts(),
+        versions(),
+        teacher=None if run.task.constants is None else run.task.constants.facts(),
+        best=run.learning.selections.best.facts(),
+    )
     log = RunLog(path, tensorboard=config.tensorboard, console=PatientConsole(file=io.StringIO(), width=200))
     checkpoints = Checkpoints(
         path / "checkpoints",

@@ -93,6 +93,7 @@ READERS = {
     "augment": (("augment", "config.augment"), ("augment", "data", "build", "feed")),
     "model": (("config", "config.model"), ("build", "make")),
     "loss": (("config", "config.loss"), ("losses", "tasks")),
+    "distill": (("distill", "config.distill"), ("tasks",)),
     "multilabel": (("config.multilabel", "multilabel"), ("tasks",)),
     "optimizer": (("optimizer", "config.optimizer"), ("optim", "averaging", "build")),
     "groups": (("groups", "optimizer.groups"), ("airbench_optim",)),

@@ -20,7 +20,7 @@ from tests.runs import rows, small_config, train
 ROOT = Path(__file__).resolve().parents[1]
 VARIANTS = [
     "digits.py", "mnist.py", "mnist.py:cnn", "mnist.py:mlp", "cifar10.py", "cifar10.py:resnet18",
-    "cifar10.py:resnet110", "cifar10_speedrun.py:93",
+    "cifar10.py:resnet110", "cifar10_speedrun.py:93", "distill_digits.py", "distill_digits.py:alone",
     "cifar10_speedrun.py:94", "cifar10_speedrun.py", "cifar10_speedrun.py:95", "cifar10_speedrun.py:96",
     "imagenet_resnet50.py", "imagenet_resnet50.py:resnet18", "folder.py", "folder.py:small",
     "transfer_cifar10.py:pretrain", "transfer_cifar10.py:scratch", "transfer_cifar10.py", "transfer_cifar10.py:gradual",

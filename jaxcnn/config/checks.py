@@ -15,7 +15,7 @@ from typing import Any
 
 from jaxcnn.config.choices import CHOICES, SOURCES
 from jaxcnn.config.plain import flatten
-from jaxcnn.config.schema import LARGEST_INTEGER, AugmentConfig, Config, EarlyStopConfig
+from jaxcnn.config.schema import LARGEST_INTEGER, AugmentConfig, Config, DistillConfig, EarlyStopConfig
 from jaxcnn.errors import UserError, nearest
 
 
@@ -50,7 +50,8 @@ def validate(config: Config, *, unread: bool = True) -> None:
     if unread:
         check_unread(config)
     for group in (
-        _optimizer, _schedule, _data, _logging, _initial_weights, _loss, _choices, _early_stop, _augment, _finetune
+        _optimizer, _schedule, _data, _logging, _initial_weights, _loss, _distill, _choices, _early_stop, _augment,
+        _finetune,
     ):  # fmt: skip
         for complaint in group(config):
             raise UserError(complaint)
@@ -110,6 +111,14 @@ def _loss(config: Config) -> Iterator[str]:
         yield (
             f"loss.class_weights={loss.class_weights} and loss.class_weight_values both weigh classes; set one of them"
         )
+
+
+def _distill(config: Config) -> Iterator[str]:
+    distill = config.distill
+    if distill.teacher is None and distill != DistillConfig():
+        yield "distill.* is read with distill.teacher only; set that to a run's folder, or to weights"
+    if (distill.mean is None) != (distill.std is None):
+        yield "distill.mean and distill.std normalise together; set both, or neither"
 
 
 def _choices(config: Config) -> Iterator[str]:

@@ -164,7 +164,7 @@ _DRAWN = (  # splits that are drawn among examples without an order
 TASKS: dict[str, TaskChoice] = {
     "classification": TaskChoice(
         "jaxcnn.tasks.classification:CLASSIFICATION",
-        reads=(*_OF_IMAGES, *_DRAWN, "tensorboard_media", "data.classes", "data.expected_"),
+        reads=(*_OF_IMAGES, *_DRAWN, "distill.", "tensorboard_media", "data.classes", "data.expected_"),
         evaluate="jaxcnn.evaluate:evaluate_images",
         predict="jaxcnn.predict:predict_images",
         looks_inside=True,

@@ -18,6 +18,7 @@ RESUMABLE_FIELDS = (
     "data.cache",
     "data.damaged", "data.num_workers", "data.prefetch_batches",
     "data.resident", "data.expected_examples", "data.expected_classes",
+    "distill.teacher",  # where it lies; whose weights these are is compared by their digest, in workdir.py
     "data.exclude",  # where the list lies; what it says is compared by its digest, in workdir.py
 )  # fmt: skip
 
@@ -65,7 +66,9 @@ def changed_fields(saved: Config, now: Config) -> list[str]:
         old["checkpoint.best_metric"] = old["checkpoint.best_metric"] or "accuracy"
         new["checkpoint.best_metric"] = new["checkpoint.best_metric"] or "accuracy"
     crops_elsewhere = now.augment.random_resized_crop and (saved.data.resident is True) != (now.data.resident is True)
-    resumable = set(RESUMABLE_FIELDS) - ({"data.resident"} if crops_elsewhere else set())
+    teaches_anew = (saved.distill.teacher is None) != (now.distill.teacher is None)
+    resumable = set(RESUMABLE_FIELDS)
+    resumable -= ({"data.resident"} if crops_elsewhere else set()) | ({"distill.teacher"} if teaches_anew else set())
     return [
         f"{name} ({old.get(name)} -> {value})"
         for name, value in new.items()

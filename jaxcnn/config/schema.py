@@ -190,6 +190,18 @@ class LossConfig:
 
 
 @dataclass(slots=True)
+class DistillConfig:
+    """A teacher, whose answers are learned beside the labels: Hinton et al. 2015."""
+
+    teacher: str | None = None  # a run's folder, or weights as init_from names them; none: no teacher
+    model: str | None = None  # of weights: a key of jaxcnn.models.MODELS; a run's folder says it itself
+    mean: tuple[float, ...] | None = None  # of weights: what their images were normalised by; none: as this run's are
+    std: tuple[float, ...] | None = field(default=None, metadata=_range(above=0))  # the same
+    temperature: float = field(default=4.0, metadata=_range(above=0, high=100))  # that both answers are softened by
+    alpha: float = field(default=0.9, metadata=_range(above=0, high=1))  # the teacher's part of the loss; 1: no labels
+
+
+@dataclass(slots=True)
 class GroupsConfig:
     """Options of airbench_sgd and airbench_muon alone, of their groups of parameters: training/airbench_optim.py.
 
@@ -334,6 +346,7 @@ class Config:
     multilabel: MultilabelConfig = field(default_factory=MultilabelConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
     loss: LossConfig = field(default_factory=LossConfig)
+    distill: DistillConfig = field(default_factory=DistillConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
     finetune: FinetuneConfig = field(default_factory=FinetuneConfig)

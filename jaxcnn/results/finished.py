@@ -22,12 +22,11 @@ from jaxcnn.config.choices import choose
 from jaxcnn.errors import UserError
 from jaxcnn.files import to_json, writing
 from jaxcnn.models.make import make_model
-from jaxcnn.results.trained import fitted
 from jaxcnn.run import workdir as workdir_lib
 from jaxcnn.tasks.task import Finished, TaskKind
 from jaxcnn.terminal import PatientConsole, complain
 from jaxcnn.training.parallel import set_up
-from jaxcnn.transfer.pretrained import run_arrays
+from jaxcnn.transfer.pretrained import fitted, run_arrays
 
 
 @dataclass(frozen=True)

@@ -27,10 +27,9 @@ from jaxcnn.models import MODELS
 from jaxcnn.models.make import make_model
 from jaxcnn.results.explain import choose_layer, grad_cam
 from jaxcnn.run import workdir as workdir_lib
-from jaxcnn.run.checkpoint import unflatten
 from jaxcnn.transfer import imagenet
 from jaxcnn.transfer.finding import find
-from jaxcnn.transfer.pretrained import fit, read, run_arrays
+from jaxcnn.transfer.pretrained import fit, fitted, read, run_arrays, shapes_of
 
 Call = Callable[[np.ndarray], Any]  # uint8 [batch, height, width, channels] -> a tree of arrays [batch, ...], compiled
 
@@ -234,29 +233,6 @@ def _unreadable(name: str, fault: Any) -> RunError:
     return RunError(f"{name} cannot be read: {fault}")
 
 
-def fitted(module: nn.Module, arrays: dict[str, np.ndarray], example: Any, source: str) -> dict[str, Any]:
-    """The variables of a module, called with such an `example`, shapes and dtypes without the batch's axis.
-
-    Raises RunError where the arrays are not all that it has, or not finite.
-    """
-    try:
-        variables: dict[str, Any] = unflatten(arrays, _shapes(module, example))
-    except ValueError as error:
-        raise RunError(f"{source} does not hold the weights of the model that config.json names: {error}") from None
-    bad = [name for name, array in arrays.items() if not np.isfinite(array).all()]
-    if bad:
-        raise RunError(f"{source}: {bad[0]} has values that are not finite; the weights are damaged")
-    return variables
-
-
-def _shapes(module: nn.Module, example: Any) -> dict[str, Any]:
-    """Shapes of a module's `params` and `batch_stats`, as in training: with auxiliary heads."""
-    inputs = jax.tree.map(lambda x: jax.ShapeDtypeStruct((1, *x.shape), x.dtype), example)
-    keys = {"params": jax.random.key(0), "dropout": jax.random.key(0)}
-    drawn = jax.eval_shape(by("xla", partial(module.init, train=True)), keys, inputs)  # traced fastest
-    return {"params": drawn["params"], "batch_stats": drawn.get("batch_stats", {})}
-
-
 def of_weights(init_from: str, model: str, *, class_names: Sequence[str] | None = None) -> TrainedModel:
     """A network with published weights, without a run: of ImageNet, and images made as those weights want them.
 
@@ -286,7 +262,7 @@ def of_weights(init_from: str, model: str, *, class_names: Sequence[str] | None 
     module = make_model(config.model, num_classes=len(names), image_size=wanted.size)
     found = fit(
         *read(path),
-        _shapes(module, jax.ShapeDtypeStruct(image_shape, jnp.float32)),
+        shapes_of(module, jax.ShapeDtypeStruct(image_shape, jnp.float32)),
         model=model,
         channels=3,
         otherwise=f"without a run they are taken as they are, here of {len(names):,} classes",

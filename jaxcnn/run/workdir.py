@@ -69,6 +69,7 @@ _RUN = {
     "convolutions?": str,
     "best?": {"best_metric": str, "higher_is_better": bool},
     "pretrained?": {"sha256": str},
+    "teacher?": {"sha256": str},
     "command?": [str],
     "versions?": {str: str},
 }
@@ -269,6 +270,7 @@ def write_config(
     versions: Any,
     *,
     pretrained: dict[str, Any] | None = None,
+    teacher: dict[str, Any] | None = None,
     best: dict[str, Any] | None = None,
     convolutions: str | None = None,
 ) -> None:
@@ -276,6 +278,7 @@ def write_config(
 
     Args:
       pretrained: facts of the weights that the run begins with now, if it does.
+      teacher: facts of the weights that it learns from, if it does.
       best: how its checkpoints are ranked, as `rank_by` gives it.
       convolutions: what computes them, where that is a choice.
 
@@ -290,6 +293,11 @@ def write_config(
                 f"init_from={config.init_from} does not hold what it held when the run in {workdir} began; pass "
                 "another --workdir"
             )
+        if (teacher or {}).get("sha256") != saved_config.get("teacher", {}).get("sha256"):
+            raise UserError(
+                f"distill.teacher={config.distill.teacher} does not hold what it held when the run in {workdir} began; "
+                "pass another --workdir"
+            )
         check_data(workdir, saved, data)
         check_excluded(workdir, config.data.exclude, data["excluded"]["digest"])
         return
@@ -298,6 +306,7 @@ def write_config(
         "config": to_dict(config),
         "data": data,
         **({} if pretrained is None else {"pretrained": pretrained}),
+        **({} if teacher is None else {"teacher": teacher}),
         **({} if best is None else {"best": best}),
         **({} if convolutions is None else {"convolutions": convolutions}),
         "command": sys.argv,

@@ -1,6 +1,6 @@
 """The seam between the training core and what is learned: a task is plain data and pure functions.
 
-The core knows of a batch only `index`, `epoch`, `mask` and `valid`; all else of it is the task's.
+The core knows of a batch only `index`, `epoch`, `mask`, `valid` and `constants`; all else of it is the task's.
 """
 
 from collections.abc import Callable, Iterator
@@ -44,6 +44,23 @@ class TaskKind:
         return self.open_again(config, data, **options)
 
 
+CONSTANTS = "constants"  # in a training batch, what is not an example's: the arrays of `Constants`
+
+
+@dataclass(frozen=True)
+class Constants:
+    """Arrays that `prepare` is given with each training batch, whole, as batch["constants"].
+
+    They are no part of the state, so they neither learn nor are saved; each device holds them once. They are read when
+    they are first asked for: a run is evaluated without them.
+    """
+
+    # (what `facts` measured, train's arrays, or None where they are streamed) -> a tree of arrays, by traceable code
+    arrays: Callable[[dict[str, Any], dict[str, Any] | None], Any]
+    facts: Callable[[], dict[str, Any]]  # for config.json; their `sha256` must be the same when a run goes on
+    words: Callable[[], str]  # for people
+
+
 @dataclass(frozen=True)
 class Losses:
     """What is minimised, and what is reported."""
@@ -73,6 +90,7 @@ class Task:
     # (model, its variables) -> a text that the log keeps of each evaluation while it trains
     sample: Callable[[Any, Any], str] | None = None
     continued: bool = False  # train's examples continue one another, so that a model that `reads_streams` may carry on
+    constants: Constants | None = None  # what `prepare` needs beside a training batch
     examples: str = "examples"  # what they are called, in lines for people
 
 

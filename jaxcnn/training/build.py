@@ -25,7 +25,7 @@ from jaxcnn.layers.conv import computed_by
 from jaxcnn.layers.conv import words as convolutions_words
 from jaxcnn.models.make import check_name, check_traces, has_batch_norm, make_model, params_in_order
 from jaxcnn.tasks.metric import LOSS, Metrics
-from jaxcnn.tasks.task import Losses, Prepare, Task, TaskKind
+from jaxcnn.tasks.task import CONSTANTS, Losses, Prepare, Task, TaskKind
 from jaxcnn.training.averaging import Average, averages, make_average
 from jaxcnn.training.feed import Feed, Progress, ResidentFeed, StreamingFeed
 from jaxcnn.training.finetune import EVERYTHING, Finetuning, make_finetuning
@@ -194,10 +194,17 @@ def build(
     tell = progress or (lambda *_: None)
     stream_steps = _stream_steps(config, task, source, model, resident=resident)
     feed: Feed
+
+    def beside() -> dict[str, Any]:
+        if task.constants is None:
+            return {}
+        arrays = feed.arrays("train")[0] if isinstance(feed, ResidentFeed) else None
+        return {CONSTANTS: task.constants.arrays(facts or {}, arrays)}
+
     if resident:
-        feed = ResidentFeed(config, source, parallel, tell, in_streams=stream_steps is not None)
+        feed = ResidentFeed(config, source, parallel, tell, in_streams=stream_steps is not None, beside=beside)
     else:
-        feed = StreamingFeed(config, source, parallel, tell)
+        feed = StreamingFeed(config, source, parallel, tell, beside=beside)
     if facts is None:
         facts = task.facts((lambda: feed.arrays("train")[0]) if isinstance(feed, ResidentFeed) else None)
     learning = _learning(config, task, source, model, task.prepare(facts), selections, stream_steps)

@@ -18,6 +18,7 @@ from jaxcnn.training.parallel import Parallel, sum_over_hosts
 from jaxcnn.training.step import gather
 
 Progress = Callable[[str, int, int], None]  # what, done, total
+Beside = Callable[[], dict[str, Any]]  # what a training batch has beside its examples, in host memory, by name
 
 TOLD_OF = 5  # damaged records that are named when they are skipped
 
@@ -74,10 +75,17 @@ class ResidentFeed:
     fetch = staticmethod(gather)
 
     def __init__(
-        self, config: Config, source: Source, parallel: Parallel, progress: Progress, *, in_streams: bool = False
+        self,
+        config: Config,
+        source: Source,
+        parallel: Parallel,
+        progress: Progress,
+        *,
+        in_streams: bool = False,
+        beside: Beside = dict,
     ):
         self._config, self._source, self._parallel, self._progress = config, source, parallel, progress
-        self._in_streams = in_streams
+        self._in_streams, self._make_beside = in_streams, beside
         self._host: dict[str, tuple[dict[str, np.ndarray], np.ndarray]] = {}
         self._device: dict[str, Any] = {}
         self._damaged = _Damaged(progress)
@@ -85,6 +93,11 @@ class ResidentFeed:
     @cached_property
     def _draws(self) -> data_lib.DrawnGroups | None:
         return balanced_draws(self._config, self._source, self._progress)
+
+    @cached_property
+    def beside(self) -> dict[str, Any]:
+        """What a training batch has beside its examples, by name."""
+        return self._make_beside()
 
     def arrays(self, split: str) -> tuple[dict[str, np.ndarray], np.ndarray]:
         """(arrays [n, ...] by name, bool [n] which examples are valid) of a split, in host memory.
@@ -125,8 +138,15 @@ class ResidentFeed:
         """Examples that an evaluation of the split counts: all that are not damaged."""
         return int(self.arrays(split)[1].sum())
 
-    def data(self, split: str = "train") -> dict[str, jax.Array]:
-        """A split on every device."""
+    def data(self, split: str = "train") -> dict[str, Any]:
+        """A split on every device; of train with what is beside its examples."""
+        if split != "train":
+            return self._examples(split)
+        if "beside" not in self._device:
+            self._device["beside"] = self._parallel.replicate(self.beside)
+        return {**self._examples(split), **self._device["beside"]}
+
+    def _examples(self, split: str) -> dict[str, jax.Array]:
         if split not in self._device:
             arrays, valid = self.arrays(split)
             self._device[split] = self._parallel.replicate({**arrays, "valid": valid})
@@ -153,7 +173,7 @@ class ResidentFeed:
 
     def evaluation(self, split: str, batch_size: int) -> Iterator[tuple[Any, Any]]:
         """(data, inputs) for each call over a split, the last one padded."""
-        data, count = self.data(split), len(self._source.splits[split])
+        data, count = self._examples(split), len(self._source.splits[split])
         rows = self._parallel.local_rows(batch_size)
         inputs = evaluation_inputs(count, batch_size)
         for index, mask in zip(inputs["index"], inputs["mask"], strict=True):
@@ -169,8 +189,11 @@ class StreamingFeed:
 
     max_calls_in_flight = 4  # each holds a batch on the device
 
-    def __init__(self, config: Config, source: Source, parallel: Parallel, progress: Progress):
+    def __init__(
+        self, config: Config, source: Source, parallel: Parallel, progress: Progress, *, beside: Beside = dict
+    ):
         self._config, self._source, self._parallel, self._progress = config, source, parallel, progress
+        self._make_beside = beside
         self._iterator: data_lib.Batches | None = None
         self._next_step = -1
         self._skip_damaged = config.data.damaged == "skip"
@@ -190,14 +213,23 @@ class StreamingFeed:
     def _draws(self) -> data_lib.DrawnGroups | None:
         return balanced_draws(self._config, self._source, self._progress)
 
+    @cached_property
+    def beside(self) -> dict[str, Any]:
+        """What a training batch has beside its examples, by name."""
+        return self._make_beside()
+
+    @cached_property
+    def _beside_on_devices(self) -> dict[str, Any]:
+        return self._parallel.replicate(self.beside)
+
     @staticmethod
     def fetch(data: Any, batch: Any) -> Any:
-        """The batch itself."""
-        return batch
+        """The batch itself, with what is beside its examples."""
+        return {**batch, **data}
 
-    def data(self, split: str = "train") -> dict[str, jax.Array]:
-        """Nothing lives on the device."""
-        return {}
+    def data(self, split: str = "train") -> dict[str, Any]:
+        """What lives on the device: no examples, only what is beside train's."""
+        return self._beside_on_devices if split == "train" else {}
 
     def inputs(self, step: int, num_steps: int) -> Any:
         """Inputs of one call: its batch, with a leading axis of one step."""

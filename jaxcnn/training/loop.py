@@ -394,7 +394,7 @@ def _check_finite(run: Run, feed: Feed, host: dict[str, Any]) -> None:
 def _not_finite(run: Run, feed: Feed, state: TrainState) -> RunError:
     step, key = int(state.step), jax.random.key(run.config.seed)
     try:
-        batch = feed.batch(step)
+        batch = {**feed.batch(step), **feed.beside}
         learning = run.learning
         where = first_bad_layer(
             state, batch, key, model=learning.model, loss=learning.losses.train, prepare=learning.prepare

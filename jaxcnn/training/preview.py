@@ -4,6 +4,7 @@ And what a model will see of its training images.
 """
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import jax
@@ -18,6 +19,7 @@ from jaxcnn.layers.onednn.call import flops as onednn_flops
 from jaxcnn.layers.onednn.call import why_not
 from jaxcnn.layers.onednn.library import NotForThisMachineError
 from jaxcnn.run.workdir import has_checkpoints
+from jaxcnn.tasks.task import CONSTANTS
 from jaxcnn.training.build import Run, normalised_over
 
 
@@ -79,6 +81,8 @@ def describe(run: Run, experiment: str, num_params: int) -> str:
     ]
     if run.convolutions is not None:
         lines.append(f"convolutions by {run.convolutions}{_faster(config)}")
+    if run.task.constants is not None:
+        lines.append(run.task.constants.words())
     validation, test = source.splits.get("validation"), source.splits["test"]
     if validation is not None and (shared := data_lib.num_shared(validation, test)):
         lines.append(
@@ -145,6 +149,9 @@ def step_cost(run: Run) -> tuple[float, Memory]:
         other_splits = others * data_lib.example_bytes(source)
     else:
         data, inputs = {}, {name: struct((1, size, *spec.shape), spec.dtype) for name, spec in example.items()}
+    if run.task.constants is not None:
+        of_train = partial(run.task.constants.arrays, run.facts)
+        data[CONSTANTS] = jax.eval_shape(of_train, data if run.resident else None)
     inputs |= {"index": struct((1, size), jnp.int32), "epoch": struct((1, size), jnp.int32)}
     totals = jax.eval_shape(run.learning.metrics.empty)
     key = jax.eval_shape(lambda: jax.random.key(0))

@@ -4,7 +4,7 @@ Arrays are positional, what is static is keyword-only and bound once. Nothing he
 clock, or how many devices there are.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import flax.linen as nn
@@ -17,7 +17,7 @@ from jaxcnn.layers.dropout import drawn_by_example
 from jaxcnn.layers.features import AUXILIARY, FEATURES
 from jaxcnn.layers.initializers import draw_kernels
 from jaxcnn.tasks.metric import Metrics, Totals
-from jaxcnn.tasks.task import Batch, Loss, Prepare
+from jaxcnn.tasks.task import CONSTANTS, Batch, Loss, Prepare
 from jaxcnn.training.averaging import Average
 from jaxcnn.training.finetune import EVERYTHING, Finetuning
 
@@ -223,13 +223,18 @@ def _own_rows(carried: Any, positions: jax.Array) -> Any:
 
 def _carried_on(model: nn.Module, carried: Any, is_over: jax.Array) -> Any:
     """What is carried to the next batch; at the end of the streams, what they begin with."""
-    begun = _begun(model, batch_size(carried))
+    begun = _begun(model, jax.tree.leaves(carried)[0].shape[0])
     return jax.tree.map(lambda begin, x: jnp.where(is_over, begin, x), begun, carried)
 
 
-def batch_size(batch: Any) -> int:
+def batch_size(batch: Mapping[str, Any]) -> int:
     """Examples in a batch."""
-    return jax.tree.leaves(batch)[0].shape[0]
+    return jax.tree.leaves(examples_of(batch))[0].shape[0]
+
+
+def examples_of(batch: Mapping[str, Any]) -> dict[str, Any]:
+    """A batch, or a set, without what is no example's."""
+    return {name: array for name, array in batch.items() if name != CONSTANTS}
 
 
 def example_keys(key: jax.Array, step: Any, positions: jax.Array) -> jax.Array:
@@ -316,11 +321,11 @@ def eval_step(
 def gather(data: dict[str, jax.Array], inputs: jax.Array | dict[str, jax.Array]) -> Batch:
     """The batch at `index` [batch] of a data set that lives on the device: of `inputs`, or inputs itself.
 
-    A `mask` loses the examples that are not `valid`, bool [n] of the set.
+    A `mask` loses the examples that are not `valid`, bool [n] of the set; `constants` stay whole.
     """
     if not isinstance(inputs, dict):
         inputs = {"index": inputs}
-    batch = {name: array[inputs["index"]] for name, array in data.items()}
+    batch = {name: array if name == CONSTANTS else array[inputs["index"]] for name, array in data.items()}
     valid = batch.pop("valid", None)
     if "mask" in inputs and valid is not None:
         inputs = {**inputs, "mask": inputs["mask"] & valid}

@@ -20,7 +20,7 @@ from jaxcnn.tasks.metric import AVERAGED, Metrics
 from jaxcnn.training.build import Run
 from jaxcnn.training.feed import ResidentFeed, evaluation_inputs
 from jaxcnn.training.optim import make_optimizer
-from jaxcnn.training.step import TrainState, batch_size, gather, guarded_step, scan
+from jaxcnn.training.step import TrainState, batch_size, examples_of, gather, guarded_step, scan
 
 Data = dict[str, dict[str, jax.Array]]  # split -> what ResidentFeed.data has of it, arrays [n, ...]
 Curves = dict[str, dict[str, jax.Array]]  # train [steps], other splits [evaluations]: named as in metrics.jsonl
@@ -91,7 +91,7 @@ def train_run(
     seed: jax.Array, data: Data, hyperparameters: Hyperparameters, *, pieces: Pieces
 ) -> tuple[TrainState, Curves]:
     """Trains from the init to the last step. `seed` is the config's: the run's key and the order come from it."""
-    state = pieces.init(jax.random.key(seed), data["train"] if pieces.from_data else None)
+    state = pieces.init(jax.random.key(seed), examples_of(data["train"]) if pieces.from_data else None)
     return train_chunk(state, data, seed, hyperparameters, num_steps=pieces.total_steps, pieces=pieces)
 
 

@@ -14,39 +14,39 @@ from jaxcnn.machine import cache_dir
 FORMS = "a .pth, .pt, .bin or .safetensors file, a run's folder, torchvision:NAME[:VERSION] or hf:ORGANISATION/NAME"
 
 
-def find(name: str) -> epath.Path:
-    """The file, or the run's folder, that config.init_from names.
+def find(name: str, *, option: str = "init_from") -> epath.Path:
+    """The file, or the run's folder, that an option of the config names.
 
     Raises:
       UserError: it is not here, and how to get it; or `name` says nothing.
     """
     kind, _, rest = name.partition(":")
     if kind == "torchvision" and rest:
-        return epath.Path(_of_torchvision(rest))
+        return epath.Path(_of_torchvision(rest, option))
     if kind == "hf" and rest:
-        return epath.Path(_of_hugging_face(rest))
+        return epath.Path(_of_hugging_face(rest, option))
     try:
         path = epath.Path(name) if "://" in name else epath.Path(os.path.abspath(os.path.expanduser(name)))
         exists, is_run = path.exists(), (path / "config.json").exists()
     except KeyError:  # epath's, for a scheme that it does not know
-        raise UserError(f"init_from={name}: there is no {name.partition('://')[0]}:// here; it is {FORMS}") from None
+        raise UserError(f"{option}={name}: there is no {name.partition('://')[0]}:// here; it is {FORMS}") from None
     except Exception as error:
-        raise UserError(f"init_from={name} cannot be read: {' '.join(str(error).split())}") from None
+        raise UserError(f"{option}={name} cannot be read: {' '.join(str(error).split())}") from None
     if not exists:
-        raise UserError(f"init_from={name}: there is no such file or folder; it is {FORMS}")
+        raise UserError(f"{option}={name}: there is no such file or folder; it is {FORMS}")
     if path.is_dir() and not is_run:
-        raise UserError(f"init_from={name} is a folder that holds no run (no config.json); it is {FORMS}")
+        raise UserError(f"{option}={name} is a folder that holds no run (no config.json); it is {FORMS}")
     return path
 
 
-def _of_torchvision(name: str) -> Path:
+def _of_torchvision(name: str, option: str) -> Path:
     model, _, version = name.partition(":")
     if model not in TORCHVISION_FILES:
-        raise UserError(f"init_from=torchvision:{name}: no such weights; {nearest(model, TORCHVISION_FILES)}")
+        raise UserError(f"{option}=torchvision:{name}: no such weights; {nearest(model, TORCHVISION_FILES)}")
     versions = TORCHVISION_FILES[model]
     version = version.lower().removeprefix("imagenet1k_") or next(iter(versions))
     if version not in versions:
-        raise UserError(f"init_from=torchvision:{name}: no such version; {nearest(version, versions)}")
+        raise UserError(f"{option}=torchvision:{name}: no such version; {nearest(version, versions)}")
     file = f"{versions[version]}.pth"
     own = cache_dir() / "weights"
     torch_home = os.environ.get("TORCH_HOME") or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "torch"
@@ -54,15 +54,15 @@ def _of_torchvision(name: str) -> Path:
         if (folder / file).is_file():
             return folder / file
     raise UserError(
-        f"init_from=torchvision:{name} is not here; fetch it: "
+        f"{option}=torchvision:{name} is not here; fetch it: "
         f"curl --create-dirs -o {own / file} https://download.pytorch.org/models/{file}"
     )
 
 
-def _of_hugging_face(name: str) -> Path:
+def _of_hugging_face(name: str, option: str) -> Path:
     """The newest snapshot in the cache of huggingface_hub, by its main branch where it is known."""
     if not re.fullmatch(r"[\w.-]*\w[\w.-]*/[\w.-]*\w[\w.-]*", name) or ".." in name:
-        raise UserError(f"init_from=hf:{name}: write hf:ORGANISATION/NAME, e.g. hf:timm/resnet50.a1_in1k")
+        raise UserError(f"{option}=hf:{name}: write hf:ORGANISATION/NAME, e.g. hf:timm/resnet50.a1_in1k")
     home = os.environ.get("HF_HOME") or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "huggingface"
     hub = Path(os.environ.get("HF_HUB_CACHE") or Path(home) / "hub").expanduser()
     folder = hub / f"models--{name.replace('/', '--')}"
@@ -74,7 +74,7 @@ def _of_hugging_face(name: str) -> Path:
         for file in ("model.safetensors", "pytorch_model.bin"):
             if (snapshot / file).is_file():
                 return snapshot / file
-    raise UserError(f"init_from=hf:{name} is not in {hub}; fetch it: hf download {name} model.safetensors")
+    raise UserError(f"{option}=hf:{name} is not in {hub}; fetch it: hf download {name} model.safetensors")
 
 
 # https://download.pytorch.org/models/NAME.pth, by our model's name and torchvision's version of the weights

@@ -8,18 +8,21 @@ import fnmatch
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import flax
+import flax.linen as nn
 import jax
 import numpy as np
 from etils import epath
 from rich.table import Table
 
 from jaxcnn.errors import RunError, UserError
+from jaxcnn.layers.conv import by
 from jaxcnn.models.published import PUBLISHED
 from jaxcnn.run import workdir as workdir_lib
-from jaxcnn.run.checkpoint import Checkpoints
+from jaxcnn.run.checkpoint import Checkpoints, unflatten
 from jaxcnn.transfer import efficientnet_pytorch, timm, torchvision
 from jaxcnn.transfer.state_dicts import Tensors, digest, read_file
 from jaxcnn.transfer.torchvision import Naming, published_name, their_name, to_ours
@@ -131,6 +134,29 @@ def run_arrays(workdir: epath.Path, step: str = "best") -> tuple[Tensors, dict[s
 
 OTHERWISE = "init_allow='(\"PATTERN\",)' for what may be missing, left over or of another shape"
 OURS = Naming(())  # of a run's own arrays: paths as they are
+
+
+def fitted(module: nn.Module, arrays: dict[str, np.ndarray], example: Any, source: str) -> dict[str, Any]:
+    """The variables of a module, called with such an `example`, shapes and dtypes without the batch's axis.
+
+    Raises RunError where the arrays are not all that it has, or not finite.
+    """
+    try:
+        variables: dict[str, Any] = unflatten(arrays, shapes_of(module, example))
+    except ValueError as error:
+        raise RunError(f"{source} does not hold the weights of the model that config.json names: {error}") from None
+    bad = [name for name, array in arrays.items() if not np.isfinite(array).all()]
+    if bad:
+        raise RunError(f"{source}: {bad[0]} has values that are not finite; the weights are damaged")
+    return variables
+
+
+def shapes_of(module: nn.Module, example: Any) -> dict[str, Any]:
+    """Shapes of a module's `params` and `batch_stats`, as in training: with auxiliary heads."""
+    inputs = jax.tree.map(lambda x: jax.ShapeDtypeStruct((1, *x.shape), x.dtype), example)
+    keys = {"params": jax.random.key(0), "dropout": jax.random.key(0)}
+    drawn = jax.eval_shape(by("xla", partial(module.init, train=True)), keys, inputs)  # traced fastest
+    return {"params": drawn["params"], "batch_stats": drawn.get("batch_stats", {})}
 
 
 @dataclass

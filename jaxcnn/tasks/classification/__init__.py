@@ -14,6 +14,7 @@ from jaxcnn.augment import average_views, check_augment, make_augment, make_norm
 from jaxcnn.config import Config
 from jaxcnn.data import Source
 from jaxcnn.errors import UserError
+from jaxcnn.tasks.classification.distillation import taught
 from jaxcnn.tasks.classification.losses import class_weights, make_loss
 from jaxcnn.tasks.classification.metrics import TOP5_ACCURACY, metrics_for
 from jaxcnn.tasks.task import Batch, Losses, Prepare, Task, TaskKind, open_images
@@ -37,7 +38,7 @@ def make_task(
     check_augment(config.augment, image_shape, device_batch=device_batch)
     weights = class_weights(config.loss, lambda: data_lib.labels_of(source.splits["train"], progress), num_classes)
     metrics = metrics_for(num_classes)
-    return Task(
+    task = Task(
         learns=f"{num_classes} classes",
         example=jax.ShapeDtypeStruct(image_shape, jnp.float32),
         model={"num_classes": num_classes, "image_size": min(image_shape[:2])},
@@ -52,6 +53,9 @@ def make_task(
         apply=partial(average_views, views=config.eval_tta),
         examples="images",
     )
+    if config.distill.teacher is None:
+        return task
+    return taught(task, config, class_names=source.class_names, image_shape=image_shape, resident=resident)
 
 
 def channel_facts(
