@@ -147,6 +147,7 @@ OPTIONS = {
         "seconds", "tta",
     ),
     "transfer export": ("workdir", "to", "force"),
+    "export": ("workdir", "to", "step", "weights", "raw", "images", "data_dir", "runtime", "force"),
     "transfer probe": ("config", "workdir", "layer", "classifier", "json"),
 }  # fmt: skip
 NEEDED = {
@@ -156,7 +157,7 @@ NEEDED = {
     "serve": ["--workdir=/nowhere"],  # it never gets so far as to serve
     "report": ["--workdir=RUN", "--quick"], "diagnose": ["--workdir=RUN"], "models": [], "data describe": ["SET"],
     "data check": ["SET"], "transfer export": ["--workdir=RUN", "OUT.safetensors"],
-    "transfer probe": [DIGITS],
+    "transfer probe": [DIGITS], "export": ["--workdir=RUN", "--to=safetensors", "OUT.safetensors"],
 }  # fmt: skip
 
 

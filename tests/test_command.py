@@ -222,12 +222,19 @@ def test_dry_run_of_a_set_that_is_not_here(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("module", "command"), [("main", run), ("evaluate", run_here), ("generate", run_here), ("serve", run_here)]
+    ("module", "command"),
+    [
+        ("main", run),
+        ("evaluate", run_here),
+        ("generate", run_here),
+        ("serve", run_here),
+        ("export.__main__", run_here),
+    ],  # fmt: skip
 )
 def test_help(module, command):
     code, output, _ = command("--help", module=module)
     assert code == 0
-    assert f"python -m jaxcnn.{module}" in output
+    assert f"python -m jaxcnn.{module.removesuffix('.__main__')}" in output
     assert "--workdir" in output
 
 
