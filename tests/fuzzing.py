@@ -142,6 +142,8 @@ OPTIONS = {
     "data check": ("data_dir", "exclude", "write_clean", "csv", "json", "near_threshold"),
     "transfer export": ("workdir", "to", "force"),
     "transfer probe": ("config", "workdir", "layer", "classifier", "json"),
+    "prune": ("workdir", "out", "step", "keep", "by", "ranked", "rounds", "multiple", "images", "unstructured",
+              "epochs", "learning_rate", "batch_size"),
 }  # fmt: skip
 NEEDED = {
     "main": [DIGITS, "--dry_run"], "lr_find": [DIGITS],
@@ -150,6 +152,7 @@ NEEDED = {
     "report": ["--workdir=RUN", "--quick"], "diagnose": ["--workdir=RUN"], "models": [], "data describe": ["SET"],
     "data check": ["SET"], "transfer export": ["--workdir=RUN", "OUT.safetensors"],
     "transfer probe": [DIGITS],
+    "prune": ["--workdir=RUN", "--out=OUT"],
 }  # fmt: skip
 
 

@@ -27,7 +27,9 @@ FLOORS = {
     "training": 6,
     "results": 7,
     "report": 8,
+    "compression": 8,
     "main": 9, "evaluate": 9, "predict": 9, "diagnose": 9, "lr_find": 9, "generate": 9,
+    "prune": 9,
 }  # fmt: skip
 
 
@@ -267,6 +269,7 @@ def test_modules_say_what_they_hold():
         "diagnose",
         "lr_find",
         "generate",
+        "prune",
         "data.__main__",
         "report.__main__",
         "transfer.__main__",

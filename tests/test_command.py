@@ -221,7 +221,9 @@ def test_dry_run_of_a_set_that_is_not_here(tmp_path):
     assert "not prepared" in output
 
 
-@pytest.mark.parametrize(("module", "command"), [("main", run), ("evaluate", run_here), ("generate", run_here)])
+@pytest.mark.parametrize(
+    ("module", "command"), [("main", run), ("evaluate", run_here), ("generate", run_here), ("prune", run_here)]
+)
 def test_help(module, command):
     code, output, _ = command("--help", module=module)
     assert code == 0
