@@ -149,6 +149,8 @@ OPTIONS = {
     "transfer export": ("workdir", "to", "force"),
     "export": ("workdir", "to", "step", "weights", "raw", "images", "data_dir", "runtime", "force"),
     "transfer probe": ("config", "workdir", "layer", "classifier", "json"),
+    "prune": ("workdir", "out", "step", "keep", "by", "ranked", "rounds", "multiple", "images", "unstructured",
+              "epochs", "learning_rate", "batch_size"),
 }  # fmt: skip
 NEEDED = {
     "main": [DIGITS, "--dry_run"], "lr_find": [DIGITS],
@@ -158,6 +160,7 @@ NEEDED = {
     "report": ["--workdir=RUN", "--quick"], "diagnose": ["--workdir=RUN"], "models": [], "data describe": ["SET"],
     "data check": ["SET"], "transfer export": ["--workdir=RUN", "OUT.safetensors"],
     "transfer probe": [DIGITS], "export": ["--workdir=RUN", "--to=safetensors", "OUT.safetensors"],
+    "prune": ["--workdir=RUN", "--out=OUT"],
 }  # fmt: skip
 
 

@@ -26,9 +26,9 @@ FLOORS = {
     "tasks": 5,
     "training": 6,
     "results": 7,
-    "report": 8, "serving": 8, "export": 8,
+    "report": 8, "serving": 8, "export": 8, "compression": 8,
     "main": 9, "evaluate": 9, "predict": 9, "diagnose": 9, "lr_find": 9, "generate": 9,
-    "serve": 9,
+    "serve": 9, "prune": 9,
 }  # fmt: skip
 
 
@@ -274,6 +274,7 @@ def test_modules_say_what_they_hold():
         "lr_find",
         "generate",
         "serve",
+        "prune",
         "data.__main__",
         "report.__main__",
         "transfer.__main__",

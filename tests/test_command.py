@@ -229,7 +229,8 @@ def test_dry_run_of_a_set_that_is_not_here(tmp_path):
         ("generate", run_here),
         ("serve", run_here),
         ("export.__main__", run_here),
-    ],  # fmt: skip
+        ("prune", run_here),
+    ],
 )
 def test_help(module, command):
     code, output, _ = command("--help", module=module)

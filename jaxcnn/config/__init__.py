@@ -1,6 +1,6 @@
 """The config of a run: its schema, its checks, as plain data, and from a command line."""
 
-from jaxcnn.config.checks import check_unread, parse_fold, parse_steps, type_name, validate
+from jaxcnn.config.checks import check_unread, parse_channels, parse_fold, parse_steps, type_name, validate
 from jaxcnn.config.plain import RESUMABLE_FIELDS, changed_fields, flatten, from_dict, to_dict
 from jaxcnn.config.schema import (
     MOST_STEPS,
@@ -51,6 +51,7 @@ __all__ = [
     "check_unread",
     "flatten",
     "from_dict",
+    "parse_channels",
     "parse_fold",
     "parse_steps",
     "to_dict",

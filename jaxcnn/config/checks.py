@@ -55,6 +55,7 @@ def validate(config: Config, *, unread: bool = True) -> None:
     ):  # fmt: skip
         for complaint in group(config):
             raise UserError(complaint)
+    parse_channels(config.model.channels)
 
 
 # ---- what must hold between fields: a group at a time, the message of each thing that is wrong
@@ -178,6 +179,19 @@ def parse_fold(fold: str) -> tuple[int, int]:
     if not 1 <= number <= count or count < 2:
         raise UserError(f"data.fold={fold!r} is no fold; write 1/5, 2/5, … 5/5 for one of five")
     return number, count
+
+
+def parse_channels(channels: Sequence[str]) -> dict[str, int]:
+    """`("stem_conv=8",)` -> {"stem_conv": 8}: layers' features by their paths. Raises UserError."""
+    widths: dict[str, int] = {}
+    for each in channels:
+        match = re.fullmatch(r"([\w/]{1,200})=([0-9]{1,5})", each, re.ASCII)
+        if match is None or not int(match[2]) or match[1] in widths:
+            raise UserError(
+                f"model.channels has {each[:80]!r}; write each layer once, with its features: stage1_block1/conv1=8"
+            )
+        widths[match[1]] = int(match[2])
+    return widths
 
 
 def parse_steps(steps: str) -> tuple[int, int]:

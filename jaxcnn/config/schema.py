@@ -160,6 +160,7 @@ class ModelConfig:
     layer_norm: bool = False  # in the cells of recurrent models
     sizes: tuple[int, ...] | None = field(default=None, metadata=_range(1, 100))  # text_cnn: words that a filter sees
     tied: bool = False  # of language models: the head's kernel is the embedding
+    channels: tuple[str, ...] = ()  # layers of other widths than the paper's: stage1_block1/conv1=8; as pruning has it
     hidden: tuple[int, ...] | None = field(
         default=None, metadata=_range(1, 2**16)
     )  # mlp, forecasters: units of each hidden layer, tcn: channels of each block

@@ -75,27 +75,29 @@ class EfficientNet(nn.Module):
         strides = strides_for(self.stem, (2, *(row.stride for row in self.rows)))
         stage_sizes = [math.ceil(row.num_blocks * self.depth) for row in self.rows]
         number, last = 0, max(1, sum(stage_sizes) - 1)
+        inputs = to_multiple(32 * self.width)  # of a block
 
-        x = ConvNorm(to_multiple(32 * self.width), 3, layers, strides[0], name="stem")(images)
+        x = ConvNorm(inputs, 3, layers, strides[0], name="stem")(images)
         for stage, (row, num_blocks) in enumerate(zip(self.rows, stage_sizes, strict=True), start=1):
+            features = to_multiple(row.features * self.width)
             for index in range(1, num_blocks + 1):
-                channels = x.shape[-1]
                 x = block(
-                    expanded=to_multiple(channels * row.expansion),
-                    features=to_multiple(row.features * self.width),
+                    inputs=inputs,
+                    expanded=to_multiple(inputs * row.expansion),
+                    features=features,
                     size=row.size,
                     stride=strides[stage] if index == 1 else 1,
                     layers=layers,
                     # a quarter of the block's input, not of the expanded channels
                     attention=partial(
-                        SqueezeExcitation, hidden=max(1, channels // 4), activation=self.activation, dtype=self.dtype
+                        SqueezeExcitation, hidden=max(1, inputs // 4), activation=self.activation, dtype=self.dtype
                     ),
                     drop_rate=self.stochastic_depth * number / last,
                     name=f"stage{stage}_block{index}",
                 )(x, train)
-                number += 1
+                number, inputs = number + 1, features
             x = tap(self, f"stage{stage}", x)
-        x = ConvNorm(4 * x.shape[-1], 1, layers, name="last")(x)
+        x = ConvNorm(4 * inputs, 1, layers, name="last")(x)
         x = global_average(x)
         x = tap(self, "pooled", x)
         x = nn.Dropout(self.dropout_rate, deterministic=not train, name="head_dropout")(x)

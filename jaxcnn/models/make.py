@@ -9,12 +9,13 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from jaxcnn.config import ModelConfig
+from jaxcnn.config import ModelConfig, parse_channels
 from jaxcnn.errors import UserError, nearest
 from jaxcnn.layers.blocks import ACTIVATIONS
 from jaxcnn.layers.conv import by
 from jaxcnn.layers.initializers import INITIALIZERS
 from jaxcnn.layers.norm import BatchNorm, GroupNorm, NoNorm, without_axis
+from jaxcnn.layers.widths import narrowed
 from jaxcnn.models import FORECASTERS, LANGUAGE_MODELS, MODELS, TEXT_MODELS
 
 IMAGENET_STEM_PIXELS = 64  # from this size on a stem that shrinks the image pays
@@ -117,7 +118,8 @@ def make_model(
     if "stem" in takes and config.stem is None:
         options["stem"] = "imagenet" if image_size >= IMAGENET_STEM_PIXELS else "small"
     options = {name: value for name, value in {**options, **of_task}.items() if value is not None and name in takes}
-    return model_class(num_classes=num_classes, dtype=jnp.dtype(config.dtype), **options)
+    model = model_class(num_classes=num_classes, dtype=jnp.dtype(config.dtype), **options)
+    return narrowed(model, parse_channels(config.channels))
 
 
 def _check_suits(name: str, of_task: dict[str, Any]) -> None:

@@ -35,6 +35,7 @@ class InvertedResidual(nn.Module):
     The first is left out where the channels are not expanded. A shortcut joins the ends where they have one shape.
     """
 
+    inputs: int  # channels, before any are pruned
     expanded: int  # channels of the depthwise convolution
     features: int
     size: int  # of the depthwise convolution, in pixels
@@ -47,13 +48,13 @@ class InvertedResidual(nn.Module):
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
         """Maps [batch, h, w, c] to [batch, h / stride, w / stride, features], sides rounded up."""
         y = x
-        if self.expanded != x.shape[-1]:
+        if self.expanded != self.inputs:
             y = ConvNorm(self.expanded, 1, self.layers, name="expand")(y)
         y = ConvNorm(self.expanded, self.size, self.layers, self.stride, groups=self.expanded, name="depthwise")(y)
         if self.attention is not None:
             y = self.attention(name="attention")(y)
         y = ConvNorm(self.features, 1, self.layers._replace(activation=identity), name="project")(y)
-        if self.stride == 1 and self.features == x.shape[-1]:
+        if self.stride == 1 and self.features == self.inputs:
             y = x + StochasticDepth(self.drop_rate, name="drop")(y, train=train)
         return y
 
@@ -102,20 +103,23 @@ class MobileNetV2(nn.Module):
         strides = strides_for(self.stem, (2, *(row.stride for row in self.rows)))
         stage_sizes = [math.ceil(row.num_blocks * self.depth) for row in self.rows]
         number, last = 0, max(1, sum(stage_sizes) - 1)
+        inputs = to_multiple(32 * self.width)  # of a block
 
-        x = ConvNorm(to_multiple(32 * self.width), 3, layers, strides[0], name="stem")(images)
+        x = ConvNorm(inputs, 3, layers, strides[0], name="stem")(images)
         for stage, row in enumerate(self.rows, start=1):
+            features = to_multiple(row.features * self.width)
             for index in range(1, stage_sizes[stage - 1] + 1):
                 x = block(
-                    expanded=row.expansion * x.shape[-1],
-                    features=to_multiple(row.features * self.width),
+                    inputs=inputs,
+                    expanded=row.expansion * inputs,
+                    features=features,
                     size=3,
                     stride=strides[stage] if index == 1 else 1,
                     layers=layers,
                     drop_rate=self.stochastic_depth * number / last,
                     name=f"stage{stage}_block{index}",
                 )(x, train)
-                number += 1
+                number, inputs = number + 1, features
             x = tap(self, f"stage{stage}", x)
         x = ConvNorm(to_multiple(1280 * max(1.0, self.width)), 1, layers, name="last")(x)
         x = global_average(x)

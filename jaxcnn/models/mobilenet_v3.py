@@ -100,9 +100,9 @@ class MobileNetV3(nn.Module):
         }
         block = nn.remat(InvertedResidual, static_argnums=(2,)) if self.remat else InvertedResidual
         strides = strides_for(self.stem, (2, *(row.stride for row in self.rows)))
-        stage = 0
+        stage, inputs = 0, to_multiple(16 * self.width)  # inputs: of a block
 
-        x = ConvNorm(to_multiple(16 * self.width), 3, layers[HS], strides[0], name="stem")(images)
+        x = ConvNorm(inputs, 3, layers[HS], strides[0], name="stem")(images)
         for number, row in enumerate(self.rows, start=1):
             if row.stride == 2 and number > 1:
                 stage += 1
@@ -111,9 +111,11 @@ class MobileNetV3(nn.Module):
             squeeze = partial(
                 SqueezeExcitation, hidden=to_multiple(expanded // 4), gate=nn.hard_sigmoid, dtype=self.dtype
             )
+            features = to_multiple(row.features * self.width)
             x = block(
+                inputs=inputs,
                 expanded=expanded,
-                features=to_multiple(row.features * self.width),
+                features=features,
                 size=row.size,
                 stride=strides[number],
                 layers=layers[row.nonlinearity],
@@ -121,8 +123,9 @@ class MobileNetV3(nn.Module):
                 drop_rate=self.stochastic_depth * (number - 1) / max(1, len(self.rows) - 1),
                 name=f"block{number}",
             )(x, train)
+            inputs = features
         x = tap(self, f"stage{stage + 1}", x)
-        x = ConvNorm(6 * x.shape[-1], 1, layers[HS], name="last")(x)
+        x = ConvNorm(6 * inputs, 1, layers[HS], name="last")(x)
         x = global_average(x)
         x = tap(self, "pooled", x)
         dense = partial(nn.Dense, kernel_init=nn.initializers.normal(0.01))

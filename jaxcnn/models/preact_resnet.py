@@ -22,18 +22,20 @@ class PreActBasicBlock(nn.Module):
 
     features: int
     stride: int
+    changes: bool  # whether the shape does
     layers: Layers
     dropout_rate: float = 0.0  # between the convolutions: Zagoruyko and Komodakis 2016, section 2.4
     drop_rate: float = 0.0  # of the branch: stochastic depth
+
+    expansion = 1
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
         """Maps [batch, h, w, c] to [batch, h / stride, w / stride, features], sides rounded up."""
         conv, norm, activation = self.layers
         y = activation(norm(name="norm1")(x))
-        changes = self.stride > 1 or x.shape[-1] != self.features
         # Where the shape changes, the shortcut too starts from the activations.
-        shortcut = conv(self.features, 1, self.stride, name="shortcut_conv")(y) if changes else x
+        shortcut = conv(self.features, 1, self.stride, name="shortcut_conv")(y) if self.changes else x
         y = conv(self.features, 3, self.stride, name="conv1")(y)
         y = activation(norm(name="norm2")(y))
         y = nn.Dropout(self.dropout_rate, deterministic=not train)(y)
@@ -46,16 +48,18 @@ class PreActBottleneck(nn.Module):
 
     features: int
     stride: int
+    changes: bool  # whether the shape does
     layers: Layers
     drop_rate: float = 0.0  # of the branch: stochastic depth
+
+    expansion = 4
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
         """Maps [batch, h, w, c] to [batch, h / stride, w / stride, 4 * features], sides rounded up."""
         conv, norm, activation = self.layers
         y = activation(norm(name="norm1")(x))
-        changes = self.stride > 1 or x.shape[-1] != 4 * self.features
-        shortcut = conv(4 * self.features, 1, self.stride, name="shortcut_conv")(y) if changes else x
+        shortcut = conv(4 * self.features, 1, self.stride, name="shortcut_conv")(y) if self.changes else x
         y = conv(self.features, 1, name="conv1")(y)
         y = activation(norm(name="norm2")(y))
         y = conv(self.features, 3, self.stride, name="conv2")(y)
@@ -89,6 +93,7 @@ class PreActResNet(nn.Module):
             self,
             x,
             train,
+            stem_features=self.stem_features,
             stage_sizes=self.stage_sizes,
             features=[round(self.features * self.width) * 2**stage for stage in range(len(self.stage_sizes))],
             block=partial(self.block, layers=Layers(conv, norm, self.activation)),

@@ -54,6 +54,7 @@ class Block(nn.Module):
 
     features: int
     stride: int
+    changes: bool  # whether the shape does
     layers: Layers
     groups: int
     attention: Layer | None = None
@@ -72,7 +73,7 @@ class Block(nn.Module):
         y = conv(self.features, 1, name="conv3")(y)
         y = norm(name="norm3")(y)
         y = StochasticDepth(self.drop_rate, name="drop")(y, train=train)
-        return activation(y + projection_shortcut(x, self.features, self.stride, self.layers))
+        return activation(y + (projection_shortcut(x, y.shape[-1], self.stride, self.layers) if self.changes else x))
 
 
 class RegNet(nn.Module):
@@ -104,21 +105,24 @@ class RegNet(nn.Module):
             for features, num_blocks in self.stages
         ]
         number, last = 0, max(1, sum(num_blocks for _, num_blocks in stages) - 1)
+        inputs = 32  # of a block
 
-        x = ConvNorm(32, 3, layers, strides[0], name="stem")(images)
+        x = ConvNorm(inputs, 3, layers, strides[0], name="stem")(images)
         for stage, (features, num_blocks) in enumerate(stages, start=1):
             for index in range(1, num_blocks + 1):
-                hidden = round(self.squeeze * x.shape[-1])
+                hidden = round(self.squeeze * inputs)
+                stride = strides[stage] if index == 1 else 1
                 x = block(
                     features,
-                    strides[stage] if index == 1 else 1,
+                    stride,
+                    stride > 1 or inputs != features,
                     layers,
                     groups=features // min(self.group_width, features),
                     attention=partial(SqueezeExcitation, hidden=hidden, dtype=self.dtype) if hidden else None,
                     drop_rate=self.stochastic_depth * number / last,
                     name=f"stage{stage}_block{index}",
                 )(x, train)
-                number += 1
+                number, inputs = number + 1, features
             x = tap(self, f"stage{stage}", x)
         x = global_average(x)
         x = tap(self, "pooled", x)

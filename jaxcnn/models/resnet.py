@@ -22,14 +22,12 @@ from jaxcnn.layers.pool import max_pool
 
 
 def projection_shortcut(x: jax.Array, features: int, stride: int, layers: Layers) -> jax.Array:
-    """Option B of the paper: a 1x1 convolution where the shape changes, else the identity."""
-    if stride == 1 and x.shape[-1] == features:
-        return x
+    """Option B of the paper, where the shape changes: a 1x1 convolution."""
     return layers.norm(name="shortcut_norm")(layers.conv(features, 1, stride, name="shortcut_conv")(x))
 
 
 def padded_shortcut(x: jax.Array, features: int, stride: int, layers: Layers) -> jax.Array:
-    """Option A of the paper: every stride-th pixel, and zeros as the new channels; no parameters."""
+    """Option A of the paper, where the shape changes: every stride-th pixel, zeros as new channels; no parameters."""
     del layers
     return jnp.pad(x[:, ::stride, ::stride], ((0, 0), (0, 0), (0, 0), (0, features - x.shape[-1])))
 
@@ -39,6 +37,7 @@ class BasicBlock(nn.Module):
 
     features: int
     stride: int
+    changes: bool  # whether the shape does
     layers: Layers
     shortcut: Callable[..., jax.Array] = projection_shortcut
     attention: Layer | None = None  # over the branch's output
@@ -57,7 +56,7 @@ class BasicBlock(nn.Module):
         if self.attention is not None:
             y = self.attention(name="attention")(y)
         y = StochasticDepth(self.drop_rate, name="drop")(y, train=train)
-        return activation(y + self.shortcut(x, self.features, self.stride, self.layers))
+        return activation(y + (self.shortcut(x, y.shape[-1], self.stride, self.layers) if self.changes else x))
 
 
 class Bottleneck(nn.Module):
@@ -65,6 +64,7 @@ class Bottleneck(nn.Module):
 
     features: int
     stride: int
+    changes: bool  # whether the shape does
     layers: Layers
     width: float = 1.0  # of the 3x3 convolution, times the features
     groups: int = 1  # of the 3x3 convolution
@@ -87,7 +87,7 @@ class Bottleneck(nn.Module):
         if self.attention is not None:
             y = self.attention(name="attention")(y)
         y = StochasticDepth(self.drop_rate, name="drop")(y, train=train)
-        return activation(y + projection_shortcut(x, 4 * self.features, self.stride, self.layers))
+        return activation(y + (projection_shortcut(x, y.shape[-1], self.stride, self.layers) if self.changes else x))
 
 
 class ResNet(nn.Module):
@@ -127,6 +127,7 @@ class ResNet(nn.Module):
             self,
             x,
             train,
+            stem_features=features,
             stage_sizes=self.stage_sizes,
             features=[features * 2**stage for stage in range(len(self.stage_sizes))],
             block=partial(self.block, layers=layers),
@@ -142,26 +143,32 @@ def residual_stages(
     x: jax.Array,
     train: bool,
     *,
+    stem_features: int,
     stage_sizes: Sequence[int],
     features: Sequence[int],
     block: partial,
 ) -> jax.Array:
     """Stages of `model`, each but the first halving the sides; called within its scope.
 
-    Reads its `remat` and `stochastic_depth`.
+    Reads its `remat` and `stochastic_depth`. Where a shape changes follows from the widths that are given, those of the
+    paper, not from x, which a pruned model has narrower.
     """
     block_class = nn.remat(block.func, static_argnums=(2,)) if model.remat else block.func
     number, last = 0, max(1, sum(stage_sizes) - 1)
+    inputs = stem_features
     for stage, num_blocks in enumerate(stage_sizes, start=1):
+        outputs = features[stage - 1] * block.func.expansion  # type: ignore[attr-defined]
         for index in range(1, num_blocks + 1):
+            stride = 2 if stage > 1 and index == 1 else 1
             x = block_class(
                 features[stage - 1],
-                2 if stage > 1 and index == 1 else 1,
+                stride,
+                stride > 1 or inputs != outputs,
                 **block.keywords,
                 drop_rate=model.stochastic_depth * number / last,
                 name=f"stage{stage}_block{index}",
             )(x, train)
-            number += 1
+            number, inputs = number + 1, outputs
         x = tap(model, f"stage{stage}", x)
     return x
 
@@ -191,6 +198,7 @@ class CifarResNet(nn.Module):
             self,
             x,
             train,
+            stem_features=features[0],
             stage_sizes=[self.num_blocks] * 3,
             features=features,
             block=partial(BasicBlock, layers=Layers(conv, norm, self.activation), shortcut=padded_shortcut),

@@ -36,7 +36,7 @@ def channel_shuffle(x: jax.Array) -> jax.Array:
 class ShuffleUnit(nn.Module):
     """1x1, depthwise 3x3 and 1x1 convolutions of half of the channels: figure 3c.
 
-    Where the channels change, of all of them, beside a second branch: figure 3d.
+    With a stride of 2, where the channels change, of all of them, beside a second branch: figure 3d.
     """
 
     features: int
@@ -47,7 +47,7 @@ class ShuffleUnit(nn.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         """Maps [batch, h, w, c] to [batch, h / stride, w / stride, features], sides rounded up."""
         linear, half = self.layers._replace(activation=identity), self.features // 2
-        if x.shape[-1] == self.features and self.stride == 1:
+        if self.stride == 1:
             kept, x = jnp.split(x, 2, axis=-1)
         else:
             channels = x.shape[-1]

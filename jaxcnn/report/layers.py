@@ -14,6 +14,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxcnn.layers.widths import alone
+
 REPEATS = 9  # timed calls, of which the median counts
 SECONDS = 0.5  # or as many as fit into this, at least three
 
@@ -72,8 +74,7 @@ def _calls(model: nn.Module, variables: Any, images: Any) -> list[_Call]:
         module = context.module
         if context.method_name == "__call__" and len(module.path) == 1:
             shapes, options = jax.tree.map(_shape_of, (arguments, keywords))
-            alone = module.clone(parent=None, name=None)
-            calls.append(_Call(module.path[0], alone, shapes, options, jnp.shape(result)[1:]))
+            calls.append(_Call(module.path[0], alone(module, model), shapes, options, jnp.shape(result)[1:]))
         return result
 
     with nn.intercept_methods(record):
