@@ -1,7 +1,8 @@
 """Exports a run's network for other runtimes: python -m jaxcnn.export --workdir DIR --to FORMAT OUT [--raw]
 
 FORMAT: onnx; stablehlo, which jax.export.deserialize loads; safetensors, the weights alone; train_step, as StableHLO a
-run that goes on anywhere; web, a folder with a page that runs the network in the browser; page, the same in one file.
+run that goes on anywhere; web, a folder with a page that runs the network in the browser; page, the same in one file;
+hf, a folder as Hugging Face's hub has them, which timm loads where it has the architecture.
 What is written was loaded again by its own runtime and compared on the run's test images. Exit codes: 0 written; 1 it
 differs from the run's network, and was not written; 2 the command or the folder is wrong.
 """
@@ -57,6 +58,10 @@ def main(argv: list[str], start: float) -> int:
     console.print(f"{place}: {f'{len(files)} files, ' if target.is_folder else ''}{size:,.2f} MiB, {lines[0]}")
     for line in lines[1:]:
         console.print(line)
+    if values.upload:
+        from jaxcnn.export.hub import upload
+
+        console.print(f"uploaded: {upload(content, values.upload)}")
     return 0
 
 
@@ -76,6 +81,8 @@ def _define_flags(values: flags.FlagValues) -> None:
         "web, page: a folder with onnxruntime-web's files, instead of npm's registry",
         flag_values=values,
     )
+    flags.DEFINE_string("license", "other", "hf: the weights' license, as the hub names it", flag_values=values)
+    flags.DEFINE_string("upload", None, "hf: put the files into this repository, ORGANISATION/NAME", flag_values=values)
     flags.DEFINE_bool("force", False, "overwrite what is there", flag_values=values)
 
 
@@ -169,6 +176,22 @@ def _web(values: Any, progress: Any) -> tuple[Any, list[str]]:
     return make(network, model, images, runtime), [f"with {lines[0]}", *lines[1:]]
 
 
+def _hf(values: Any, progress: Any) -> tuple[Mapping[str, bytes], list[str]]:
+    from jaxcnn.export.hub import architecture_of, run_hub, to_hub
+    from jaxcnn.export.parity import images_of
+
+    folder = workdir_lib.resolve(values.workdir)
+    config = from_dict(workdir_lib.read_config(folder)["config"]).model
+    network = _network(values)
+    files = to_hub(network, config, workdir=folder, license_name=values.license)
+    images = images_of(values.workdir, values.images, data_dir=values.data_dir, progress=progress)
+    run = lambda inputs: run_hub(files, inputs, network, config)
+    lines = _compared(network, run, "the weights, read back,", images)
+    architecture = architecture_of(network, config)
+    loads = f"timm loads it as {architecture}" if architecture else "timm has no such architecture: with our names"
+    return files, [f"{loads}, {lines[0]}", *lines[1:]]
+
+
 def _network(values: Any) -> Any:
     from jaxcnn.export import network
 
@@ -192,7 +215,7 @@ class Target(NamedTuple):
     """A format."""
 
     export: Callable[[Any, Any], tuple[bytes | Mapping[str, bytes], list[str]]]
-    takes_no: tuple[str, ...] = ("runtime",)  # flags that have no meaning for it
+    takes_no: tuple[str, ...] = ("runtime", "license", "upload")  # flags that have no meaning for it
     is_folder: bool = False
 
 
@@ -200,9 +223,10 @@ TARGETS = {
     "onnx": Target(_onnx),
     "stablehlo": Target(_stablehlo),
     "safetensors": Target(_safetensors),
-    "train_step": Target(_train_step, ("weights", "raw", "images", "runtime")),
-    "web": Target(_web, ("raw",), is_folder=True),
-    "page": Target(_web, ("raw",)),
+    "train_step": Target(_train_step, ("weights", "raw", "images", "runtime", "license", "upload")),
+    "web": Target(_web, ("raw", "license", "upload"), is_folder=True),
+    "page": Target(_web, ("raw", "license", "upload")),
+    "hf": Target(_hf, ("raw", "runtime"), is_folder=True),
 }
 
 

@@ -54,20 +54,23 @@ class EfficientNetLite(nn.Module):
         strides = strides_for(self.stem, (2, *(row.stride for row in self.rows)))
         stage_sizes = stage_sizes_of(self.depth, self.rows)
         number, last = 0, max(1, sum(stage_sizes) - 1)
+        inputs = 32  # of a block
 
-        x = ConvNorm(32, 3, layers, strides[0], name="stem")(images)
+        x = ConvNorm(inputs, 3, layers, strides[0], name="stem")(images)
         for stage, (row, num_blocks) in enumerate(zip(self.rows, stage_sizes, strict=True), start=1):
+            features = to_multiple(row.features * self.width)
             for index in range(1, num_blocks + 1):
                 x = block(
-                    expanded=x.shape[-1] * row.expansion,
-                    features=to_multiple(row.features * self.width),
+                    inputs=inputs,
+                    expanded=inputs * row.expansion,
+                    features=features,
                     size=row.size,
                     stride=strides[stage] if index == 1 else 1,
                     layers=layers,
                     drop_rate=self.stochastic_depth * number / last,
                     name=f"stage{stage}_block{index}",
                 )(x, train)
-                number += 1
+                number, inputs = number + 1, features
             x = tap(self, f"stage{stage}", x)
         x = ConvNorm(1280, 1, layers, name="last")(x)
         x = global_average(x)
