@@ -14,7 +14,7 @@ import pytest
 from flax import linen as nn
 from jax import lax
 
-from benchmarks.exports import random_network
+from benchmarks.exports import logits_of, random_network
 from benchmarks.zoo import FAMILIES
 from jaxcnn.errors import RunError, UserError
 from jaxcnn.export import network as networks
@@ -23,7 +23,6 @@ from jaxcnn.export.parity import compare
 from jaxcnn.export.safetensors import run_safetensors, to_safetensors
 from jaxcnn.export.stablehlo import run_stablehlo, to_stablehlo
 from jaxcnn.layers.blocks import ACTIVATIONS
-from jaxcnn.layers.conv import by
 from jaxcnn.transfer.state_dicts import read_safetensors
 from tests.commands import run_here
 from tests.runs import begin, small_config, train
@@ -141,12 +140,6 @@ def exported(name: str, options: dict[str, Any]):
     return network, to_onnx(network.function, network.variables, network.example), images
 
 
-def logits_of(network, images):
-    """Its logits as XLA's own convolutions compute them, which compile in a fraction of the time."""
-    call = jax.jit(by("xla", network._logits))
-    return np.concatenate([call(network.variables, images[:2]), call(network.variables, images[2:])])
-
-
 def assert_exports(name: str, options: dict[str, Any]) -> None:
     network, model, images = exported(name, options)
     ours = logits_of(network, images)
@@ -237,6 +230,7 @@ def test_onnx_of_a_run(trained, tmp_path, raw):
     facts = metadata(file)
     assert json.loads(facts["class_names"]) == [str(digit) for digit in range(10)]
     assert facts["input"].startswith("float32" if raw else "uint8")
+    assert facts["weights"] == "average"
     assert json.loads(facts["image_shape"]) == [8, 8, 1]
     network = networks.load(str(trained), raw=raw)
     images = network.given(np.random.default_rng(0).integers(0, 256, (3, 8, 8, 1), np.uint8))

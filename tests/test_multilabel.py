@@ -21,6 +21,7 @@ from jaxcnn.results.members import NotCalibrated
 from jaxcnn.tasks.metric import Metrics
 from jaxcnn.tasks.multilabel import MULTILABEL, fit_thresholds, metrics_for
 from jaxcnn.training.build import build
+from tests.commands import run_here
 from tests.runs import rows, small_config, train
 
 LABELS = ("bottom", "left", "top")
@@ -214,3 +215,14 @@ def test_a_list_that_cannot_be_learned_is_one_line(listed: Path, tmp_path: Path)
         config.data.validation_fraction = 0
         with pytest.raises(UserError, match=message):
             build(config)
+
+
+def test_export(trained: Path, tmp_path: Path) -> None:
+    onnx = pytest.importorskip("onnx", reason="needs the extra `export`")
+    pytest.importorskip("onnxruntime", reason="needs the extra `export`")
+    file = tmp_path / "model.onnx"
+    code, output, errors = run_here("--workdir", trained, "--to=onnx", file, module="export.__main__")
+    assert (code, errors) == (0, "")
+    assert "100.00 % same predictions" in output
+    facts = {each.key: each.value for each in onnx.load(file).metadata_props}
+    assert (facts["task"], json.loads(facts["class_names"])) == ("multilabel", list(LABELS))

@@ -117,10 +117,11 @@ def test_a_folder(trained, runtime_folder, browser, served, tmp_path):
     assert all(path.startswith("/site/") for path in asked)
     assert browser.faults() == []
 
-    browser.value("network.facts().class_names.length")
     draw(browser)
     answer = browser.value("document.querySelector('#answers .name').textContent")
     assert answer in [str(digit) for digit in range(10)]
+
+    give(browser)
 
     browser.wait("navigator.serviceWorker.controller", seconds=30)
     browser.wait("(async () => (await (await caches.open((await caches.keys())[0])).keys()).length > 25)()", seconds=30)
@@ -130,9 +131,47 @@ def test_a_folder(trained, runtime_folder, browser, served, tmp_path):
     assert page_logits(browser, 2).shape == (2, 10)
 
 
+ANSWERED = "Number(document.body.dataset.answered || 0)"
+FILE = """
+const transfer = new DataTransfer();
+const canvas = document.createElement("canvas");
+canvas.width = 300; canvas.height = 200;
+const blob = await new Promise((done) => canvas.toBlob(done, "image/png"));
+transfer.items.add(new File([blob], "black.png", { type: "image/png" }));
+"""
+GIVEN = {
+    "dropped": "document.dispatchEvent(new DragEvent('drop', { dataTransfer: transfer, cancelable: true }));",
+    "pasted": "document.dispatchEvent(new ClipboardEvent('paste', { clipboardData: transfer }));",
+    "chosen": "file.files = transfer.files; file.dispatchEvent(new Event('change'));",
+}
+
+
+def give(browser):
+    """An image that is dropped, pasted, chosen; of the camera; a sample by the keyboard; and what is no image."""
+    for what in GIVEN.values():
+        before = browser.value(ANSWERED)
+        browser.value(f"(async () => {{ {FILE} {what} }})()")
+        browser.wait(f"{ANSWERED} > {before}")
+    assert browser.value("seen.width") == 8
+    before = browser.value(ANSWERED)
+    browser.value("camera.click()")
+    browser.wait(f"{ANSWERED} > {before} + 2")  # it goes on
+    assert browser.value("camera.textContent") == "Stop camera"
+    browser.value("document.querySelector('#samples button').focus()")
+    browser.ask(
+        "Input.dispatchKeyEvent", type="keyDown", key="Enter", code="Enter", windowsVirtualKeyCode=13, text="\r"
+    )
+    browser.wait("camera.textContent === 'Camera'")
+    browser.value(
+        "(() => { const t = new DataTransfer(); t.items.add(new File(['x'], 'a.png', { type: 'image/png' })); "
+        "document.dispatchEvent(new DragEvent('drop', { dataTransfer: t, cancelable: true })); })()"
+    )
+    browser.wait("document.getElementById('status').textContent.startsWith('This is no image')")
+
+
 def draw(browser):
     """A one, with the mouse."""
-    before = browser.value("Number(document.body.dataset.answered || 0)")
+    before = browser.value(ANSWERED)
     browser.look(390, 844)
     box = browser.value("(() => { const b = pad.getBoundingClientRect(); return [b.x, b.y, b.width, b.height]; })()")
     x, y, width, height = box
@@ -141,7 +180,7 @@ def draw(browser):
     for step in range(3, 9):
         mouse(type="mouseMoved", x=x + width / 2, y=y + height * step / 10)
     mouse(type="mouseReleased", x=x + width / 2, y=y + height * 0.8)
-    browser.wait(f"Number(document.body.dataset.answered || 0) > {before}")
+    browser.wait(f"{ANSWERED} > {before}")
 
 
 def test_one_file_opens_from_disk(trained, runtime_folder, browser, tmp_path):

@@ -23,6 +23,7 @@ from jaxcnn.models.make import make_model
 from jaxcnn.results.trained import fitted
 from jaxcnn.run import workdir as workdir_lib
 from jaxcnn.terminal import one_line
+from jaxcnn.training.averaging import averages
 from jaxcnn.transfer.pretrained import run_arrays
 
 TASKS = ("classification", "multilabel")  # of images; the others' inputs are of many kinds
@@ -48,11 +49,11 @@ class Network:
     @property
     def function(self) -> Callable[[Any, jax.Array], jax.Array]:
         """(variables, images [batch, height, width, channels]) -> float32 logits, in plain operations."""
-        return plain(self._logits)
+        return plain(self.logits_for)
 
     def logits(self, inputs: np.ndarray, *, batch_size: int = 32) -> np.ndarray:
         """The same function as it is ordinarily computed here: what an export is compared with."""
-        call = jax.jit(by(AUTO, self._logits, platform=jax.default_backend()))
+        call = jax.jit(by(AUTO, self.logits_for, platform=jax.default_backend()))
         variables = jax.device_put(self.variables)
         batches = [inputs[start : start + batch_size] for start in range(0, len(inputs), batch_size)]
         return np.concatenate([np.asarray(call(variables, batch)) for batch in batches])
@@ -65,7 +66,8 @@ class Network:
         """The facts as metadata: each text, what is more than a word as JSON."""
         return {name: each if isinstance(each, str) else to_json(each) for name, each in self.facts.items()}
 
-    def _logits(self, variables: Any, images: jax.Array) -> jax.Array:
+    def logits_for(self, variables: Any, images: jax.Array) -> jax.Array:
+        """The function itself, in whatever its layers are traced as."""
         inputs = images if self.raw else make_normalise(self.mean, self.std)(images)
         try:
             logits: Any = self.module.apply(variables, inputs, train=False)
@@ -144,7 +146,7 @@ def _facts(
         "data": data["name"],
         "experiment": saved["experiment"],
         "source": f"{folder.name}, {tensors.source.rpartition(', ')[2]}",
-        "weights": weights or "the average where one is kept",
+        "weights": weights or ("average" if averages(config.optimizer) else "raw"),
         "weights_sha256": tensors.sha256,
         "versions": versions(),
     }

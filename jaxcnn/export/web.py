@@ -84,8 +84,8 @@ def _page(network: Network, policy: str, style: str, scripts: str) -> bytes:
     parts = {
         "title": escape(f"{facts['model']} · {facts['data']}"),
         "lead": escape(
-            f"Tells {count:,} {'labels' if facts['task'] == 'multilabel' else 'classes'} in images of {size} pixels. "
-            "Images stay on this device."
+            f"Knows {count:,} {'labels' if facts['task'] == 'multilabel' else 'classes'} of images, seen as {size} "
+            "pixels. Images stay on this device."
         ),
         "footer": "Made by jaxcnn; runs on onnxruntime-web (Microsoft, MIT licence).",
         "policy": policy,
