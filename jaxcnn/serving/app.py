@@ -180,7 +180,6 @@ def make_app(model: TrainedModel, batcher: Batcher, limits: Limits, *, explains:
         """The network that answers."""
         return {
             "model": model_name,
-            "source": model.source,
             "image": dict(zip(("height", "width", "channels"), model.image_shape, strict=True)),
             "explains": explains,
             "class_names": list(model.class_names),
