@@ -84,6 +84,7 @@ def main() -> None:
         lost = 100 * (statistics.fmean(whole_accuracies) - statistics.fmean(accuracies))
         table.row(keep, ratios["parameters"], ratios["multiply_adds"], f"{1 / ratios['seconds']:.2f}",
                   _percent(accuracies), f"{lost:.2f}")  # fmt: skip
+    report.finish()
     say(f"{options.seeds} seeds; {(time.perf_counter() - start) / 60:.1f} minutes")
     others.warn()
 

@@ -234,6 +234,8 @@ def test_widths_of_layers_that_are_not_there_or_do_not_fit() -> None:
     ):
         with pytest.raises(UserError, match=words):
             jax.eval_shape(partial(narrowed(model, widths).init, train=True), keys, images)
+    with pytest.raises(UserError, match="head is as wide as there are classes"):
+        narrowed(model, {"head": 5})
     assert parse_channels(("stem_conv=8", "a/b=3")) == {"stem_conv": 8, "a/b": 3}
 
 

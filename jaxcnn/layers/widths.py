@@ -22,10 +22,13 @@ WITH_FEATURES = (Conv, PatchConv, nn.Conv, nn.Dense)  # modules whose field `fea
 def narrowed(model: nn.Module, widths: Mapping[str, int]) -> Any:
     """The model with other widths, `stage1_block1/conv1` -> features; its names, fields and methods are as before.
 
-    When it is initialised it raises UserError for a path that is no layer's, and for widths that do not fit together.
+    Raises UserError for a head's; and, when it is initialised, for a path that is no layer's, or widths that do not fit
+    together.
     """
     if not widths:
         return model
+    if heads := [path for path in widths if path.rpartition("/")[2] == "head"]:
+        raise UserError(f"model.channels: {heads[0]} is as wide as there are classes; leave it out")
     fields = {name: getattr(model, name) for name in model.__dataclass_fields__ if name not in ("parent", "name")}
     base: Any = type(model)
     return _narrowed_class(base, tuple(sorted(widths.items())))(**fields, parent=None)
