@@ -58,7 +58,7 @@ def main(argv: list[str], start: float) -> int:
     console.print(f"{place}: {f'{len(files)} files, ' if target.is_folder else ''}{size:,.2f} MiB, {lines[0]}")
     for line in lines[1:]:
         console.print(line)
-    if values.upload:
+    if values.upload and isinstance(content, Mapping):
         from jaxcnn.export.hub import upload
 
         console.print(f"uploaded: {upload(content, values.upload)}")
