@@ -147,7 +147,7 @@ OPTIONS = {
         "seconds", "tta",
     ),
     "transfer export": ("workdir", "to", "force"),
-    "export": ("workdir", "to", "step", "weights", "raw", "images", "data_dir", "runtime", "force"),
+    "export": ("workdir", "to", "step", "weights", "raw", "images", "data_dir", "license", "runtime", "force"),
     "transfer probe": ("config", "workdir", "layer", "classifier", "json"),
     "prune": ("workdir", "out", "step", "keep", "by", "ranked", "rounds", "multiple", "images", "unstructured",
               "epochs", "learning_rate", "batch_size"),
