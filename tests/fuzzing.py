@@ -141,7 +141,7 @@ OPTIONS = {
     "data describe": ("data_dir", "image_size", "sheet", "augment", "json"),
     "data check": ("data_dir", "exclude", "write_clean", "csv", "json", "near_threshold"),
     "transfer export": ("workdir", "to", "force"),
-    "export": ("workdir", "to", "step", "weights", "raw", "images", "data_dir", "runtime", "force"),
+    "export": ("workdir", "to", "step", "weights", "raw", "images", "data_dir", "runtime", "model", "force"),
     "transfer probe": ("config", "workdir", "layer", "classifier", "json"),
 }  # fmt: skip
 NEEDED = {

@@ -15,10 +15,10 @@ from etils import epath
 from jaxcnn.command import HELP_FLAGS, check_step, flags_help, parse_flags, run_command, show_help
 from jaxcnn.config import from_dict
 from jaxcnn.errors import UserError, nearest
-from jaxcnn.files import check_writable, write_atomically
+from jaxcnn.files import check_writable, read_bytes, write_atomically
 from jaxcnn.run import workdir as workdir_lib
 from jaxcnn.run.log import RunLog
-from jaxcnn.terminal import PatientConsole
+from jaxcnn.terminal import PatientConsole, one_line
 
 WEIGHTS = ("raw", "average")
 LEAST_IMAGES = 100  # fewer tell little of how many predictions are the same
@@ -76,6 +76,12 @@ def _define_flags(values: flags.FlagValues) -> None:
         "web, page: a folder with onnxruntime-web's files, instead of npm's registry",
         flag_values=values,
     )
+    flags.DEFINE_string(
+        "model",
+        None,
+        "web, page: an ONNX file that the page runs in the run's stead, as an int8 one",
+        flag_values=values,
+    )
     flags.DEFINE_bool("force", False, "overwrite what is there", flag_values=values)
 
 
@@ -101,8 +107,9 @@ def _check_place(target: "Target", place: epath.Path, given: str, *, force: bool
     """Raises UserError where nothing can be written, or where something is."""
     try:
         check_writable(place, folder=target.is_folder)
-    except OSError as error:
-        raise UserError(f"{given} cannot be written: {error.strerror}; choose another place") from None
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise UserError(f"{given!r} cannot be written: {reason}; choose another place") from None
     is_taken = place.exists() and not (target.is_folder and not any(place.iterdir()))
     if is_taken and not force:
         raise UserError(f"{given} exists; choose another name, or --force to overwrite what is there")
@@ -164,9 +171,31 @@ def _web(values: Any, progress: Any) -> tuple[Any, list[str]]:
     runtime = runtime_files(values.runtime, progress=progress)
     network = _network(values)
     images = images_of(values.workdir, values.images, data_dir=values.data_dir, progress=progress)
-    model, lines = _onnx_on(network, images)
+    model, lines = _given(values.model, network, images) if values.model else _onnx_on(network, images)
     make = folder_of if values.to == "web" else page_of
     return make(network, model, images, runtime), [f"with {lines[0]}", *lines[1:]]
+
+
+def _given(path: str, network: Any, images: Any) -> tuple[bytes, list[str]]:
+    """A file of others, and how it compares: it may be rounded, so no difference is too large. Raises UserError."""
+    from jaxcnn.export.onnx import LIMIT, run_onnx
+    from jaxcnn.export.parity import compare
+
+    try:
+        content = read_bytes(path, limit=LIMIT)
+        logits = run_onnx(content, images.images)
+        parity = compare(network.logits(images.images), logits, task=network.facts["task"], what=images.what)
+    except UserError:
+        raise
+    except Exception as error:
+        raise UserError(
+            f"--model={path} does not run on the run's images ({one_line(error)[:150]}); give one that --to=onnx has "
+            "written, or what was made of it"
+        ) from None
+    return content, [
+        f"{path}, {len(content) / 2**20:,.2f} MiB",
+        f"onnxruntime, of that file, against the run: {parity}",
+    ]
 
 
 def _network(values: Any) -> Any:
@@ -192,7 +221,7 @@ class Target(NamedTuple):
     """A format."""
 
     export: Callable[[Any, Any], tuple[bytes | Mapping[str, bytes], list[str]]]
-    takes_no: tuple[str, ...] = ("runtime",)  # flags that have no meaning for it
+    takes_no: tuple[str, ...] = ("runtime", "model")  # flags that have no meaning for it
     is_folder: bool = False
 
 
@@ -200,7 +229,7 @@ TARGETS = {
     "onnx": Target(_onnx),
     "stablehlo": Target(_stablehlo),
     "safetensors": Target(_safetensors),
-    "train_step": Target(_train_step, ("weights", "raw", "images", "runtime")),
+    "train_step": Target(_train_step, ("weights", "raw", "images", "runtime", "model")),
     "web": Target(_web, ("raw",), is_folder=True),
     "page": Target(_web, ("raw",)),
 }
