@@ -123,9 +123,14 @@ def markdown(rows: Sequence[dict[str, Any]], count: int) -> str:
     for row in rows:
         lines.append(
             f"| `{row['model']}` | {row['pixels']} | {row['onnx_nodes']:,} | {row['onnx_bytes'] / 1e6:.1f} | "
-            f"{row['onnx_difference']:.0e} | {row['stablehlo_bytes'] / 1e6:.1f} | {row['stablehlo_difference']:.0e} |"
+            f"{_small(row['onnx_difference'])} | {row['stablehlo_bytes'] / 1e6:.1f} | "
+            f"{_small(row['stablehlo_difference'])} |"
         )
     return "\n".join(lines)
+
+
+def _small(value: float) -> str:
+    return f"{value:.0e}" if value else "0"
 
 
 def main() -> None:

@@ -182,9 +182,11 @@ def test_every_family(name):
     np.testing.assert_allclose(run_stablehlo(content, images, batch_size=2), ours, atol=3e-5 * np.abs(ours).max())
 
 
-@pytest.mark.parametrize("norm", ["group", "layer", "none"])
-def test_other_norms(norm):
-    assert_exports("resnet20", {"norm": norm, "depth": 0.3})
+@pytest.mark.parametrize(
+    "options", [{"norm": "group"}, {"norm": "none", "remat": True}, {"activation": "elu"}], ids=str
+)
+def test_options(options):
+    assert_exports("resnet20", {"depth": 0.3, **options})
 
 
 def test_stablehlo_takes_any_batch():
@@ -302,14 +304,22 @@ def test_without_the_package(trained, tmp_path, monkeypatch):
     assert (code, errors) == (2, "jaxcnn: onnx is not installed; install it: pip install 'jaxcnn[export]'\n")
 
 
-def test_without_the_data(tmp_path):
+def test_with_the_data_and_without(tmp_path):
+    """Of a set that is streamed, of which all test images are taken."""
     from tests.nasty_images import write_classes
 
     write_classes(tmp_path / "set", {"a": 12, "b": 12}, size=(20, 17))
     config = small_config(
-        data__name=f"folder:{tmp_path / 'set'}", data__image_size=12, data__cache=False, batch_size=8, num_devices=1
+        data__name=f"folder:{tmp_path / 'set'}", data__image_size=12, data__cache=False, batch_size=8, num_devices=1,
+        data__resident=False,
     )  # fmt: skip
     begin(config, tmp_path / "run")
+    tests = json.loads((tmp_path / "run" / "config.json").read_text())["data"]["num_examples"]["test"]
+    code, output, errors = run_here(
+        "--workdir", tmp_path / "run", "--to=onnx", tmp_path / "first", module="export.__main__"
+    )  # fmt: skip
+    assert (code, errors) == (0, "")
+    assert f"on {tests} test images of the run" in output
     (tmp_path / "set").rename(tmp_path / "gone")
     code, output, errors = run_here(
         "--workdir", tmp_path / "run", "--to=onnx", tmp_path / "model", module="export.__main__"

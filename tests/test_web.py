@@ -2,6 +2,7 @@
 
 import base64
 import functools
+import gzip
 import http.server
 import json
 import os
@@ -198,6 +199,23 @@ def test_one_file_opens_from_disk(trained, runtime_folder, browser, tmp_path):
         each["params"]["request"]["url"] for each in browser.events if each["method"] == "Network.requestWillBeSent"
     ]
     assert not [url for url in fetched if url.startswith(("http:", "https:"))]
+
+
+def test_a_file_of_others(trained, tmp_path, monkeypatch):
+    """Such as an int8 one: what it differs by is told, and is no fault; what does not run is."""
+    monkeypatch.setattr(runtime, "runtime_files", lambda *_, **__: dict.fromkeys(runtime.FILES, b""))
+    model, page = tmp_path / "model.onnx", tmp_path / "page.html"
+    options = ["--workdir", trained, "--to=page", page, "--model", model]
+    assert run_here("--workdir", trained, "--to=onnx", model, "--weights=raw", module="export.__main__")[0] == 0
+    code, output, errors = run_here(*options, module="export.__main__")
+    assert (code, errors) == (0, "")
+    assert "onnxruntime, of that file, against the run: largest difference" in output
+    packed = json.loads(page.read_text().partition("window.embedded = ")[2].partition(";</script>")[0])
+    assert gzip.decompress(base64.b64decode(packed["model.onnx"])) == model.read_bytes()
+    model.write_bytes(b"no model")
+    code, _, errors = run_here(*options, "--force", module="export.__main__")
+    assert (code, len(errors.splitlines())) == (2, 1)
+    assert "does not run on the run's images" in errors
 
 
 def test_what_names_hold_is_text(trained):

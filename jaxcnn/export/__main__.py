@@ -16,12 +16,13 @@ from etils import epath
 from jaxcnn.command import HELP_FLAGS, check_step, flags_help, parse_flags, run_command, show_help
 from jaxcnn.config import from_dict
 from jaxcnn.errors import UserError, nearest
-from jaxcnn.files import check_writable, write_atomically
+from jaxcnn.files import check_writable, read_bytes, write_atomically
 from jaxcnn.run import workdir as workdir_lib
 from jaxcnn.run.log import RunLog
-from jaxcnn.terminal import PatientConsole
+from jaxcnn.terminal import PatientConsole, one_line
 
 WEIGHTS = ("raw", "average")
+NOT_FOR_ALL = ("weights", "raw", "images", "runtime", "model", "license", "upload")  # flags of some formats
 LEAST_IMAGES = 100  # fewer tell little of how many predictions are the same
 
 
@@ -81,6 +82,12 @@ def _define_flags(values: flags.FlagValues) -> None:
         "web, page: a folder with onnxruntime-web's files, instead of npm's registry",
         flag_values=values,
     )
+    flags.DEFINE_string(
+        "model",
+        None,
+        "web, page: an ONNX file that the page runs in the run's stead, as an int8 one",
+        flag_values=values,
+    )
     flags.DEFINE_string("license", "other", "hf: the weights' license, as the hub names it", flag_values=values)
     flags.DEFINE_string("upload", None, "hf: put the files into this repository, ORGANISATION/NAME", flag_values=values)
     flags.DEFINE_bool("force", False, "overwrite what is there", flag_values=values)
@@ -93,8 +100,8 @@ def _check(values: flags.FlagValues, given: list[str]) -> None:
     if values.to not in TARGETS:
         named = f"--to={values.to} is not known" if values.to else "no format given; pass --to"
         raise UserError(f"{named}; {nearest(values.to or '', TARGETS)}")
-    for name in TARGETS[values.to].takes_no:
-        if values[name].present:
+    for name in NOT_FOR_ALL:
+        if values[name].present and name not in TARGETS[values.to].takes:
             raise UserError(f"--{name} has no meaning with --to={values.to}; leave it out")
     if len(given) != 1:
         what = "folder" if TARGETS[values.to].is_folder else "file"
@@ -108,8 +115,9 @@ def _check_place(target: "Target", place: epath.Path, given: str, *, force: bool
     """Raises UserError where nothing can be written, or where something is."""
     try:
         check_writable(place, folder=target.is_folder)
-    except OSError as error:
-        raise UserError(f"{given} cannot be written: {error.strerror}; choose another place") from None
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise UserError(f"{given!r} cannot be written: {reason}; choose another place") from None
     is_taken = place.exists() and not (target.is_folder and not any(place.iterdir()))
     if is_taken and not force:
         raise UserError(f"{given} exists; choose another name, or --force to overwrite what is there")
@@ -171,9 +179,31 @@ def _web(values: Any, progress: Any) -> tuple[Any, list[str]]:
     runtime = runtime_files(values.runtime, progress=progress)
     network = _network(values)
     images = images_of(values.workdir, values.images, data_dir=values.data_dir, progress=progress)
-    model, lines = _onnx_on(network, images)
+    model, lines = _given(values.model, network, images) if values.model else _onnx_on(network, images)
     make = folder_of if values.to == "web" else page_of
     return make(network, model, images, runtime), [f"with {lines[0]}", *lines[1:]]
+
+
+def _given(path: str, network: Any, images: Any) -> tuple[bytes, list[str]]:
+    """A file of others, and how it compares: it may be rounded, so no difference is too large. Raises UserError."""
+    from jaxcnn.export.onnx import LIMIT, run_onnx
+    from jaxcnn.export.parity import compare
+
+    try:
+        content = read_bytes(path, limit=LIMIT)
+        logits = run_onnx(content, images.images)
+        parity = compare(network.logits(images.images), logits, task=network.facts["task"], what=images.what)
+    except UserError:
+        raise
+    except Exception as error:
+        raise UserError(
+            f"--model={path} does not run on the run's images ({one_line(error)[:150]}); give one that --to=onnx has "
+            "written, or what was made of it"
+        ) from None
+    return content, [
+        f"{path}, {len(content) / 2**20:,.2f} MiB",
+        f"onnxruntime, of that file, against the run: {parity}",
+    ]
 
 
 def _hf(values: Any, progress: Any) -> tuple[Mapping[str, bytes], list[str]]:
@@ -215,7 +245,7 @@ class Target(NamedTuple):
     """A format."""
 
     export: Callable[[Any, Any], tuple[bytes | Mapping[str, bytes], list[str]]]
-    takes_no: tuple[str, ...] = ("runtime", "license", "upload")  # flags that have no meaning for it
+    takes: tuple[str, ...] = ("weights", "raw", "images")  # those of NOT_FOR_ALL that have a meaning for it
     is_folder: bool = False
 
 
@@ -223,10 +253,10 @@ TARGETS = {
     "onnx": Target(_onnx),
     "stablehlo": Target(_stablehlo),
     "safetensors": Target(_safetensors),
-    "train_step": Target(_train_step, ("weights", "raw", "images", "runtime", "license", "upload")),
-    "web": Target(_web, ("raw", "license", "upload"), is_folder=True),
-    "page": Target(_web, ("raw", "license", "upload")),
-    "hf": Target(_hf, ("raw", "runtime"), is_folder=True),
+    "train_step": Target(_train_step, ()),
+    "web": Target(_web, ("weights", "images", "runtime", "model"), is_folder=True),
+    "page": Target(_web, ("weights", "images", "runtime", "model")),
+    "hf": Target(_hf, ("weights", "images", "license", "upload"), is_folder=True),
 }
 
 
