@@ -80,9 +80,9 @@ def _rate(value: float) -> str:
     return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 
 
-def write_between_markers(file: Path, text: str) -> None:
-    before, _, after = file.read_text().split(MARKER)
-    file.write_text(f"{before}{MARKER}\n{text}\n{MARKER}{after}")
+def write_between_markers(file: Path, text: str, marker: str = MARKER) -> None:
+    before, _, after = file.read_text().split(marker)
+    file.write_text(f"{before}{marker}\n{text}\n{marker}{after}")
 
 
 def main() -> None:

@@ -141,6 +141,7 @@ OPTIONS = {
     "data describe": ("data_dir", "image_size", "sheet", "augment", "json"),
     "data check": ("data_dir", "exclude", "write_clean", "csv", "json", "near_threshold"),
     "transfer export": ("workdir", "to", "force"),
+    "export": ("workdir", "to", "step", "weights", "raw", "images", "data_dir", "runtime", "force"),
     "transfer probe": ("config", "workdir", "layer", "classifier", "json"),
 }  # fmt: skip
 NEEDED = {
@@ -149,7 +150,7 @@ NEEDED = {
     "generate": ["--workdir=RUN"],
     "report": ["--workdir=RUN", "--quick"], "diagnose": ["--workdir=RUN"], "models": [], "data describe": ["SET"],
     "data check": ["SET"], "transfer export": ["--workdir=RUN", "OUT.safetensors"],
-    "transfer probe": [DIGITS],
+    "transfer probe": [DIGITS], "export": ["--workdir=RUN", "--to=safetensors", "OUT.safetensors"],
 }  # fmt: skip
 
 

@@ -51,7 +51,7 @@ class TinyNet(nn.Module):
             x = self.norm(use_running_average=not train, dtype=self.dtype, name=f"norm{number}")(x)
             x = nn.relu(x)
             x = tap(self, f"stage{number}", x)
-        x = tap(self, "pooled", x.reshape(len(x), -1))
+        x = tap(self, "pooled", x.reshape(x.shape[0], -1))
         x = nn.Dropout(self.dropout_rate, deterministic=not train)(x)
         return nn.Dense(self.num_classes, dtype=self.dtype, name="head")(x).astype(jnp.float32)
 

@@ -26,7 +26,7 @@ FLOORS = {
     "tasks": 5,
     "training": 6,
     "results": 7,
-    "report": 8,
+    "report": 8, "export": 8,
     "main": 9, "evaluate": 9, "predict": 9, "diagnose": 9, "lr_find": 9, "generate": 9,
 }  # fmt: skip
 
@@ -141,6 +141,8 @@ OTHER_DOORS = {
     "data/decoding.py": "the opener of images",
     "data/downloads.py": "downloads, and what archives hold, as large as was registered",
     "data/label_cache.py": "the private cache", "data/resident.py": "the private cache",
+    "export/runtime.py": "an archive in bytes, whose digest is pinned",
+    "export/stablehlo.py": "arrays in bytes that are read and written",
     "layers/onednn/library.py": "what the kernel says, in files that have no size",
     "data/without_tensorflow.py": "TensorFlow's file functions, in its stead",
 }  # fmt: skip
@@ -239,7 +241,9 @@ def test_every_dependency_is_bounded_and_ci_installs_one_that_is_allowed():
     pinned = {canonicalize_name(name): version for name, _, version in (line.partition("==") for line in lines)}
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     extras = project["optional-dependencies"]
-    for requirement in map(Requirement, [*project["dependencies"], *extras["gcs"], *extras["test"], *extras["dev"]]):
+    for requirement in map(
+        Requirement, [*project["dependencies"], *extras["gcs"], *extras["export"], *extras["test"], *extras["dev"]]
+    ):
         if requirement.name != "jaxcnn":
             assert "<" in {each.operator for each in requirement.specifier}, requirement
             assert requirement.specifier.contains(pinned[canonicalize_name(requirement.name)]), requirement
@@ -271,6 +275,7 @@ def test_modules_say_what_they_hold():
         "data.__main__",
         "report.__main__",
         "transfer.__main__",
+        "export.__main__",
     ],
 )
 def test_importing_a_command_imports_no_jax(name):

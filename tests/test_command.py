@@ -221,11 +221,14 @@ def test_dry_run_of_a_set_that_is_not_here(tmp_path):
     assert "not prepared" in output
 
 
-@pytest.mark.parametrize(("module", "command"), [("main", run), ("evaluate", run_here), ("generate", run_here)])
+@pytest.mark.parametrize(
+    ("module", "command"),
+    [("main", run), ("evaluate", run_here), ("generate", run_here), ("export.__main__", run_here)],
+)
 def test_help(module, command):
     code, output, _ = command("--help", module=module)
     assert code == 0
-    assert f"python -m jaxcnn.{module}" in output
+    assert f"python -m jaxcnn.{module.removesuffix('.__main__')}" in output
     assert "--workdir" in output
 
 

@@ -4,6 +4,7 @@ For images, texts and what is written token by token: with all tokens in sight, 
 sequences of several lengths; and from the keys and values of tokens that came before.
 """
 
+from collections.abc import Callable
 from functools import partial
 from typing import NamedTuple
 
@@ -13,6 +14,7 @@ from flax import linen as nn
 from jax.typing import DTypeLike
 
 from jaxcnn.layers.blocks import Activation, StochasticDepth, layer_norm
+from jaxcnn.layers.plain import is_plain
 
 xavier = nn.initializers.xavier_uniform()
 # three matrices side by side, each with the bounds that it would have alone
@@ -49,7 +51,10 @@ class Attention(nn.Module):
         heads = qkv.reshape(batch, tokens, 3, self.num_heads, features // self.num_heads)
         queries, keys, values = heads[:, :, 0], heads[:, :, 1], heads[:, :, 2]
         now = None
-        if past is None:
+        attend: Callable[..., jax.Array]
+        if is_plain() and not self.causal and lengths is None and past is None:
+            attend = _attend_plainly
+        elif past is None:
             attend = partial(jax.nn.dot_product_attention, is_causal=self.causal, key_value_seq_lengths=lengths)
         else:
             before, at = past
@@ -58,6 +63,12 @@ class Attention(nn.Module):
             attend = partial(jax.nn.dot_product_attention, mask=seen[None, None])
         y = attend(queries, keys, values).reshape(x.shape)
         return nn.Dense(features, dtype=self.dtype, kernel_init=xavier, name="out")(y), now
+
+
+def _attend_plainly(queries: jax.Array, keys: jax.Array, values: jax.Array) -> jax.Array:
+    """Equation 1 of Vaswani et al., for all of [batch, tokens, heads, features] each, in two products."""
+    scores = jnp.einsum("btnf,bsnf->bnts", queries, keys) * queries.shape[-1] ** -0.5
+    return jnp.einsum("bnts,bsnf->btnf", nn.softmax(scores), values)
 
 
 def _put(array: jax.Array, new: jax.Array, at: jax.Array) -> jax.Array:

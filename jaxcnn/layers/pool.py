@@ -11,6 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from jaxcnn.layers.plain import is_plain
+
 
 def max_pool(
     x: jax.Array, size: int, *, strides: int | None = None, padding: int = 0, ceil_mode: bool = False
@@ -28,7 +30,11 @@ def max_pool(
     """
     strides = strides or size
     beyond = [_beyond(length, size, strides, padding) if ceil_mode else 0 for length in x.shape[1:3]]
-    return _max_pool(x, size, strides, ((padding, padding + beyond[0]), (padding, padding + beyond[1])))
+    pads = (padding, padding + beyond[0]), (padding, padding + beyond[1])
+    if is_plain():
+        window, steps = (1, size, size, 1), (1, strides, strides, 1)
+        return lax.reduce_window(x, np.array(-np.inf, x.dtype), lax.max, window, steps, ((0, 0), *pads, (0, 0)))
+    return _max_pool(x, size, strides, pads)
 
 
 def _beyond(length: int, size: int, strides: int, padding: int) -> int:

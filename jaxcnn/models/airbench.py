@@ -138,7 +138,7 @@ class Airbench(nn.Module):
         for number, features in enumerate(self.widths, start=1):
             x = Group(features, self.num_convs, norm=norm, dtype=self.dtype, name=f"group{number}")(x)
             x = tap(self, f"stage{number}", x)
-        x = max_pool(x, 3).reshape(len(x), -1)
+        x = max_pool(x, 3).reshape(x.shape[0], -1)
         x = tap(self, "pooled", x)
         head = nn.Dense(
             self.num_classes, use_bias=False, kernel_init=self.head_init, dtype=jnp.float32, name="head"

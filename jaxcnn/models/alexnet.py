@@ -65,7 +65,7 @@ class AlexNet(nn.Module):
             x = tap(self, "pooled", x)
             return head(dropout(name="head_dropout")(x))
         dense = partial(nn.Dense, round(4096 * self.width), kernel_init=uniform, dtype=self.dtype)
-        x = adaptive_avg_pool(x, 6).reshape(len(x), -1)
+        x = adaptive_avg_pool(x, 6).reshape(x.shape[0], -1)
         x = self.activation(dense(name="dense1")(dropout(name="dropout1")(x)))
         x = self.activation(dense(name="dense2")(dropout(name="dropout2")(x)))
         x = tap(self, "pooled", x)

@@ -51,7 +51,7 @@ class AuxiliaryHead(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         """Maps [batch, h, w, c] to logits [batch, num_classes]; in training only."""
-        x = ConvNorm(128, 1, self.layers, name="conv")(adaptive_avg_pool(x, 4)).reshape(len(x), -1)
+        x = ConvNorm(128, 1, self.layers, name="conv")(adaptive_avg_pool(x, 4)).reshape(x.shape[0], -1)
         x = self.layers.activation(nn.Dense(1024, kernel_init=kernel_init, dtype=self.dtype, name="dense1")(x))
         x = nn.Dropout(0.7, deterministic=False, name="dropout")(x)
         return nn.Dense(self.num_classes, kernel_init=kernel_init, dtype=jnp.float32, name="head")(x)

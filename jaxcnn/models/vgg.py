@@ -57,7 +57,7 @@ class VGG(nn.Module):
             x = tap(self, "pooled", x)
             return head(dropout(name="head_dropout")(x))
         dense = partial(nn.Dense, round(4096 * self.width), kernel_init=dense_init, dtype=self.dtype)
-        x = adaptive_avg_pool(x, 7).reshape(len(x), -1)
+        x = adaptive_avg_pool(x, 7).reshape(x.shape[0], -1)
         x = dropout(name="dropout1")(self.activation(dense(name="dense1")(x)))
         x = self.activation(dense(name="dense2")(x))
         x = tap(self, "pooled", x)

@@ -88,14 +88,17 @@ def read(path: epath.Path) -> tuple[Tensors, Naming | None]:
     return tensors, OURS if ours else None
 
 
-def run_arrays(workdir: epath.Path, step: str = "best") -> tuple[Tensors, dict[str, Any]]:
+def run_arrays(
+    workdir: epath.Path, step: str = "best", *, weights: str | None = None
+) -> tuple[Tensors, dict[str, Any]]:
     """The result of a run, as evaluated: `params/…` and `batch_stats/…`, in our layout; and its config, as JSON.
 
     Args:
-      step: `best`, which is the last where no best is kept; `last`; or a number. The average's, where one is kept.
+      step: `best`, which is the last where no best is kept; `last`; or a number.
+      weights: `raw`, or their `average` over steps; none: the average, where one is kept.
 
     Raises:
-      UserError: there is no run, or no such checkpoint of it.
+      UserError: there is no run, or no such checkpoint of it, or it keeps no average.
       DamagedError: the checkpoint is damaged.
     """
     saved = workdir_lib.read_config(workdir)
@@ -103,6 +106,8 @@ def run_arrays(workdir: epath.Path, step: str = "best") -> tuple[Tensors, dict[s
     folder = workdir / "checkpoints"
     optimizer = config["optimizer"]
     averaged = optimizer.get("ema_decay") is not None or optimizer.get("lookahead_every_steps") is not None
+    if weights == "average" and not averaged:
+        raise UserError(f"{workdir} keeps no average of its weights (optimizer.ema_decay); take the raw ones")
     if not folder.exists():
         raise UserError(f"{workdir} has no checkpoint yet")
     checkpoints = Checkpoints(
@@ -123,7 +128,7 @@ def run_arrays(workdir: epath.Path, step: str = "best") -> tuple[Tensors, dict[s
         arrays, _ = checkpoints.read(number)
     finally:
         checkpoints.close()
-    prefix = "state/ema/" if averaged else "state/"
+    prefix = "state/ema/" if averaged and weights != "raw" else "state/"
     chosen = {
         name.removeprefix(prefix): array
         for name, array in arrays.items()

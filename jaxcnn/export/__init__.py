@@ -1,0 +1,1 @@
+"""A run's network as others load it: StableHLO, ONNX, safetensors."""
