@@ -141,6 +141,7 @@ OPTIONS = {
     "data describe": ("data_dir", "image_size", "sheet", "augment", "json"),
     "data check": ("data_dir", "exclude", "write_clean", "csv", "json", "near_threshold"),
     "transfer export": ("workdir", "to", "force"),
+    "quantize": ("workdir", "step", "calibration", "images", "exclude", "weight_bits", "data_dir", "json"),
     "export": ("workdir", "to", "step", "weights", "raw", "images", "data_dir", "runtime", "force"),
     "transfer probe": ("config", "workdir", "layer", "classifier", "json"),
 }  # fmt: skip
@@ -151,6 +152,7 @@ NEEDED = {
     "report": ["--workdir=RUN", "--quick"], "diagnose": ["--workdir=RUN"], "models": [], "data describe": ["SET"],
     "data check": ["SET"], "transfer export": ["--workdir=RUN", "OUT.safetensors"],
     "transfer probe": [DIGITS], "export": ["--workdir=RUN", "--to=safetensors", "OUT.safetensors"],
+    "quantize": ["--workdir=RUN", "OUT.onnx", "--step=99999"],
 }  # fmt: skip
 
 

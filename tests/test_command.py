@@ -223,7 +223,13 @@ def test_dry_run_of_a_set_that_is_not_here(tmp_path):
 
 @pytest.mark.parametrize(
     ("module", "command"),
-    [("main", run), ("evaluate", run_here), ("generate", run_here), ("export.__main__", run_here)],
+    [
+        ("main", run),
+        ("evaluate", run_here),
+        ("generate", run_here),
+        ("export.__main__", run_here),
+        ("quantize", run_here),
+    ],
 )
 def test_help(module, command):
     code, output, _ = command("--help", module=module)

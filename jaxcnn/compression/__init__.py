@@ -1,0 +1,1 @@
+"""Smaller networks out of trained ones."""
