@@ -147,6 +147,7 @@ OPTIONS = {
         "seconds", "tta",
     ),
     "transfer export": ("workdir", "to", "force"),
+    "quantize": ("workdir", "step", "calibration", "images", "exclude", "weight_bits", "data_dir", "json"),
     "export": ("workdir", "to", "step", "weights", "raw", "images", "data_dir", "license", "runtime", "model",
                "force"),
     "transfer probe": ("config", "workdir", "layer", "classifier", "json"),
@@ -162,6 +163,7 @@ NEEDED = {
     "data check": ["SET"], "transfer export": ["--workdir=RUN", "OUT.safetensors"],
     "transfer probe": [DIGITS], "export": ["--workdir=RUN", "--to=safetensors", "OUT.safetensors"],
     "prune": ["--workdir=RUN", "--out=OUT"],
+    "quantize": ["--workdir=RUN", "OUT.onnx", "--step=99999"],
 }  # fmt: skip
 
 

@@ -28,7 +28,7 @@ FLOORS = {
     "results": 7,
     "report": 8, "serving": 8, "export": 8, "compression": 8,
     "main": 9, "evaluate": 9, "predict": 9, "diagnose": 9, "lr_find": 9, "generate": 9,
-    "serve": 9, "prune": 9,
+    "serve": 9, "prune": 9, "quantize": 9,
 }  # fmt: skip
 
 
@@ -243,7 +243,15 @@ def test_every_dependency_is_bounded_and_ci_installs_one_that_is_allowed():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     extras = project["optional-dependencies"]
     for requirement in map(
-        Requirement, [*project["dependencies"], *extras["gcs"], *extras["export"], *extras["test"], *extras["dev"]]
+        Requirement,
+        [
+            *project["dependencies"],
+            *extras["gcs"],
+            *extras["export"],
+            *extras["quantize"],
+            *extras["test"],
+            *extras["dev"],
+        ],
     ):
         if requirement.name != "jaxcnn":
             assert "<" in {each.operator for each in requirement.specifier}, requirement
@@ -279,6 +287,7 @@ def test_modules_say_what_they_hold():
         "report.__main__",
         "transfer.__main__",
         "export.__main__",
+        "quantize",
     ],
 )
 def test_importing_a_command_imports_no_jax(name):
