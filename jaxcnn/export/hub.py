@@ -4,7 +4,6 @@ Where timm has the architecture, the weights have its names, and `timm.create_mo
 folder; elsewhere they have ours, which `init_from` loads.
 """
 
-import json
 import re
 from collections.abc import Mapping
 from dataclasses import asdict, replace
@@ -197,9 +196,9 @@ def card(network: Network, measured: dict[str, Any], *, architecture: str | None
     head = [
         "---", f"license: {license_name}", f"library_name: {'timm' if architecture else 'jax'}",
         "pipeline_tag: image-classification", "tags: [image-classification, jax, jaxcnn]",
-        "model-index:", f"- name: {json.dumps(facts['experiment'])}", "  results:",
+        "model-index:", f"- name: {to_json(facts['experiment'])}", "  results:",
         "  - task: {type: image-classification}",
-        f"    dataset: {{name: {json.dumps(facts['data'])}, type: {json.dumps(facts['data'])}}}",
+        f"    dataset: {{name: {to_json(facts['data'])}, type: {to_json(facts['data'])}}}",
         f"    metrics: [{{type: {main}, value: {measured['scores'][main]:.6g}}}]", "---", "",
     ]  # fmt: skip
     classes = facts["class_names"]
