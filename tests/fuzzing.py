@@ -148,7 +148,7 @@ OPTIONS = {
     ),
     "transfer export": ("workdir", "to", "force"),
     "quantize": ("workdir", "step", "calibration", "images", "exclude", "weight_bits", "data_dir", "json"),
-    "export": ("workdir", "to", "step", "weights", "raw", "images", "data_dir", "license", "runtime", "model",
+    "export": ("workdir", "to", "step", "weights", "raw", "images", "data_dir", "license", "runtime", "onnx",
                "force"),
     "transfer probe": ("config", "workdir", "layer", "classifier", "json"),
     "prune": ("workdir", "out", "step", "keep", "by", "ranked", "rounds", "multiple", "images", "unstructured",

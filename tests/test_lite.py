@@ -18,6 +18,7 @@ from jaxcnn import of_weights, predict
 from jaxcnn.config import Config, DataConfig, to_dict
 from jaxcnn.data.decoding import fit_image
 from jaxcnn.errors import UserError
+from jaxcnn.export.network import of_weights as of_network
 from jaxcnn.layers.conv import conv_xla
 from jaxcnn.models import MODELS
 from jaxcnn.models.efficientnet_lite import ROWS, EfficientNetLite
@@ -27,6 +28,7 @@ from jaxcnn.transfer import efficientnet_pytorch, imagenet, timm
 from jaxcnn.transfer.pretrained import fit
 from jaxcnn.transfer.state_dicts import Tensors, write_safetensors
 from jaxcnn.transfer.torchvision import export_state_dict, their_name
+from tests.commands import run_here
 from tests.test_goldens import fill
 from tests.test_goldens import images as images_of
 
@@ -217,6 +219,33 @@ def test_the_command_takes_weights(weights, tmp_path, capsys):
     (row,) = csv.DictReader(found.open())
     assert row["class"] == "daisy"
     assert len({row[name] for name in row if name.startswith("class")}) == 5
+
+
+def test_weights_are_exported_without_a_run(weights, tmp_path):
+    """The file tells how images are prepared, and computes what predict does."""
+    pytest.importorskip("onnxruntime", reason="needs the extra `export`")
+    from jaxcnn.export.onnx import run_onnx
+
+    file, _, _ = weights
+    of = ["--init_from", file, "--model=efficientnet_lite0"]
+    out, photo = tmp_path / "model.onnx", photograph(tmp_path)
+    code, output, errors = run_here(*of, "--to=onnx", out, "--on", photo, module="export.__main__")
+    assert (code, errors) == (0, "")
+    assert "on 1 images of photograph.png" in output
+    model = of_weights(str(file), "efficientnet_lite0")
+    probabilities = jax.nn.softmax(run_onnx(out.read_bytes(), model.prepare(photo)))
+    np.testing.assert_allclose(probabilities, model.predict(photo), rtol=1e-3, atol=1e-7)
+    network = of_network(str(file), "efficientnet_lite0")
+    assert (network.facts["resized"], network.facts["source"], network.facts["data"]) == (256, file.name, "ImageNet")
+    for options, message in (
+        (["--to=train_step", tmp_path / "x"], "is of a run"),
+        (["--to=onnx", tmp_path / "x", "--weights=raw"], "--weights=raw is of a run"),
+        (["--to=onnx", tmp_path / "x", "--on=nowhere"], "nowhere"),
+    ):
+        code, _, errors = run_here(*of, *options, module="export.__main__")
+        assert code == 2
+        assert message in errors
+        assert len(errors.splitlines()) == 1
 
 
 @pytest.mark.parametrize(

@@ -205,7 +205,7 @@ def test_a_file_of_others(trained, tmp_path, monkeypatch):
     """Such as an int8 one: what it differs by is told, and is no fault; what does not run is."""
     monkeypatch.setattr(runtime, "runtime_files", lambda *_, **__: dict.fromkeys(runtime.FILES, b""))
     model, page = tmp_path / "model.onnx", tmp_path / "page.html"
-    options = ["--workdir", trained, "--to=page", page, "--model", model]
+    options = ["--workdir", trained, "--to=page", page, "--onnx", model]
     assert run_here("--workdir", trained, "--to=onnx", model, "--weights=raw", module="export.__main__")[0] == 0
     code, output, errors = run_here(*options, module="export.__main__")
     assert (code, errors) == (0, "")

@@ -1,5 +1,7 @@
 """Exports a run's network for other runtimes: python -m jaxcnn.export --workdir DIR --to FORMAT OUT [--raw]
 
+Without a run, ImageNet's published weights: --init_from FILE --model NAME instead of --workdir.
+
 FORMAT: onnx; stablehlo, which jax.export.deserialize loads; safetensors, the weights alone; train_step, as StableHLO a
 run that goes on anywhere; web, a folder with a page that runs the network in the browser; page, the same in one file;
 hf, a folder as Hugging Face's hub has them, which timm loads where it has the architecture.
@@ -13,16 +15,17 @@ from typing import Any, NamedTuple
 from absl import flags
 from etils import epath
 
-from jaxcnn.command import HELP_FLAGS, check_step, flags_help, parse_flags, run_command, show_help
-from jaxcnn.config import from_dict
+from jaxcnn.command import HELP_FLAGS, flags_help, parse_flags, run_command, show_help
+from jaxcnn.config import Config, from_dict
 from jaxcnn.errors import UserError, nearest
 from jaxcnn.files import check_writable, read_bytes, write_atomically
+from jaxcnn.results import choosing
 from jaxcnn.run import workdir as workdir_lib
 from jaxcnn.run.log import RunLog
 from jaxcnn.terminal import PatientConsole, one_line
 
 WEIGHTS = ("raw", "average")
-NOT_FOR_ALL = ("weights", "raw", "images", "runtime", "model", "license", "upload")  # flags of some formats
+NOT_FOR_ALL = ("weights", "raw", "images", "on", "runtime", "onnx", "license", "upload")  # flags of some formats
 LEAST_IMAGES = 100  # fewer tell little of how many predictions are the same
 
 
@@ -39,13 +42,15 @@ def main(argv: list[str], start: float) -> int:
     _check(values, given)
     target, place = TARGETS[values.to], workdir_lib.resolve(given[0])
     _check_place(target, place, given[0], force=values.force)
-    folder = workdir_lib.resolve(values.workdir)
-    config = from_dict(workdir_lib.read_config(folder)["config"])
+    config = Config()
+    if values.workdir:
+        config = from_dict(workdir_lib.read_config(workdir_lib.resolve(values.workdir))["config"])
 
     from jaxcnn.training.parallel import set_up
 
     set_up(None, compilation_cache=config.compilation_cache)
-    content, lines = target.export(values, RunLog(folder, tensorboard=False).work)
+    console = PatientConsole(soft_wrap=True)
+    content, lines = target.export(values, RunLog(place, tensorboard=False).work)
     files = {place / name: each for name, each in content.items()} if isinstance(content, Mapping) else {place: content}
     try:
         if target.is_folder:
@@ -54,7 +59,6 @@ def main(argv: list[str], start: float) -> int:
             write_atomically(file, each)
     except OSError as error:
         raise UserError(f"{given[0]} cannot be written: {error.strerror}; choose another place") from None
-    console = PatientConsole(soft_wrap=True)
     size = sum(map(len, files.values())) / 2**20
     console.print(f"{place}: {f'{len(files)} files, ' if target.is_folder else ''}{size:,.2f} MiB, {lines[0]}")
     for line in lines[1:]:
@@ -67,14 +71,16 @@ def main(argv: list[str], start: float) -> int:
 
 
 def _define_flags(values: flags.FlagValues) -> None:
-    flags.DEFINE_string("workdir", None, "the run's folder", flag_values=values)
+    choosing.define_flags(values)
     flags.DEFINE_string("to", None, f"the format: {', '.join(TARGETS)}", flag_values=values)
-    flags.DEFINE_string("step", "best", "which checkpoint: best (on validation), last, or its step", flag_values=values)
     flags.DEFINE_string(
         "weights", None, "raw, or their average over steps; the average where one is kept", flag_values=values
     )
     flags.DEFINE_bool("raw", False, "the file takes images that are normalised already", flag_values=values)
-    flags.DEFINE_integer("images", 128, "test images it is compared on", LEAST_IMAGES, 10**6, flag_values=values)
+    flags.DEFINE_integer("images", 128, "images it is compared on", LEAST_IMAGES, 10**6, flag_values=values)
+    flags.DEFINE_string(
+        "on", None, "those of this file or folder, not the run's test images", flag_values=values
+    )
     flags.DEFINE_string("data_dir", None, "where prepared sets lie, if not where they did", flag_values=values)
     flags.DEFINE_string(
         "runtime",
@@ -83,7 +89,7 @@ def _define_flags(values: flags.FlagValues) -> None:
         flag_values=values,
     )
     flags.DEFINE_string(
-        "model",
+        "onnx",
         None,
         "web, page: an ONNX file that the page runs in the run's stead, as an int8 one",
         flag_values=values,
@@ -95,8 +101,7 @@ def _define_flags(values: flags.FlagValues) -> None:
 
 def _check(values: flags.FlagValues, given: list[str]) -> None:
     """Raises UserError for a command that cannot be meant; JAX is not imported."""
-    if not values.workdir:
-        raise UserError("no run given; pass --workdir, e.g. --workdir runs/digits")
+    choosing.check(values)
     if values.to not in TARGETS:
         named = f"--to={values.to} is not known" if values.to else "no format given; pass --to"
         raise UserError(f"{named}; {nearest(values.to or '', TARGETS)}")
@@ -108,7 +113,10 @@ def _check(values: flags.FlagValues, given: list[str]) -> None:
         raise UserError(f"--to={values.to} writes one {what}; give its name; got {' '.join(given) or 'none'}")
     if values.weights not in (None, *WEIGHTS):
         raise UserError(f"--weights={values.weights} is not known; {nearest(values.weights, WEIGHTS)}")
-    check_step(values.step)
+    if values.init_from is not None and not TARGETS[values.to].without_a_run:
+        raise UserError(f"--to={values.to} is of a run; pass --workdir instead of --init_from")
+    if values.init_from is not None and values.weights:
+        raise UserError(f"--weights={values.weights} is of a run, which may keep an average; leave it out")
 
 
 def _check_place(target: "Target", place: epath.Path, given: str, *, force: bool) -> None:
@@ -127,10 +135,8 @@ def _check_place(target: "Target", place: epath.Path, given: str, *, force: bool
 
 
 def _onnx(values: Any, progress: Any) -> tuple[bytes, list[str]]:
-    from jaxcnn.export.parity import images_of
-
-    images = images_of(values.workdir, values.images, data_dir=values.data_dir, progress=progress)
-    return _onnx_on(_network(values), images)
+    network = _network(values)
+    return _onnx_on(network, _images(values, network, progress))
 
 
 def _onnx_on(network: Any, images: Any) -> tuple[bytes, list[str]]:
@@ -143,22 +149,20 @@ def _onnx_on(network: Any, images: Any) -> tuple[bytes, list[str]]:
 
 
 def _stablehlo(values: Any, progress: Any) -> tuple[bytes, list[str]]:
-    from jaxcnn.export.parity import images_of
     from jaxcnn.export.stablehlo import PLATFORMS, run_stablehlo, to_stablehlo
 
     network = _network(values)
-    images = images_of(values.workdir, values.images, data_dir=values.data_dir, progress=progress)
+    images = _images(values, network, progress)
     content = to_stablehlo(network.function, network.variables, network.example, network.facts)
     lines = _compared(network, lambda inputs: run_stablehlo(content, inputs), "jax.export", images)
     return content, [f"for {', '.join(PLATFORMS)}, {lines[0]}", *lines[1:]]
 
 
 def _safetensors(values: Any, progress: Any) -> tuple[bytes, list[str]]:
-    from jaxcnn.export.parity import images_of
     from jaxcnn.export.safetensors import run_safetensors, to_safetensors
 
     network = _network(values)
-    images = images_of(values.workdir, values.images, data_dir=values.data_dir, progress=progress)
+    images = _images(values, network, progress)
     content = to_safetensors(network)
     run = lambda inputs: run_safetensors(content, inputs, network)
     return content, _compared(network, run, "the weights, read back,", images)
@@ -172,14 +176,13 @@ def _train_step(values: Any, progress: Any) -> tuple[bytes, list[str]]:
 
 
 def _web(values: Any, progress: Any) -> tuple[Any, list[str]]:
-    from jaxcnn.export.parity import images_of
     from jaxcnn.export.runtime import runtime_files
     from jaxcnn.export.web import folder_of, page_of
 
     runtime = runtime_files(values.runtime, progress=progress)
     network = _network(values)
-    images = images_of(values.workdir, values.images, data_dir=values.data_dir, progress=progress)
-    model, lines = _given(values.model, network, images) if values.model else _onnx_on(network, images)
+    images = _images(values, network, progress)
+    model, lines = _given(values.onnx, network, images) if values.onnx else _onnx_on(network, images)
     make = folder_of if values.to == "web" else page_of
     return make(network, model, images, runtime), [f"with {lines[0]}", *lines[1:]]
 
@@ -197,7 +200,7 @@ def _given(path: str, network: Any, images: Any) -> tuple[bytes, list[str]]:
         raise
     except Exception as error:
         raise UserError(
-            f"--model={path} does not run on the run's images ({one_line(error)[:150]}); give one that --to=onnx has "
+            f"--onnx={path} does not run on the run's images ({one_line(error)[:150]}); give one that --to=onnx has "
             "written, or what was made of it"
         ) from None
     return content, [
@@ -208,13 +211,12 @@ def _given(path: str, network: Any, images: Any) -> tuple[bytes, list[str]]:
 
 def _hf(values: Any, progress: Any) -> tuple[Mapping[str, bytes], list[str]]:
     from jaxcnn.export.hub import architecture_of, run_hub, to_hub
-    from jaxcnn.export.parity import images_of
 
     folder = workdir_lib.resolve(values.workdir)
     config = from_dict(workdir_lib.read_config(folder)["config"]).model
     network = _network(values)
     files = to_hub(network, config, workdir=folder, license_name=values.license)
-    images = images_of(values.workdir, values.images, data_dir=values.data_dir, progress=progress)
+    images = _images(values, network, progress)
     run = lambda inputs: run_hub(files, inputs, network, config)
     lines = _compared(network, run, "the weights, read back,", images)
     architecture = architecture_of(network, config)
@@ -225,7 +227,19 @@ def _hf(values: Any, progress: Any) -> tuple[Mapping[str, bytes], list[str]]:
 def _network(values: Any) -> Any:
     from jaxcnn.export import network
 
+    if values.init_from is not None:
+        return network.of_weights(values.init_from, values.model, raw=values.raw)
     return network.load(values.workdir, step=values.step, weights=values.weights, raw=values.raw)
+
+
+def _images(values: Any, network: Any, progress: Any) -> Any:
+    from jaxcnn.export import parity
+
+    if values.on is not None:
+        return parity.images_at(values.on, values.images, network=network)
+    if values.init_from is not None:
+        return parity.random_images(values.images, network.image_shape, "--on names others")
+    return parity.images_of(values.workdir, values.images, data_dir=values.data_dir, progress=progress)
 
 
 def _compared(network: Any, run: Callable, runtime: str, images: Any) -> list[str]:
@@ -245,18 +259,19 @@ class Target(NamedTuple):
     """A format."""
 
     export: Callable[[Any, Any], tuple[bytes | Mapping[str, bytes], list[str]]]
-    takes: tuple[str, ...] = ("weights", "raw", "images")  # those of NOT_FOR_ALL that have a meaning for it
+    takes: tuple[str, ...] = ("weights", "raw", "images", "on")  # those of NOT_FOR_ALL that have a meaning for it
     is_folder: bool = False
+    without_a_run: bool = True  # also of published weights
 
 
 TARGETS = {
     "onnx": Target(_onnx),
     "stablehlo": Target(_stablehlo),
     "safetensors": Target(_safetensors),
-    "train_step": Target(_train_step, ()),
-    "web": Target(_web, ("weights", "images", "runtime", "model"), is_folder=True),
-    "page": Target(_web, ("weights", "images", "runtime", "model")),
-    "hf": Target(_hf, ("weights", "images", "license", "upload"), is_folder=True),
+    "train_step": Target(_train_step, (), without_a_run=False),
+    "web": Target(_web, ("weights", "images", "on", "runtime", "onnx"), is_folder=True),
+    "page": Target(_web, ("weights", "images", "on", "runtime", "onnx")),
+    "hf": Target(_hf, ("weights", "images", "on", "license", "upload"), is_folder=True, without_a_run=False),
 }
 
 

@@ -1,8 +1,9 @@
-"""The network of a run's folder as it is exported: a pure function, its weights, and what is told of it."""
+"""A network as it is exported, of a run's folder or of published weights: a pure function, its weights, its facts."""
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import PurePath
 from typing import Any
 
 import flax.linen as nn
@@ -20,11 +21,13 @@ from jaxcnn.layers.conv import AUTO, by
 from jaxcnn.layers.plain import plain
 from jaxcnn.machine import versions
 from jaxcnn.models.make import make_model
-from jaxcnn.results.trained import fitted
+from jaxcnn.results import trained
 from jaxcnn.run import workdir as workdir_lib
+from jaxcnn.run.checkpoint import flatten
 from jaxcnn.terminal import one_line
 from jaxcnn.training.averaging import averages
-from jaxcnn.transfer.pretrained import run_arrays
+from jaxcnn.transfer.pretrained import fitted, run_arrays
+from jaxcnn.transfer.state_dicts import digest
 
 TASKS = ("classification", "multilabel")  # of images; the others' inputs are of many kinds
 
@@ -120,33 +123,57 @@ def load(workdir: str, *, step: str = "best", weights: str | None = None, raw: b
         mean=tuple(data["mean"]),
         std=tuple(data["std"]),
         raw=raw,
-        facts=_facts(folder, saved, config, tensors, weights, raw),
-    )
+        facts=_facts(
+            config, raw, tuple(data["class_names"]), image_shape, (data["mean"], data["std"]),
+            data=data["name"],
+            experiment=saved["experiment"],
+            source=f"{folder.name}, {tensors.source.rpartition(', ')[2]}",  # files are handed to others: no path
+            weights=weights or ("average" if averages(config.optimizer) else "raw"),
+            weights_sha256=tensors.sha256,
+        ),
+    )  # fmt: skip
+
+
+def of_weights(init_from: str, model: str, *, raw: bool = False) -> Network:
+    """A network with ImageNet's published weights, without a run. Arguments and errors as of results.trained."""
+    found = trained.of_weights(init_from, model)
+    return Network(
+        module=found.module,
+        variables=found.variables,
+        image_shape=found.image_shape,
+        mean=found.mean,
+        std=found.std,
+        raw=raw,
+        facts=_facts(
+            found.config, raw, found.class_names, found.image_shape, (found.mean, found.std),
+            data="ImageNet",
+            experiment=model,
+            source=PurePath(found.source).name,
+            weights="raw",
+            weights_sha256=digest(flatten(found.variables)),
+            resized=found.resized,
+        ),
+    )  # fmt: skip
 
 
 def _facts(
-    folder: Any, saved: dict[str, Any], config: Config, tensors: Any, weights: str | None, raw: bool
+    config: Config, raw: bool, class_names: Sequence[str], image_shape: Sequence[int], moments: Any, **of_source: Any
 ) -> dict[str, Any]:
-    """What a file tells; of the run's folder its name alone, since files are handed to others."""
-    data = saved["data"]
-    size = ", ".join(map(str, data["image_shape"]))
+    """What a file tells."""
+    size = ", ".join(map(str, image_shape))
     given = f"float32 [batch, {size}]: (levels / 255 - mean) / std" if raw else f"uint8 [batch, {size}]: levels 0..255"
-    channels = {1: "grey", 3: "RGB", 4: "RGBA"}.get(data["image_shape"][-1], "as trained")
     return {
         "model": config.model.name,
         "task": config.task,
         "input": given,
-        "channels": channels,
-        "output": f"float32 [batch, {len(data['class_names'])}]: logits",
+        "channels": {1: "grey", 3: "RGB", 4: "RGBA"}.get(image_shape[-1], "as trained"),
+        "output": f"float32 [batch, {len(class_names)}]: logits",
         "preprocessing": "none: the caller resizes and normalises" if raw else "normalises; the caller resizes",
-        "class_names": list(data["class_names"]),
-        "image_shape": list(data["image_shape"]),
-        "mean": list(data["mean"]),
-        "std": list(data["std"]),
-        "data": data["name"],
-        "experiment": saved["experiment"],
-        "source": f"{folder.name}, {tensors.source.rpartition(', ')[2]}",
-        "weights": weights or ("average" if averages(config.optimizer) else "raw"),
-        "weights_sha256": tensors.sha256,
+        "class_names": list(class_names),
+        "image_shape": list(image_shape),
+        "resized": min(image_shape[:2]),  # the shorter side, before the middle is cropped
+        "mean": list(moments[0]),
+        "std": list(moments[1]),
         "versions": versions(),
+        **of_source,
     }

@@ -1,7 +1,9 @@
 """Whether an export computes what the run's network does: on the run's own test images, or on random ones."""
 
-from collections.abc import Callable
+import itertools
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from pathlib import PurePath
 from typing import Any
 
 import numpy as np
@@ -9,6 +11,7 @@ import numpy as np
 from jaxcnn.config import from_dict
 from jaxcnn.config.choices import choose
 from jaxcnn.data import Source
+from jaxcnn.data.given import each_image, prepared
 from jaxcnn.data.records import Split
 from jaxcnn.errors import RunError, UserError
 from jaxcnn.export.network import Network
@@ -29,6 +32,7 @@ class Images:
     images: np.ndarray  # uint8 [n, height, width, channels]
     labels: np.ndarray | None  # as stored, [n, …]; random images have none
     what: str  # in lines for people
+    random: bool = False
 
 
 @dataclass(frozen=True)
@@ -95,10 +99,25 @@ def images_of(workdir: str, count: int, *, data_dir: str | None = None, progress
         facts = {"fingerprint": source.fingerprint, "splits": source.splits_digest}
         workdir_lib.check_data(folder, saved["data"], facts)
     except UserError as error:
-        shape = (count, *saved["data"]["image_shape"])
-        images = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
-        return Images(images, None, f"random images (the run's are not at hand: {error})")
+        return random_images(count, saved["data"]["image_shape"], f"the run's are not at hand: {error}")
     return _first(config, source, count, progress)
+
+
+def images_at(path: str, count: int, *, network: Network) -> Images:
+    """So many images of a file or a folder, prepared as the network's were. Raises UserError, RunError."""
+    given = itertools.islice(each_image(path), count)
+    images = []
+    for name, image in prepared(given, image_shape=network.image_shape, ahead=32, resized=network.facts["resized"]):
+        if isinstance(image, ValueError):
+            raise RunError(f"{name} cannot be read: {image}")
+        images.append(image)
+    return Images(np.stack(images), None, f"images of {PurePath(path).name}")
+
+
+def random_images(count: int, image_shape: Sequence[int], why: str) -> Images:
+    """Images of noise, where there are no others."""
+    images = np.random.default_rng(0).integers(0, 256, (count, *image_shape), np.uint8)
+    return Images(images, None, f"random images ({why})", random=True)
 
 
 def _first(config: Any, source: Source, count: int, progress: Progress | None) -> Images:

@@ -102,7 +102,7 @@ def _split(template: str, parts: Mapping[str, str]) -> list[str]:
 
 
 def _facts(network: Network, samples: Sequence[tuple[str, str]]) -> dict[str, Any]:
-    told = ("model", "task", "class_names", "image_shape", "mean", "std", "channels")
+    told = ("model", "task", "class_names", "image_shape", "resized", "mean", "std", "channels")
     named = [{"file": file, "label": label} for file, label in samples]
     return {name: network.facts[name] for name in told} | {"samples": named}
 
@@ -121,7 +121,7 @@ def _png(image: np.ndarray) -> bytes:
 
 def _label(network: Network, images: Images, place: int) -> str:
     if images.labels is None:
-        return "a random image"
+        return "a random image" if images.random else ""
     names, label = network.facts["class_names"], np.asarray(images.labels[place])
     if network.facts["task"] == "multilabel":
         return ", ".join(name for name, there in zip(names, label, strict=True) if there >= 0.5) or "no label"

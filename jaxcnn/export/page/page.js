@@ -52,10 +52,11 @@
 
   const small = document.createElement("canvas");
 
-  // what is drawn, scaled so that it covers the network's image, and its middle
+  // what is drawn, scaled so that its shorter side is as the network's images were before they were cropped, and its
+  // middle
   function shrunk(source, sourceWidth, sourceHeight) {
     let [from, w, h] = [source, sourceWidth, sourceHeight];
-    while (Math.max(width / w, height / h) < 0.5) { // by halves, so that no pixel is passed over
+    while (Math.max(width / w, height / h) * facts.resized / Math.min(width, height) < 0.5) { // by halves, so that no pixel is passed over
       const half = document.createElement("canvas");
       half.width = Math.ceil(w / 2); half.height = Math.ceil(h / 2);
       half.getContext("2d").drawImage(from, 0, 0, half.width, half.height);
@@ -63,7 +64,7 @@
     }
     small.width = width; small.height = height;
     const context = small.getContext("2d", { willReadFrequently: true });
-    const scale = Math.max(width / w, height / h);
+    const scale = Math.max(width / w, height / h) * facts.resized / Math.min(width, height);
     context.imageSmoothingEnabled = scale !== 1; context.imageSmoothingQuality = "high";
     if (channels < 4) { context.fillStyle = "#fff"; context.fillRect(0, 0, width, height); }
     context.drawImage(from, (width - w * scale) / 2, (height - h * scale) / 2, w * scale, h * scale);
