@@ -74,7 +74,7 @@ def main() -> None:
                 found[keep].append(pruned(whole, folder / f"keep-{keep:g}-{seed}", keep, options))
                 report.add(seed=seed, whole=whole_accuracies[-1], **found[keep][-1])
     table = Table(channels=9, parameters=11, multiply_adds=14, times_faster=13, accuracy=14, points_lost=12)
-    table.row(1, 1, 1, 1, _percent(whole_accuracies), "")
+    table.row(1, 1, 1, 1, percent(whole_accuracies), "")
     for keep, rows in found.items():
         ratios = {
             name: statistics.median(row["after"][name] / row["before"][name] for row in rows)
@@ -83,13 +83,14 @@ def main() -> None:
         accuracies = [row["accuracy"] for row in rows]
         lost = 100 * (statistics.fmean(whole_accuracies) - statistics.fmean(accuracies))
         table.row(keep, ratios["parameters"], ratios["multiply_adds"], f"{1 / ratios['seconds']:.2f}",
-                  _percent(accuracies), f"{lost:.2f}")  # fmt: skip
+                  percent(accuracies), f"{lost:.2f}")  # fmt: skip
     report.finish()
     say(f"{options.seeds} seeds; {(time.perf_counter() - start) / 60:.1f} minutes")
     others.warn()
 
 
-def _percent(values: list[float]) -> str:
+def percent(values: list[float]) -> str:
+    """Mean, and standard deviation where there are several, times 100."""
     spread = f" ± {100 * statistics.stdev(values):.2f}" if len(values) > 1 else ""
     return f"{100 * statistics.fmean(values):.2f}{spread}"
 

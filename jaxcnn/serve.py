@@ -31,7 +31,10 @@ def main(argv: list[str], start: float) -> int:
         show_help(f"{__doc__}\n{flags_help(values)}")
         return 0
     parse_flags(values, argv, takes_arguments=False)
-    choosing.check(values)
+    if values.onnx is None:
+        choosing.check(values)
+    elif given := next((name for name in ("workdir", "init_from", "model", "step") if values[name].present), None):
+        raise UserError(f"--onnx and --{given} are both networks; give one of them")
     uvicorn = _uvicorn()
     listening = _listening(values.host, values.port)
     try:
@@ -42,6 +45,7 @@ def main(argv: list[str], start: float) -> int:
 
 def _define_flags(values: flags.FlagValues) -> None:
     choosing.define_flags(values)
+    flags.DEFINE_string("onnx", None, "instead of both: a file of jaxcnn.export or jaxcnn.quantize", flag_values=values)
     flags.DEFINE_string("host", "127.0.0.1", "whose connections: 0.0.0.0, all machines'", flag_values=values)
     flags.DEFINE_integer("port", 8000, "0: one that is free", 0, 65535, flag_values=values)
     flags.DEFINE_integer("batch_size", 8, "images on the device at most", 1, 1024, flag_values=values)
@@ -87,7 +91,7 @@ def _serve(uvicorn: Any, values: flags.FlagValues, listening: socket.socket) -> 
     if values.tta is not None and values.tta not in VIEWS:
         raise UserError(f"--tta={values.tta} is not known; {nearest(values.tta, VIEWS)}")
     set_up(None, compilation_cache=True)
-    model = choosing.open_model(values)
+    model = _open(values)
     if model.image_shape[2] not in (1, 3):
         raise UserError(f"the network wants images of {model.image_shape[2]} channels, which no file has")
     limits = Limits(
@@ -117,6 +121,15 @@ def _serve(uvicorn: Any, values: flags.FlagValues, listening: socket.socket) -> 
     if batcher.failure is not None:
         raise RunError(f"the network cannot be compiled: {one_line(batcher.failure)}")
     return 0
+
+
+def _open(values: flags.FlagValues) -> Any:
+    """The network, as results.trained.TrainedModel is one."""
+    if values.onnx is None:
+        return choosing.open_model(values)
+    from jaxcnn.serving.onnx_file import open_onnx
+
+    return open_onnx(values.onnx)
 
 
 def _batcher(model: Any, values: flags.FlagValues, limits: Any) -> tuple[Any, bool]:

@@ -143,8 +143,8 @@ OPTIONS = {
     "data describe": ("data_dir", "image_size", "sheet", "augment", "json"),
     "data check": ("data_dir", "exclude", "write_clean", "csv", "json", "near_threshold"),
     "serve": (
-        "init_from", "model", "step", "host", "port", "batch_size", "requests", "images", "megabytes", "megapixels",
-        "seconds", "tta",
+        "init_from", "model", "onnx", "step", "host", "port", "batch_size", "requests", "images", "megabytes",
+        "megapixels", "seconds", "tta",
     ),
     "transfer export": ("workdir", "to", "force"),
     "quantize": ("workdir", "step", "calibration", "images", "exclude", "weight_bits", "data_dir", "json"),

@@ -28,7 +28,7 @@ pytest.importorskip("httpx", reason="the tests of serving need it: pip install h
 import httpx
 from fastapi.testclient import TestClient
 
-from jaxcnn import serve
+from jaxcnn import load, serve
 from jaxcnn.config import Config, ModelConfig
 from jaxcnn.errors import UserError
 from jaxcnn.layers.conv import conv_xla
@@ -36,7 +36,7 @@ from jaxcnn.models import MODELS
 from jaxcnn.results.trained import TrainedModel
 from jaxcnn.serving.app import EXPLANATION, PROBABILITIES, Limits, make_app
 from jaxcnn.serving.batching import Batcher, ClosedError, Compiled, FullError, LateError
-from tests.commands import start
+from tests.commands import run_here, start
 from tests.nasty_images import _png_header, damaged_images
 from tests.runs import begin, small_config
 
@@ -424,3 +424,36 @@ def test_without_its_packages_it_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "fastapi", None)
     with pytest.raises(UserError, match=r"serving needs fastapi, .* pip install 'jaxcnn\[serve\]'"):
         serve.main(["serve", "--workdir=x"], 0.0)
+
+
+# ---- a file's network
+
+
+def test_a_file_answers_as_its_run(tmp_path):
+    pytest.importorskip("onnxruntime", reason="needs the extra `export`")
+    from jaxcnn.serving.onnx_file import open_onnx
+
+    begin(small_config(), tmp_path / "run")
+    of, out = ["--workdir", tmp_path / "run", "--to=onnx"], tmp_path / "model.onnx"
+    assert run_here(*of, out, module="export.__main__")[0] == 0
+    file, run = open_onnx(str(out)), load(str(tmp_path / "run"))
+    assert (file.class_names, file.image_shape, file.name) == (run.class_names, run.image_shape, "tiny")
+    images = np.random.default_rng(0).integers(0, 256, (3, *run.image_shape)).astype(np.uint8)
+    probabilities = file.probabilities_call()(images)
+    np.testing.assert_allclose(probabilities, run.predict(images, tta="none"), rtol=1e-4, atol=1e-6)
+    assert file.likeliest(probabilities[0], 2) == run.likeliest(probabilities[0], 2)
+    with pytest.raises(UserError, match="views are averaged by a run's network"):
+        file.probabilities_call("flip")
+    assert run_here(*of, tmp_path / "raw.onnx", "--raw", module="export.__main__")[0] == 0
+    (tmp_path / "text.onnx").write_text("no model")
+    for name, message in (
+        ("raw.onnx", "does not say what"), ("text.onnx", "is no ONNX file that runs"), ("none.onnx", "cannot be read"),
+    ):  # fmt: skip
+        with pytest.raises(UserError, match=message) as fault:
+            open_onnx(str(tmp_path / name))
+        assert "\n" not in str(fault.value)
+
+
+def test_a_file_and_a_run_are_two_networks():
+    code, _, errors = run_here("--onnx=a.onnx", "--workdir=b", module="serve")
+    assert (code, errors) == (2, "jaxcnn: --onnx and --workdir are both networks; give one of them\n")

@@ -78,9 +78,7 @@ def _define_flags(values: flags.FlagValues) -> None:
     )
     flags.DEFINE_bool("raw", False, "the file takes images that are normalised already", flag_values=values)
     flags.DEFINE_integer("images", 128, "images it is compared on", LEAST_IMAGES, 10**6, flag_values=values)
-    flags.DEFINE_string(
-        "on", None, "those of this file or folder, not the run's test images", flag_values=values
-    )
+    flags.DEFINE_string("on", None, "those of this file or folder, not the run's test images", flag_values=values)
     flags.DEFINE_string("data_dir", None, "where prepared sets lie, if not where they did", flag_values=values)
     flags.DEFINE_string(
         "runtime",

@@ -64,6 +64,11 @@ class TrainedModel:
     source: str  # the folder, and which step; or the file
     resized: int | None = None  # the shorter side in pixels before the centre is cropped; none: as it is cropped
 
+    @property
+    def name(self) -> str:
+        """The model's."""
+        return self.config.model.name
+
     def __repr__(self) -> str:
         names = ", ".join(self.class_names[:3]) + (", …" if len(self.class_names) > 3 else "")
         size = "x".join(map(str, self.image_shape))
@@ -131,8 +136,7 @@ class TrainedModel:
 
     def likeliest(self, probabilities: np.ndarray, top_k: int) -> list[tuple[str, float]]:
         """The top_k (name, probability) of a row [classes]; of equals the first, as argmax has it."""
-        order = np.argsort(-probabilities, kind="stable")[:top_k]
-        return [(self.class_names[number], float(probabilities[number])) for number in order]
+        return likeliest(self.class_names, probabilities, top_k)
 
     def probabilities_call(self, tta: str | None = None) -> Call:
         """The compiled call of predict, for a batch."""
@@ -209,6 +213,12 @@ class TrainedModel:
             return grad_cam(self.module, variables, normalised, layer=layer, target=target)
 
         return jax.jit(_here(heat), static_argnames="layer")
+
+
+def likeliest(class_names: Sequence[str], probabilities: np.ndarray, top_k: int) -> list[tuple[str, float]]:
+    """The top_k (name, probability) of a row [classes]; of equals the first, as argmax has it."""
+    order = np.argsort(-probabilities, kind="stable")[:top_k]
+    return [(class_names[number], float(probabilities[number])) for number in order]
 
 
 def _here(function: Callable) -> Callable:

@@ -137,7 +137,7 @@ def make_app(model: TrainedModel, batcher: Batcher, limits: Limits, *, explains:
     """
     measures, door, page = Measures(), _Door(limits.num_requests), _page()
     decoders = ThreadPoolExecutor(num_cores(), thread_name_prefix="decoder")
-    model_name = model.config.model.name
+    model_name = model.name
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
