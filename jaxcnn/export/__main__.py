@@ -1,12 +1,10 @@
 """Exports a run's network for other runtimes: python -m jaxcnn.export --workdir DIR --to FORMAT OUT [--raw]
 
-Without a run, ImageNet's published weights: --init_from FILE --model NAME instead of --workdir.
-
-FORMAT: onnx; stablehlo, which jax.export.deserialize loads; safetensors, the weights alone; train_step, as StableHLO a
-run that goes on anywhere; web, a folder with a page that runs the network in the browser; page, the same in one file;
-hf, a folder as Hugging Face's hub has them, which timm loads where it has the architecture.
-What is written was loaded again by its own runtime and compared on the run's test images. Exit codes: 0 written; 1 it
-differs from the run's network, and was not written; 2 the command or the folder is wrong.
+FORMAT: onnx; stablehlo, which jax.export.deserialize loads; safetensors, the weights; train_step, a run that goes on
+anywhere; web, a folder with a page that runs the network in the browser; page, the same in one file; hf, a folder for
+Hugging Face's hub, which timm may load. Without a run, ImageNet's weights: --init_from FILE --model NAME. What is
+written was loaded by its own runtime and compared on test images. Exit codes: 0 written; 1 it differs from the run's
+network, and was not written; 2 the command or the folder is wrong.
 """
 
 from collections.abc import Callable, Mapping
