@@ -7,7 +7,7 @@
 docs/language.md says what a text may be. On the King James Bible (Debian's bible-kjv-text, as `bible -f
 gen1:1-rev22:21` prints it; the last tenth is test), with --config.language.end=line --config.language.length=256
 --config.batch_size=16 --config.num_epochs=5 --config.model.dropout_rate=0.2: 1.98 bits a character on test, 1.77 on
-validation (n = 1); 22 minutes of CPU time.
+validation, the next character right in 60.50 % (n = 1); 22 minutes of CPU time.
 """
 
 from jaxcnn.config import (
