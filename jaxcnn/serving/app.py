@@ -31,8 +31,10 @@ from jaxcnn.results.explain import overlay
 from jaxcnn.results.trained import TrainedModel
 from jaxcnn.serving.batching import Batcher, ClosedError, FullError, LateError
 from jaxcnn.serving.measures import Measures
+from jaxcnn.serving.onnx_file import OnnxFile
 from jaxcnn.terminal import short_line
 
+Served = TrainedModel | OnnxFile
 PROBABILITIES, EXPLANATION = "probabilities", "explanation"  # the calls of the batcher
 PATHS = ("/", "/predict", "/model", "/health", "/ready", "/metrics", "/openapi.json")
 _LONGEST_NAME = 200  # letters of a file's name that come back
@@ -130,7 +132,7 @@ class Measured:
             self._measures.count(path, status, time.perf_counter() - start)
 
 
-def make_app(model: TrainedModel, batcher: Batcher, limits: Limits, *, explains: bool) -> FastAPI:
+def make_app(model: Served, batcher: Batcher, limits: Limits, *, explains: bool) -> FastAPI:
     """The application; the batcher is started with it, and closed with it.
 
     `explains`: whether the batcher has EXPLANATION beside PROBABILITIES.
@@ -320,7 +322,7 @@ def _of_json(body: bytes) -> list[tuple[str, bytes]]:
     return images
 
 
-def _decoded(name: str, encoded: bytes, model: TrainedModel, limits: Limits) -> np.ndarray:
+def _decoded(name: str, encoded: bytes, model: Served, limits: Limits) -> np.ndarray:
     """uint8 as the network sees it. HTTPException says what is wrong with the image."""
     try:
         height, width, _ = read_header(io.BytesIO(encoded))
@@ -359,7 +361,7 @@ async def _answers(batcher: Batcher, call: str, pixels: list[np.ndarray], second
             each.cancel()
 
 
-def _prediction(model: TrainedModel, name: str, image: np.ndarray, values: Any, top_k: int) -> Prediction:
+def _prediction(model: Served, name: str, image: np.ndarray, values: Any, top_k: int) -> Prediction:
     """Values are probabilities, or a heat map and logits."""
     from jaxcnn.data.sheet import png
 
