@@ -82,6 +82,7 @@ def test_what_timm_has_not_has_our_names(name, options, tmp_path):
         key.startswith(("params/", "batch_stats/")) for key in read_safetensors(files["model.safetensors"], "it")
     )
     assert "timm has no architecture" in files["README.md"].decode()
+    assert f"--config.model.name={name}\n" in files["README.md"].decode()
 
 
 def test_options_of_the_model_make_it_another():
@@ -95,7 +96,7 @@ def test_card_tells_scores_and_stays_markdown(tmp_path):
     network.facts.update(class_names=["a|b", "<i>\nx"], experiment="my: 'run'")
     card = hub.to_hub(network, ModelConfig(name="lenet5"), workdir=scored(tmp_path), license_name="mit")["README.md"]
     text = card.decode()
-    assert text.startswith("---\nlicense: mit\n")
+    assert text.startswith('---\nlicense: "mit"\n')
     assert "| accuracy | 0.9250 | 0.8500 to 0.9800 |" in text
     assert "metrics: [{type: accuracy, value: 0.925}]" in text
     assert r"a\|b, \<i\> x" in text
@@ -107,6 +108,9 @@ def test_without_scores_nothing_is_made(tmp_path):
         hub.scores_of(epath.Path(tmp_path))
     (tmp_path / "evaluation.json").write_text('{"scores": [1]}')
     with pytest.raises(UserError, match=r"evaluation\.json is damaged"):
+        hub.scores_of(epath.Path(tmp_path))
+    (tmp_path / "evaluation.json").write_text('{"scores": {"auc": null}, "num_examples": 3}')
+    with pytest.raises(UserError, match="it has no scores"):
         hub.scores_of(epath.Path(tmp_path))
 
 

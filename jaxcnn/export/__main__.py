@@ -7,6 +7,7 @@ written was loaded by its own runtime and compared on test images. Exit codes: 0
 network, and was not written; 2 the command or the folder is wrong.
 """
 
+import importlib.util
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -111,6 +112,8 @@ def _check(values: flags.FlagValues, given: list[str]) -> None:
         raise UserError(f"--weights={values.weights} is not known; {nearest(values.weights, WEIGHTS)}")
     if values.init_from is not None and not TARGETS[values.to].without_a_run:
         raise UserError(f"--to={values.to} is of a run; pass --workdir instead of --init_from")
+    if values.upload and importlib.util.find_spec("huggingface_hub") is None:
+        raise UserError("--upload needs huggingface_hub: pip install 'jaxcnn[hub]'")
     if values.init_from is not None and values.weights:
         raise UserError(f"--weights={values.weights} is of a run, which may keep an average; leave it out")
 

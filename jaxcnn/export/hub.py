@@ -68,8 +68,11 @@ def to_hub(network: Network, config: ModelConfig, *, workdir: epath.Path, licens
       UserError: the run has no scores yet.
     """
     architecture = architecture_of(network, config)
-    arrays = flatten(network.variables) if architecture is None else _theirs(network, config.name)
-    facts = _timm_facts(network, architecture, config.name, license_name) if architecture else _our_facts(network)
+    if architecture is None:
+        arrays, facts = flatten(network.variables), {"library": "jaxcnn", **network.facts}
+    else:
+        arrays = export_state_dict(network.variables, timm.NAMINGS[config.name])
+        facts = _timm_facts(network, architecture, config.name, license_name)
     contiguous = {name: np.ascontiguousarray(array).reshape(array.shape) for name, array in arrays.items()}
     return {
         WEIGHTS: save(contiguous, {"format": "pt", **network.text()}),  # PyTorch's libraries look for the format
@@ -117,10 +120,6 @@ def run_hub(files: Mapping[str, bytes], inputs: np.ndarray, network: Network, co
     return replace(network, variables=variables).logits(inputs)
 
 
-def _theirs(network: Network, model: str) -> dict[str, np.ndarray]:
-    return export_state_dict(network.variables, timm.NAMINGS[model])
-
-
 # ---- config.json
 
 
@@ -161,10 +160,6 @@ def _first_convolution(params: dict[str, Any], naming: Naming) -> str:
     return their_name(first, naming).removesuffix(".weight")
 
 
-def _our_facts(network: Network) -> dict[str, Any]:
-    return {"library": "jaxcnn", **network.facts}
-
-
 # ---- the card
 
 
@@ -176,6 +171,8 @@ def scores_of(workdir: epath.Path) -> dict[str, Any]:
             of_split = found["splits"]["test"] if name == "summary.json" else found["scores"]
             count = of_split["num_examples"] if name == "summary.json" else found["num_examples"]
             scores = {key: value for key, value in of_split.items() if isinstance(value, float)}
+            if not scores:
+                raise ValueError("it has no scores")
             return {
                 "split": found.get("split", "test"), "num_examples": count, "scores": scores,
                 "intervals": found.get("intervals") or {},
@@ -194,7 +191,7 @@ def card(network: Network, measured: dict[str, Any], *, architecture: str | None
     height, width, _ = network.image_shape
     main = "accuracy" if "accuracy" in measured["scores"] else next(iter(measured["scores"]))
     head = [
-        "---", f"license: {license_name}", f"library_name: {'timm' if architecture else 'jax'}",
+        "---", f"license: {to_json(license_name)}", f"library_name: {'timm' if architecture else 'jax'}",
         "pipeline_tag: image-classification", "tags: [image-classification, jax, jaxcnn]",
         "model-index:", f"- name: {to_json(facts['experiment'])}", "  results:",
         "  - task: {type: image-classification}",
@@ -202,6 +199,7 @@ def card(network: Network, measured: dict[str, Any], *, architecture: str | None
         f"    metrics: [{{type: {main}, value: {measured['scores'][main]:.6g}}}]", "---", "",
     ]  # fmt: skip
     classes = facts["class_names"]
+    says = "which of them it has" if facts["task"] == "multilabel" else "one of them"
     shown = ", ".join(_plain(name) for name in classes[:20]) + (", …" if len(classes) > 20 else "")
     body = [
         f"# {_plain(facts['experiment'])}: {facts['model']}", "",
@@ -209,7 +207,7 @@ def card(network: Network, measured: dict[str, Any], *, architecture: str | None
         f"apart: {shown}.", "",
         "## Intended use", "",
         f"Images like those that it was trained on, {_plain(facts['data'])}, and these classes alone: of every image "
-        "it says one of them. Whether it is fit for other images, or to decide about people, was not measured.", "",
+        f"it says {says}. Whether it is fit for other images, or to decide about people, was not measured.", "",
         "## Scores", "",
         f"{measured['split'].capitalize()} split, {measured['num_examples']:,} images; {facts['source']}.", "",
         "| score | value | 95 % interval |", "|---|---|---|", *_rows(measured), "",
@@ -231,7 +229,7 @@ def _rows(measured: dict[str, Any]) -> list[str]:
 
 def _usage(facts: dict[str, Any], architecture: str | None) -> list[str]:
     ours = ["```bash", "python -m jaxcnn.main --config EXPERIMENT.py --config.init_from=model.safetensors \\",
-            f"    --config.name={facts['model']}", "```"]  # fmt: skip
+            f"    --config.model.name={facts['model']}", "```"]  # fmt: skip
     if architecture is None:
         return ["timm has no architecture that computes the same; the weights have jaxcnn's names.", "", *ours]
     call = 'model = timm.create_model("local-dir:FOLDER", pretrained=True).eval()'

@@ -210,7 +210,7 @@ def _validate(
 def _sample(run: Run, log: RunLog, standing: Standing) -> None:
     """Has the log keep a sample of what a network makes, where its task has such a thing."""
     if run.task.sample is not None:
-        variables = result_variables(run.parallel.unreplicate(standing.state))
+        variables = run.parallel.unreplicate(result_variables(standing.state))
         text = run.task.sample(run.learning.model, variables)
         log.sample(standing.step, standing.step / run.learning.steps_per_epoch, text)
 
