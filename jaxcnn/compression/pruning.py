@@ -8,7 +8,6 @@ import math
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import jax
@@ -21,6 +20,7 @@ from jaxcnn.compression.channels import Channels, Group, Path, Place, is_layer
 from jaxcnn.errors import UserError
 from jaxcnn.layers.conv import AUTO, by
 from jaxcnn.layers.norm import BatchNorm
+from jaxcnn.transfer.pretrained import shapes_of
 
 Arrays = dict[Path, np.ndarray]  # by collection and path: ("params", "stem_conv", "kernel")
 
@@ -231,10 +231,7 @@ def widths_of(
 
 
 def _shapes(model: nn.Module, example: Any) -> dict[Path, Any]:
-    keys = {"params": jax.random.key(0), "dropout": jax.random.key(0)}
-    images = jax.ShapeDtypeStruct((2, *example.shape), example.dtype)
-    drawn = jax.eval_shape(by("xla", partial(model.init, train=True)), keys, images)
-    return traverse_util.flatten_dict({kind: drawn[kind] for kind in ("params", "batch_stats") if kind in drawn})
+    return traverse_util.flatten_dict(shapes_of(model, example))
 
 
 def with_zeros(arrays: Arrays, fraction: float) -> Arrays:
