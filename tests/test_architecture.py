@@ -26,9 +26,11 @@ FLOORS = {
     "tasks": 5,
     "training": 6,
     "results": 7,
-    "report": 8, "serving": 8, "export": 8, "compression": 8,
-    "main": 9, "evaluate": 9, "predict": 9, "diagnose": 9, "lr_find": 9, "generate": 9,
-    "serve": 9, "prune": 9, "quantize": 9,
+    "train": 8, "serving": 8, "export": 8, "compression": 8,
+    "ablation": 9,
+    "report": 10,
+    "main": 11, "evaluate": 11, "predict": 11, "diagnose": 11, "lr_find": 11, "generate": 11,
+    "serve": 11, "prune": 11, "quantize": 11,
 }  # fmt: skip
 
 
@@ -100,10 +102,10 @@ READERS = {
     "schedule": (("schedule",), ("optim", "patience")),
     "early_stop": (("config.early_stop", "early_stop"), ("patience", "config")),
     "finetune": (("finetune",), ("finetune",)),
-    "checkpoint": (("config.checkpoint", "cadence"), ("loop", "main", "patience")),
+    "checkpoint": (("config.checkpoint", "cadence"), ("loop", "train", "patience")),
     "telemetry": (("config.telemetry",), ("build",)),
     "profile": (("config.profile",), ("build", "loop")),
-    None: (("config",), ("build", "loop", "main", "media", "tasks")),
+    None: (("config",), ("build", "loop", "train", "media", "tasks")),
 }  # fmt: skip
 
 

@@ -1,0 +1,178 @@
+"""A run, from its config and its folder to its summary: what `main` does once it has read its command line."""
+
+import contextlib
+import os
+import time
+from dataclasses import dataclass
+from typing import Any
+
+from etils import epath
+from rich.console import Console
+
+from jaxcnn.config import Config, check_unread
+from jaxcnn.errors import UserError
+from jaxcnn.machine import versions
+from jaxcnn.run import workdir as workdir_lib
+from jaxcnn.run.log import RunLog, closing_table
+from jaxcnn.terminal import complain
+
+
+@dataclass(frozen=True)
+class Order:
+    """What is to be trained, and where it is kept."""
+
+    config: Config  # validated
+    experiment: str
+    workdir: epath.Path
+
+
+def train(order: Order, *, start: float, console: Console | None = None) -> dict[str, Any]:
+    """Trains to the end, from wherever the folder stands, and returns the summary; of a finished run, what it holds.
+
+    Args:
+      order: what is to be trained.
+      start: time.perf_counter() when the command began.
+      console: where its lines go; none: the terminal.
+
+    Raises:
+      UserError: the config or the folder is wrong; nothing was started.
+      RunError: the run failed.
+      Preempted: a signal came, and everything is saved.
+    """
+    config, workdir = order.config, order.workdir
+    _check(order)
+    log = RunLog(workdir, tensorboard=config.tensorboard, console=console, start=start)
+    summary = workdir_lib.read_summary(workdir)
+    if summary is not None:
+        log.say(f"{workdir} holds this run, finished:")
+        closing_table(log.console, summary)
+        return summary
+    _check_weights(order)
+    from jaxcnn.training.build import build  # imports JAX; whatever is wrong above was said in a tenth of the time
+    from jaxcnn.training.parallel import set_up
+
+    set_up(config.platform, compilation_cache=config.compilation_cache)
+    with workdir_lib.claimed(workdir), contextlib.closing(log):
+        workdir_lib.check(workdir, order.experiment, config)  # again, now that nobody else can write there
+        saved = workdir_lib.saved_data(workdir)
+        run, feed = build(
+            config,
+            progress=log.work,
+            facts=saved,
+            kept_splits=workdir_lib.read_splits(workdir) if saved else None,
+        )
+        with contextlib.closing(feed):
+            return _train(run, feed, order, log, start)
+
+
+def show(order: Order, *, start: float, console: Console | None = None) -> None:
+    """What the run would be: everything is resolved and printed, nothing trained. Raises UserError."""
+    config = order.config
+    _check(order)
+    _check_weights(order)
+    from jaxcnn.training.build import build
+    from jaxcnn.training.parallel import set_up
+    from jaxcnn.training.preview import preview
+
+    set_up(config.platform, compilation_cache=config.compilation_cache)
+    log = RunLog(order.workdir, tensorboard=False, console=console, start=start)
+    run, _ = build(config, progress=log.work, stand_in=True)
+    preview(run, log.console, experiment=order.experiment, workdir=order.workdir)
+
+
+def _check(order: Order) -> None:
+    """Raises UserError where the folder cannot hold this run."""
+    config, workdir = order.config, order.workdir
+    if "\\" in os.fspath(workdir):
+        raise UserError(
+            f"workdir {workdir}: checkpoints cannot lie below a name with a backslash; pass another --workdir"
+        )
+    if not workdir_lib.check(workdir, order.experiment, config):
+        check_unread(config)
+    workdir_lib.check_excluded(workdir, config.data.exclude, _exclusion_digest(config))
+
+
+def _check_weights(order: Order) -> None:
+    """Raises UserError where weights that the run needs are not there."""
+    begins = not workdir_lib.has_checkpoints(order.workdir)
+    for option, weights in (
+        ("init_from", order.config.init_from if begins else None),
+        ("distill.teacher", order.config.distill.teacher),
+    ):
+        if weights is not None:
+            from jaxcnn.transfer.finding import find
+
+            find(weights, option=option)
+
+
+def _exclusion_digest(config: Config) -> str | None:
+    if config.data.exclude is None:
+        return None
+    from jaxcnn.data.exclusion import read_exclusion
+
+    return read_exclusion(config.data.exclude).digest
+
+
+def _train(run: Any, feed: Any, order: Order, log: RunLog, start: float) -> dict[str, Any]:
+    import jax
+
+    from jaxcnn.results.media import Media
+    from jaxcnn.run.checkpoint import Checkpoints
+    from jaxcnn.training import loop
+    from jaxcnn.training.preview import describe
+
+    config, experiment, workdir = order.config, order.experiment, order.workdir
+    num_params = sum(leaf.size for leaf in jax.tree.leaves(run.abstract_state().params))
+    pretrained = None if workdir_lib.has_checkpoints(workdir) else run.pretrained
+    before = workdir_lib.saved_convolutions(workdir)
+    workdir_lib.write_config(
+        workdir,
+        experiment,
+        config,
+        run.data_facts(),
+        versions(),
+        pretrained=None if pretrained is None else pretrained.facts(),
+        teacher=None if run.task.constants is None else run.task.constants.facts(),
+        best=run.learning.selections.best.facts(),
+        convolutions=run.convolutions,
+    )
+    workdir_lib.write_splits(workdir, run.source.record_numbers)
+    log.say(describe(run, experiment, num_params))
+    if before is not None and run.convolutions not in (None, before):
+        log.say(f"convolutions were computed by {before}: this run goes on equal up to rounding, not bit for bit")
+    if pretrained is not None:
+        log.console.print(pretrained.table())
+    if run.learning.finetuning.layers:
+        log.console.print(run.learning.finetuning.table(run.learning.steps_per_epoch))
+    checkpoints = Checkpoints(
+        workdir / "checkpoints",
+        keep_last=config.checkpoint.keep_last,
+        keep_best=config.checkpoint.keep_best,
+        **run.learning.selections.best.facts(),
+        asynchronous=config.checkpoint.asynchronous,
+        report=complain,
+    )
+    log.examples = run.task.examples
+    media = Media(run, feed, log)
+    set_up_seconds = time.perf_counter() - start
+    try:
+        result = loop.train(run, feed, log, checkpoints, begin=media.begin, end=media.end)
+    finally:
+        checkpoints.close()
+    summary = {
+        "experiment": experiment,
+        "status": "finished",
+        "examples": run.task.examples,
+        **result,
+        "num_params": num_params,
+        "seconds": {"setup": set_up_seconds, **result["seconds"]},
+        "platform": run.parallel.devices[0].platform,
+        "num_devices": run.parallel.num_devices,
+        "num_processes": jax.process_count(),
+        "seed": config.seed,
+        "versions": versions(),
+    }
+    log.summary(summary)
+    closing_table(log.console, summary)
+    log.say(f"everything is in {workdir}")
+    return summary
