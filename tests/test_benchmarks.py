@@ -124,6 +124,7 @@ def test_a_report_is_whole_after_each_row(tmp_path):
     assert json.loads((tmp_path / "deep" / "step.json").read_text())["finished"]
 
 
+@pytest.mark.slow
 def test_what_is_packed_is_enough(packed):
     """A run of the real loop, with its checkpoints, in a process in which nothing else can be imported."""
     names = ",".join((*pack.NEEDED, *WITH_JAX))

@@ -353,6 +353,7 @@ def test_a_reader_that_leaves_does_not_end_the_run(tmp_path):
     assert (tmp_path / "piped" / "summary.json").exists()
 
 
+@pytest.mark.slow
 def test_evaluate_finds_data_that_have_moved(tmp_path):
     fake_tfds.write_set(tmp_path / "here", splits={"train": 60, "test": 20}, image_shape=(8, 8, 1))
     options = ["--config.data.name=tfds:shapes", "--config.batch_size=8", f"--workdir={tmp_path / 'run'}"]
@@ -396,6 +397,7 @@ def test_rows_are_complete(whole):
     assert [row["step"] for row in rows(whole[0], "validation")] == [21, 41, 60]
 
 
+@pytest.mark.slow
 def test_without_validation(tmp_path):
     """Trained on all of train; the last weights are measured on test, once."""
     options = [*SHORT, "--config.data.validation_fraction=0", f"--workdir={tmp_path / 'run'}"]

@@ -390,6 +390,7 @@ def test_stablehlo_runs_with_jax_alone(trained, tmp_path):
     assert json.loads(str(np.load(file)["facts"]))["class_names"] == [str(digit) for digit in range(10)]
 
 
+@pytest.mark.slow
 def test_training_goes_on_with_jax_alone(tmp_path):
     """Two steps of a run that was stopped after four, with dropout and an average: as the run itself goes on."""
     from etils import epath

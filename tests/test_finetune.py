@@ -441,6 +441,7 @@ def test_the_probes_command(tmp_path, capsys):
     assert result["splits"]["test"]["accuracy"] > 0.8
 
 
+@pytest.mark.slow
 def test_a_probe_of_a_runs_folder(tmp_path, capsys):
     """Of its best weights, on its splits, by its statistics."""
     from jaxcnn.transfer.__main__ import main

@@ -658,6 +658,7 @@ def test_a_folder_whose_series_make_no_sense_is_refused(sales_run, tmp_path):
         assert message in str(error.value)
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_streams_and_spreads(tmp_path):
     """Killed and resumed, and streamed: bit for bit. Eight devices by jit and by pmap: to rounding."""
     options: dict[str, Any] = dict(model__name="forecast_lstm", model__hidden=(4,), model__dropout_rate=0.1)

@@ -450,6 +450,7 @@ def test_a_folder_whose_columns_do_not_fit_is_refused(price_run, tmp_path):
         assert message in str(error.value)
 
 
+@pytest.mark.slow
 def test_streamed_and_resident_learn_alike_and_a_run_goes_on(tmp_path):
     """Four devices, too: bit for bit on the same, to rounding on others."""
     config = table_config("iris", model__dropout_rate=0.1, num_devices=1)

@@ -581,6 +581,7 @@ def test_a_damaged_vocabulary_is_one_line(review_run, tmp_path):
         assert "\n" not in str(error.value)
 
 
+@pytest.mark.slow
 def test_streamed_and_resident_learn_alike_and_a_run_goes_on(tmp_path):
     """Of a run that dropout acts in; eight devices, and pmap, too: bit for bit on the same, to rounding on others."""
     make = partial(text_config, reviews(tmp_path), model__name="text_lstm", num_devices=1)
@@ -603,7 +604,7 @@ def test_streamed_and_resident_learn_alike_and_a_run_goes_on(tmp_path):
         np.testing.assert_allclose(one, eight, rtol=1e-3, atol=1e-4)
 
 
-@pytest.mark.parametrize("tied", [False, True])
+@pytest.mark.parametrize("tied", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_a_run_begins_with_a_language_models_weights_and_vocabulary(tied, tmp_path):
     """The head is new, for classes; and the run that it began with may go once it has begun."""
     first = language_config(text_of(tmp_path), language__level="word", model__tied=tied)

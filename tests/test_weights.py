@@ -610,6 +610,7 @@ def test_a_run_begins_with_anothers_result(first_run, tmp_path):
         assert len(buffers) == len(set(buffers))  # donated
 
 
+@pytest.mark.slow
 def test_resuming_needs_the_source_no_more(first_run, tmp_path):
     """And two steps are one and one, bit for bit."""
     _, folder = first_run

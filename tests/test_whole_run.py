@@ -108,7 +108,7 @@ def test_in_chunks_through_checkpoints(tmp_path):
         np.testing.assert_allclose(joined, whole[1]["train"][name], rtol=1e-5)
 
 
-@pytest.mark.parametrize("mode", ["jit", "pmap"])
+@pytest.mark.parametrize("mode", ["pmap", pytest.param("jit", marks=pytest.mark.slow)])
 def test_over_devices(mode):
     """Each device sees its part of every batch, in evaluation too."""
     results = []
@@ -154,6 +154,7 @@ def test_nothing_is_applied_after_a_loss_that_is_not_finite():
     assert int(state.step) == bad[0]
 
 
+@pytest.mark.slow
 def test_a_model_that_begins_from_data_does_here_too(monkeypatch):
     """Like the loop's; any split can be evaluated."""
 
