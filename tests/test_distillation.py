@@ -185,7 +185,14 @@ def losses(teacher, *, steps=4, **changes):
     return np.array(found)
 
 
-@pytest.mark.parametrize(("mode", "num_devices", "changes"), [("jit", 8, MIXED), ("pmap", 8, {})])
+@pytest.mark.parametrize(
+    ("mode", "num_devices", "changes"),
+    [
+        ("jit", 8, MIXED),
+        ("pmap", 8, {}),
+        *(pytest.param("pmap", count, MIXED, marks=pytest.mark.slow) for count in (1, 8)),
+    ],
+)
 def test_modes_and_device_counts_agree(teacher, mode, num_devices, changes):
     """Also where it answers once for each image; the gradient is of the student alone, so its losses fall alike."""
     found = losses(teacher, parallel=mode, num_devices=num_devices, **changes)

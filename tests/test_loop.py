@@ -123,7 +123,9 @@ def test_a_damaged_checkpoint_costs_only_time(tmp_path, whole):
     assert result["splits"] == whole[1]["splits"]
 
 
-@pytest.mark.parametrize(("mode", "num_devices"), [("jit", 8), ("pmap", 8)])
+@pytest.mark.parametrize(
+    ("mode", "num_devices"), [("jit", 8), ("pmap", 8), pytest.param("pmap", 1, marks=pytest.mark.slow)]
+)
 def test_resumes_on_other_devices_and_in_another_mode(tmp_path, stop_at, mode, num_devices):
     """Without dropout, whose masks may differ: within 1e-4."""
     config = small_config(model__dropout_rate=0.0, num_devices=1)
