@@ -30,7 +30,7 @@ def test_intervals_tests_and_sizes_are_scipys(monkeypatch):
     monkeypatch.setattr(statistics, "RESAMPLES", 499)
     generator = np.random.default_rng(1)
     for _ in range(SETS):
-        n = int(generator.integers(3, 13))
+        n = int(generator.integers(3, 10))
         base, of = generator.normal(90, 2, n), generator.normal(91, 2, n)
         found = compare({"base": scores_of(base), "v": scores_of(of)}, "base", higher_is_better=True)["v"]
         test = stats.ttest_rel(of, base)
@@ -41,7 +41,7 @@ def test_intervals_tests_and_sizes_are_scipys(monkeypatch):
         flips = stats.permutation_test((of - base,), np.mean, permutation_type="samples", n_resamples=np.inf)
         assert statistics.sign_flip(of - base) == (pytest.approx(flips.pvalue, abs=1e-12), True)
         assert 0 <= found.p_sign_flip - flips.pvalue < 0.01  # flips that differ by float32's rounding are equal
-        summary = summarise(of)
+        summary = summarise({"v": of})["v"]
         for values, interval in ((of, summary.bootstrap), (of - base, found.bca)):
             own = stats.bootstrap((values,), np.mean, n_resamples=499, random_state=np.random.default_rng(0))
             assert interval is not None
@@ -117,7 +117,7 @@ def test_a_few_pairs_beside_many_are_decided_by_what_they_can_reach():
 
 def test_the_interval_must_agree_with_the_test(monkeypatch):
     assert against([0.1, 0.2, 0.3, 0.4, 0.5, 0.6]).verdict == "better"
-    monkeypatch.setattr(statistics, "bootstrap", lambda values: statistics.Interval(-0.1, 1.0, "BCa"))
+    monkeypatch.setattr(statistics, "bootstrap", lambda rows: [statistics.Interval(-0.1, 1.0, "BCa") for _ in rows])
     assert against([0.1, 0.2, 0.3, 0.4, 0.5, 0.6]).verdict == "no difference shown"
 
 
@@ -134,11 +134,21 @@ def test_differences_that_are_all_alike():
 
 
 def test_one_score_has_no_interval_and_one_pair_decides_nothing():
-    assert summarise([0.9]) == statistics.Summary(1, 0.9, None, None, None)
-    assert summarise([]) == statistics.Summary(0, None, None, None, None)
+    assert summarise({"one": [0.9], "none": []}) == {
+        "one": statistics.Summary(1, 0.9, None, None, None),
+        "none": statistics.Summary(0, None, None, None, None),
+    }
     found = against([0.1])
     assert (found.interval, found.bca, found.p_t, found.cohen_d, found.p_sign_flip) == (None, None, None, None, 1)
     assert found.verdict == "cannot decide"
+
+
+def test_an_interval_does_not_depend_on_what_else_is_compared():
+    values = np.random.default_rng(4).normal(size=(50, 6))
+    rows = [*values, np.ones(6), values[0, :4], values[0, :1]]
+    found = statistics.bootstrap(rows)
+    assert [found[0], found[49], found[51]] == [statistics.bootstrap([rows[place]])[0] for place in (0, 49, 51)]
+    assert found[50:53:2] == [statistics.Interval(1, 1, "percentile"), None]
 
 
 def test_only_seeds_of_both_are_pairs():

@@ -88,15 +88,16 @@ def shared_of(*, seeds: Collection[int], folds: int | None) -> float:
     return 0.0 if folds is None or len(seeds) > 1 else 1 / (folds - 1)
 
 
-def summarise(values: Collection[float], *, shared: float = 0.0) -> Summary:
-    """Mean, standard deviation and intervals of the scores of units."""
-    scores = np.asarray(list(values), np.float64)
-    n = len(scores)
-    if n < 2:
-        return Summary(n, float(scores[0]) if n else None, None, None, None)
-    return Summary(
-        n, float(scores.mean()), float(scores.std(ddof=1)), t_interval(scores, shared=shared), bootstrap(scores)
-    )
+def summarise(scores: Mapping[str, Collection[float]], *, shared: float = 0.0) -> dict[str, Summary]:
+    """Mean, standard deviation and intervals of the scores of units, by variant."""
+    rows = {name: np.asarray(list(values), np.float64) for name, values in scores.items()}
+    found = {}
+    for (name, row), interval in zip(rows.items(), bootstrap(list(rows.values())), strict=True):
+        spread = float(row.std(ddof=1)) if len(row) > 1 else None
+        mean = float(row.mean()) if len(row) else None
+        between = None if spread is None else t_interval(row, shared=shared)
+        found[name] = Summary(len(row), mean, spread, between, interval)
+    return found
 
 
 def compare(
@@ -111,7 +112,12 @@ def compare(
       shared: as `shared_of` has it; where it is not 0, a verdict needs the corrected interval, too.
     """
     paired = {name: _differences(of, scores[base]) for name, of in scores.items() if name != base}
-    found = {name: _compare(*pairs, shared=shared) for name, pairs in paired.items() if len(pairs[0])}
+    paired = {name: pairs for name, pairs in paired.items() if len(pairs[0])}
+    intervals = bootstrap([differences for differences, _ in paired.values()])
+    found = {
+        name: _compare(*pairs, bca=interval, shared=shared)
+        for (name, pairs), interval in zip(paired.items(), intervals, strict=True)
+    }
     corrected = holm([each.p_sign_flip for each in found.values()])
     # Holm's p falls where any p does: the least of one is where each is as small as its pairs allow
     least = holm([2 / 2.0**each.pairs for each in found.values()])
@@ -130,7 +136,7 @@ def _differences(of: Mapping[int, float], base: Mapping[int, float]) -> tuple[np
     return np.where(np.abs(differences) <= scale, 0.0, differences), float(scale.max(initial=0.0))
 
 
-def _compare(differences: np.ndarray, rounding: float, *, shared: float) -> Comparison:
+def _compare(differences: np.ndarray, rounding: float, *, bca: Interval | None, shared: float) -> Comparison:
     """A comparison on its own, before it is corrected for the others."""
     pairs, mean = len(differences), float(differences.mean())
     p_sign_flip, exact = sign_flip(differences, rounding=rounding)
@@ -142,7 +148,7 @@ def _compare(differences: np.ndarray, rounding: float, *, shared: float) -> Comp
         pairs=pairs,
         difference=mean,
         interval=None if spread is None else t_interval(differences, shared=shared),
-        bca=None if spread is None else bootstrap(differences),
+        bca=bca,
         p_sign_flip=p_sign_flip,
         exact=exact,
         p_t=None if spread is None else t_test(differences, shared=shared),
@@ -191,25 +197,45 @@ def _error(values: np.ndarray, shared: float) -> float:
     return float(values.std(ddof=1) * np.sqrt(1 / len(values) + shared))
 
 
-def bootstrap(values: np.ndarray) -> Interval:
-    """BCa interval (Efron 1987) of the mean of n >= 2 values, by draws of seed 0; percentiles where it has none."""
+def bootstrap(rows: Sequence[np.ndarray]) -> list[Interval | None]:
+    """BCa intervals (Efron 1987) of the mean of each row, by draws of seed 0; of fewer than two values none.
+
+    Where BCa has none, as of values that are all equal, it is the percentiles'. Rows of one length share their draws.
+    """
+    found: list[Interval | None] = [None] * len(rows)
+    for n in {len(row) for row in rows} - {0, 1}:
+        places = [place for place, row in enumerate(rows) if len(row) == n]
+        step = max(1, _BLOCK // (RESAMPLES * n))
+        for start in range(0, len(places), step):
+            some = places[start : start + step]
+            values = np.stack([rows[place] for place in some])
+            corrected, percentile = _bootstrap(values, "BCa"), None
+            for number, place in enumerate(some):
+                between, method = corrected[number], "BCa"
+                if not np.isfinite(between).all():
+                    percentile = _bootstrap(values, "percentile") if percentile is None else percentile
+                    between, method = percentile[number], "percentile"
+                found[place] = Interval(*between.tolist(), method)
+    return found
+
+
+def _bootstrap(values: np.ndarray, method: str) -> np.ndarray:
+    """(low, high) of the mean of each row [rows, n], float64 [rows, 2]."""
     from scipy.stats import bootstrap as scipy_bootstrap
 
-    for method in ("BCa", "percentile"):
-        with warnings.catch_warnings(), np.errstate(all="ignore"):
-            warnings.simplefilter("ignore")  # that all values are equal, which is told by the method's name
-            found = scipy_bootstrap(
-                (values,),
-                np.mean,
-                n_resamples=RESAMPLES,
-                batch=max(1, _BLOCK // len(values)),
-                confidence_level=1 - ALPHA,
-                method=method,
-                random_state=np.random.default_rng(0),
-            ).confidence_interval
-        if np.isfinite(found).all():
-            break
-    return Interval(float(found.low), float(found.high), method)
+    with warnings.catch_warnings(), np.errstate(all="ignore"):
+        warnings.simplefilter("ignore")  # that there is no BCa interval, which the caller sees
+        found = scipy_bootstrap(
+            (values,),
+            np.mean,
+            n_resamples=RESAMPLES,
+            batch=max(1, _BLOCK // values.shape[1]),
+            axis=-1,
+            confidence_level=1 - ALPHA,
+            method=method,
+            random_state=np.random.default_rng(0),
+        )
+    return np.stack(found.confidence_interval, axis=-1)
 
 
 def sign_flip(differences: np.ndarray, *, rounding: float = 0.0) -> tuple[float, bool]:
