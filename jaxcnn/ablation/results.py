@@ -21,8 +21,8 @@ from jaxcnn.terminal import short_line
 
 Status = Literal["finished", "failed", "unfinished", "missing", "refused"]
 FAILED = "failed.json"  # of a run that failed: why
+LARGEST_SCORE = 3.5e38  # beyond float32, in which scores are measured
 VARYING = 4  # fields, at most, that name a group of runs; of more, its first folder does
-_SPLITS = ("test", "validation")
 _CONFIG = {"config": {"seed": object, "data": {"name": str}}, "data": {"fingerprint": str}}
 _FAILURE = {"reason": str, "exit_code": Number(0, 255, integer=True)}
 
@@ -149,7 +149,7 @@ class _Plan:
 
     def __init__(self, study: Study | None):
         self._study = study
-        self._plain: dict[tuple[str, int | None], dict[str, Any]] = {}
+        self._base = {} if study is None else to_dict(study.config)
         self._compared: dict[tuple[Any, ...], list[str]] = {}
         self._data: dict[str, str] = {}
 
@@ -167,7 +167,7 @@ class _Plan:
     def _changed(self, run: StudyRun, config: dict[str, Any]) -> list[str]:
         """Names of the fields in which it trains differently. What is not simply equal is compared once."""
         assert self._study is not None
-        if {**self._expected(run), "seed": run.seed} == config:
+        if _with(self._base, self._study.fields_of(run)) == config:
             return []
         key = run.variant, run.fold, to_json({**config, "seed": None}, sort_keys=True)
         if key not in self._compared:
@@ -175,13 +175,14 @@ class _Plan:
             self._compared[key] = [each.partition(" ")[0] for each in changed]
         return [*([] if config["seed"] == run.seed else ["seed"]), *self._compared[key]]
 
-    def _expected(self, run: StudyRun) -> dict[str, Any]:
-        """A run's config as plain data, but for its seed."""
-        key = run.variant, run.fold
-        if key not in self._plain:
-            assert self._study is not None
-            self._plain[key] = to_dict(self._study.config_of(run))
-        return self._plain[key]
+
+def _with(config: Mapping[str, Any], fields: Mapping[str, Any]) -> dict[str, Any]:
+    """A config as plain data with other values of some fields; what is not changed is shared."""
+    changed = dict(config)
+    for path, value in fields.items():
+        group, dot, rest = path.partition(".")
+        changed[group] = _with(changed[group], {rest: value}) if dot else value
+    return changed
 
 
 def _read_run(run: StudyRun, path: epath.Path, folder: str, plan: _Plan) -> RunResult:
@@ -296,7 +297,7 @@ def _scored(result: RunResult, metric: str, split: str) -> RunResult:
     if result.splits is None:
         return result
     score = result.splits.get(split, {}).get(metric)
-    if score is not None:
+    if score is not None and abs(score) <= LARGEST_SCORE:
         return replace(result, score=float(score))
     measured = metric in result.splits.get(split, {})
     return replace(result, reason=f"its {split} {metric} is {'not finite' if measured else 'not measured'}")
