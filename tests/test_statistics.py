@@ -181,7 +181,7 @@ def test_many_pairs_are_drawn_with_a_seed_and_what_was_seen_counts():
 
 
 def test_folds_of_several_seeds_are_means_and_of_one_seed_units():
-    scores = {(0, 1): 1.0, (0, 2): 3.0, (1, 1): 5.0}
+    scores: dict[tuple[int, int | None], float] = {(0, 1): 1.0, (0, 2): 3.0, (1, 1): 5.0}
     assert units_of(scores, seeds=(0, 1), folds=2) == {0: 2.0}  # seed 1 lacks a fold
     assert units_of({(4, 1): 1.0, (4, 2): 3.0}, seeds=(4,), folds=2) == {1: 1.0, 2: 3.0}
     assert units_of({(0, None): 1.0}, seeds=(0,), folds=None) == {0: 1.0}

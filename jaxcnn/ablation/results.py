@@ -106,7 +106,8 @@ def read_runs(folders: Mapping[str, epath.Path], asked: Asked) -> Results:
     taken: dict[StudyRun, str] = {}
     runs = []
     for name, config in configs.items():
-        run = StudyRun(variant_of[name], config.seed, config.data.fold and parse_fold(config.data.fold)[0])
+        fold = None if config.data.fold is None else parse_fold(config.data.fold)[0]
+        run = StudyRun(variant_of[name], config.seed, fold)
         if run in taken:
             again = f"it has the config and the seed of {taken[run]}, which counts once"
             runs.append(RunResult(run, name, "refused", again))

@@ -215,7 +215,7 @@ def bootstrap(rows: Sequence[np.ndarray]) -> list[Interval | None]:
                 if not np.isfinite(between).all():
                     percentile = _bootstrap(values, "percentile") if percentile is None else percentile
                     between, method = percentile[number], "percentile"
-                found[place] = Interval(*between.tolist(), method)
+                found[place] = Interval(float(between[0]), float(between[1]), method)
     return found
 
 

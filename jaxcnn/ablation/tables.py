@@ -152,12 +152,16 @@ def csv_of(results: Results, names: list[str]) -> str:
     for name in names:
         summary, of = results.variants[name].summary, results.variants[name].versus_base
         row: list[Any] = [_cell(name), summary.n, summary.mean, summary.std]
-        row += [*(_pair(summary.interval) or [None] * 2), *(_pair(summary.bootstrap) or [None] * 2)]
+        row += [*_ends(summary.interval), *_ends(summary.bootstrap)]
         if of is not None:
-            row += [of.pairs, of.difference, *(_pair(of.interval) or [None] * 2), *(_pair(of.bca) or [None] * 2)]
+            row += [of.pairs, of.difference, *_ends(of.interval), *_ends(of.bca)]
             row += [of.p_sign_flip, of.p_t, of.p_holm, of.cohen_d, of.pairs_for_80, of.verdict]
         writer.writerow([*row, *[None] * (len(_COLUMNS) - len(row))])
     return text.getvalue()
+
+
+def _ends(interval: Interval | None) -> tuple[float | None, float | None]:
+    return (None, None) if interval is None else (interval.low, interval.high)
 
 
 def _cell(name: str) -> str:

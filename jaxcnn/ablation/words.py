@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable, Iterator, Sequence
 
-from jaxcnn.ablation.results import Results, RunResult
+from jaxcnn.ablation.results import Results, RunResult, VariantResult
 from jaxcnn.ablation.statistics import DRAWS, Comparison, Interval, pairs_to_decide
 
 # Metrics that are shares of 1, shown in percent; their differences in points.
@@ -169,11 +169,14 @@ def _methods(results: Results) -> Iterator[str]:
     flat = [
         name
         for name, each in results.variants.items()
-        for interval in (each.summary.bootstrap, each.versus_base and each.versus_base.bca)
-        if interval is not None and interval.method == "percentile"
+        if any(interval is not None and interval.method == "percentile" for interval in _bootstraps(each))
     ]
     if flat:
-        yield f"{_variants(list(dict.fromkeys(flat)))} a bootstrap interval of percentiles where BCa is not defined."
+        yield f"{_variants(flat)} a bootstrap interval of percentiles, as where all values are equal: BCa has none."
+
+
+def _bootstraps(variant: VariantResult) -> list[Interval | None]:
+    return [variant.summary.bootstrap, None if variant.versus_base is None else variant.versus_base.bca]
 
 
 def _power(results: Results) -> Iterator[str]:
