@@ -5,8 +5,6 @@ Prints a table with uncertainty and what may be said; writes study.json, study.c
 study's folder, or --output. Measures nothing anew: each run's summary has its scores. docs/ablations.md has the words.
 """
 
-import os
-
 from absl import flags
 from etils import epath
 
@@ -50,8 +48,7 @@ def main(argv: list[str], start: float) -> int:
     if values.predictions:
         from jaxcnn.ablation.disagreement import disagreements, in_words
 
-        root = folders[0] if is_study else epath.Path(os.getcwd())
-        for line in in_words(disagreements(results, root, *values.predictions), *values.predictions):
+        for line in in_words(disagreements(results, *values.predictions), *values.predictions):
             console.print(line)
     output = workdir_lib.resolve(values.output) if values.output else folders[0] if is_study else None
     if not values.no_write and output is not None:

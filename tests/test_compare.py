@@ -235,6 +235,32 @@ def test_runs_without_a_study_are_grouped_by_config(tmp_path):
     assert "which counts once" in " ".join(content["notes"])
 
 
+def test_plain_runs_of_other_data_do_not_count(tmp_path):
+    put_run(tmp_path / "a", Config(seed=0), 0.9)
+    put_run(tmp_path / "b", Config(seed=1), 0.8, data={**DATA, "fingerprint": "other"})
+    found = results.read_runs({name: epath.Path(tmp_path / name) for name in "ab"}, Asked())
+    assert [each.status for each in found.runs] == ["finished", "refused"]
+    assert found.variants["all"].summary.n == 1
+
+
+def test_a_base_without_runs_compares_nothing(tmp_path):
+    put_study(tmp_path / "s", {"base": 0, "slow": 0}, seeds=2)
+    for seed in (0, 1):
+        (tmp_path / "s" / StudyRun("base", seed).folder / "summary.json").unlink()
+    found = read(tmp_path / "s")
+    assert found.variants["slow"].versus_base is None
+    assert words.notes(found)[-1] == "Nothing is compared with 'base'."
+    assert tables.json_of(found)
+    assert tables.markdown_of(found, list(VARIANTS))
+
+
+def test_losses_of_other_kinds_are_not_comparable(tmp_path):
+    variants = {"base": {}, "smooth": {"loss.label_smoothing": 0.1}}
+    put_study(tmp_path / "s", {"base": 0, "smooth": 0}, variants=variants, seeds=2)
+    assert any("another loss" in each for each in words.notes(read(tmp_path / "s", metric="loss")))
+    assert not any("another loss" in each for each in words.notes(read(tmp_path / "s")))
+
+
 def test_predictions_of_two_variants_are_compared_pair_by_pair(tmp_path):
     put_study(tmp_path / "s", {"base": 0, "slow": 0}, seeds=3)
     labels = list("0123456789")

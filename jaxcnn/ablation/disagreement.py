@@ -4,8 +4,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import median
 
-from etils import epath
-
 from jaxcnn.ablation.results import Results, RunResult
 from jaxcnn.ablation.statistics import mcnemar
 from jaxcnn.errors import UserError, nearest
@@ -27,7 +25,7 @@ class Disagreement:
         return mcnemar(self.only_first, self.only_second)
 
 
-def disagreements(results: Results, root: epath.Path, first: str, second: str) -> list[Disagreement]:
+def disagreements(results: Results, first: str, second: str) -> list[Disagreement]:
     """Of each pair that has predictions of the same examples. Raises UserError: no such variant, or no such pair."""
     for name in (first, second):
         if name not in results.variants:
@@ -40,7 +38,7 @@ def disagreements(results: Results, root: epath.Path, first: str, second: str) -
     found = [
         compared
         for key, run in ours.items()
-        if key in theirs and (compared := _compared(root, file, run, theirs[key])) is not None
+        if key in theirs and (compared := _compared(file, run, theirs[key])) is not None
     ]
     if not found:
         raise UserError(
@@ -50,8 +48,8 @@ def disagreements(results: Results, root: epath.Path, first: str, second: str) -
     return found
 
 
-def _compared(root: epath.Path, file: str, run: RunResult, other: RunResult) -> Disagreement | None:
-    one, two = (read_predictions(root / each.folder / file) for each in (run, other))
+def _compared(file: str, run: RunResult, other: RunResult) -> Disagreement | None:
+    one, two = (read_predictions(each.path / file) for each in (run, other))
     if one is None or two is None or not _same_examples(one, two):
         return None
     rows = list(zip(one.labels, one.predictions, two.predictions, strict=True))

@@ -5,6 +5,7 @@ Nothing is measured here: a run's summary has its scores. A run counts only if i
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, Literal
 
 from etils import epath
@@ -33,6 +34,7 @@ class RunResult:
 
     run: StudyRun
     folder: str  # below the study's; of runs without a study as it was given
+    path: epath.Path
     status: Status
     reason: str | None = None  # why there is no score
     splits: Mapping[str, Mapping[str, Any]] | None = None  # summary.json's, of a finished run
@@ -88,8 +90,8 @@ def read_study(folder: epath.Path, asked: Asked) -> Results:
     """The results of a study, from its folder. Raises UserError: it is none, no run has finished, `asked` is wrong."""
     study, experiment = read_plan(folder)
     plan = _Plan(study)
-    runs = [_read_run(run, folder / run.folder, run.folder, plan) for run in study.runs()]
-    return _results(study, runs, asked, name=folder.name, experiment=experiment, root=folder)
+    runs = [_read_run(run, run.folder, folder / run.folder, plan) for run in study.runs()]
+    return _results(study, runs, asked, name=folder.name, experiment=experiment)
 
 
 def read_runs(folders: Mapping[str, epath.Path], asked: Asked) -> Results:
@@ -103,19 +105,19 @@ def read_runs(folders: Mapping[str, epath.Path], asked: Asked) -> Results:
     folds = {None if config.data.fold is None else parse_fold(config.data.fold)[1] for config in configs.values()}
     if len(folds) > 1:
         raise UserError("some of the runs are of folds, and some of others or of none; compare those of the same folds")
+    plan, runs = _Plan(None), []
     taken: dict[StudyRun, str] = {}
-    runs = []
     for name, config in configs.items():
         fold = None if config.data.fold is None else parse_fold(config.data.fold)[0]
         run = StudyRun(variant_of[name], config.seed, fold)
         if run in taken:
             again = f"it has the config and the seed of {taken[run]}, which counts once"
-            runs.append(RunResult(run, name, "refused", again))
+            runs.append(RunResult(run, name, folders[name], "refused", again))
         else:
             taken[run] = name
-            runs.append(_read_run(run, folders[name], name, _Plan(None)))
+            runs.append(_read_run(run, name, folders[name], plan))
     study = Study(next(iter(configs.values())), variants, tuple(sorted({run.seed for run in taken})), folds.pop())
-    return _results(study, runs, asked, name="runs", experiment=next(iter(saved.values()))["experiment"], root=None)
+    return _results(study, runs, asked, name="runs", experiment=next(iter(saved.values()))["experiment"])
 
 
 def _grouped(configs: Mapping[str, Config]) -> tuple[dict[str, dict[str, Any]], dict[str, str]]:
@@ -186,26 +188,27 @@ def _with(config: Mapping[str, Any], fields: Mapping[str, Any]) -> dict[str, Any
     return changed
 
 
-def _read_run(run: StudyRun, path: epath.Path, folder: str, plan: _Plan) -> RunResult:
+def _read_run(run: StudyRun, folder: str, path: epath.Path, plan: _Plan) -> RunResult:
+    result = partial(RunResult, run, folder, path)
     try:
         saved = read_json(path / "config.json")
         check(saved, _CONFIG, "it")
         fault = plan.fault(run, saved)
     except (FileNotFoundError, NotADirectoryError):
         reason = _failure(path)
-        return RunResult(run, folder, "missing" if reason is None else "failed", reason)
+        return result("missing" if reason is None else "failed", reason)
     except Exception as error:  # whatever strangers wrote; a bucket's own errors are no OSError
         fault = f"its config.json cannot be read: {short_line(error)}"
     if fault is not None:
-        return RunResult(run, folder, "refused", fault)
+        return result("refused", fault)
     summary = read_summary(path)
     if summary is not None:
-        return RunResult(run, folder, "finished", splits=summary["splits"])
+        return result("finished", splits=summary["splits"])
     reason = _failure(path)
     if reason is not None:
-        return RunResult(run, folder, "failed", reason)
+        return result("failed", reason)
     damaged = (path / "summary.json").exists()
-    return RunResult(run, folder, "unfinished", "its summary.json is damaged" if damaged else None)
+    return result("unfinished", "its summary.json is damaged" if damaged else None)
 
 
 def _failure(path: epath.Path) -> str | None:
@@ -223,9 +226,7 @@ def _failure(path: epath.Path) -> str | None:
 # ---- all of them
 
 
-def _results(
-    study: Study, runs: Sequence[RunResult], asked: Asked, *, name: str, experiment: str, root: epath.Path | None
-) -> Results:
+def _results(study: Study, runs: Sequence[RunResult], asked: Asked, *, name: str, experiment: str) -> Results:
     base = asked.base or study.base
     if base not in study.variants:
         raise UserError(f"--base={base}: the study has no such variant; {nearest(base, study.variants)}")
@@ -233,7 +234,7 @@ def _results(
     if not finished:
         raise UserError(_nothing(name, runs))
     reference = next((each for each in finished if each.run.variant == base), finished[0])
-    saved = read_config(epath.Path(reference.folder) if root is None else root / reference.folder)
+    saved = read_config(reference.path)
     own_metric = study.metric or rank_by(saved)["best_metric"].removeprefix("ema_")
     metric, split = asked.metric or own_metric, asked.split or study.split
     _check_measured(reference, metric, split)

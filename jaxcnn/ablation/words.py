@@ -151,6 +151,11 @@ def _choices(results: Results) -> Iterator[str]:
             f"Another {' and another '.join(results.explored)} than the study's own: choosing after looking is "
             "exploration, and its p-values are no test."
         )
+    other = [
+        name for name, each in results.variants.items() if any(path.startswith("loss.") for path in each.overrides)
+    ]
+    if results.metric == "loss" and other:
+        yield f"{_variants(other)} another loss, whose numbers are not those of the others': choose another metric."
     if results.split == "validation":
         yield "Validation has chosen each run's weights, so its scores are too good, of all variants alike."
 
