@@ -119,6 +119,7 @@ def test_a_loss_is_better_when_it_is_lower_and_another_metric_is_exploration(who
     assert (of.verdict, of.difference < 0) == ("better", True)
     assert found.explored == ("metric", "split", "base")
     assert any("choosing after looking is exploration" in each for each in words.notes(found))
+    assert words.sentence(found, "base").endswith(", exploration).")
     assert not read(whole, metric="accuracy", split="test", base="base").explored
     assert not any("exploration" in each for each in words.notes(read(whole)))
 
@@ -169,6 +170,7 @@ def test_what_is_not_there_is_said_and_drops_its_pair(tmp_path):
     versus = found.variants["slow"].versus_base
     assert versus is not None
     assert (versus.pairs, found.variants["slow"].summary.n) == (3, 6)
+    assert "1 of both sides' runs failed" in words.sentence(found, "slow")
     text = " ".join(words.notes(found))
     for expected in (
         "1 of 24 runs failed", "3 of 24 runs are not counted", "2 of 24 runs are not finished and 1 not begun",

@@ -43,9 +43,8 @@ def mean_in_words(results: Results, name: str) -> str:
 def difference_in_words(results: Results, of: Comparison) -> str:
     """`-1.20 (-1.60 to -0.80)`, the difference and its interval."""
     decimals = decimals_of(_half(results, of.interval))
-    number = lambda value: f"{in_units(value, results.metric):+.{decimals}f}"
-    between = "" if of.interval is None else f" ({number(of.interval.low)} to {number(of.interval.high)})"
-    return number(of.difference) + between
+    between = "" if of.interval is None else f" ({interval_in_words(results, of.interval)})"
+    return f"{in_units(of.difference, results.metric):+.{decimals}f}{between}"
 
 
 def p_in_words(p: float) -> str:
@@ -79,6 +78,10 @@ def sentence(results: Results, name: str, shown: Callable[[str], str] = str) -> 
     facts = [f"n = {of.pairs} paired {results.units}", f"p = {p_in_words(of.p_holm)} sign-flip, Holm"]
     if of.interval is not None:
         facts.insert(0, f"95 % {_amounts(results, of)}")
+    if failed := sum(each.status == "failed" for each in (*variant.runs, *results.variants[results.base].runs)):
+        facts.append(f"{failed} of both sides' runs failed")
+    if results.explored:
+        facts.append("exploration")
     verdict = "" if of.verdict in ("better", "worse") else f": {of.verdict}"
     return f"{shown(name)}: {_change(results, of)} ({', '.join(facts)}){verdict}."
 
