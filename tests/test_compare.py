@@ -206,6 +206,17 @@ def test_one_seed_has_no_interval(tmp_path):
     assert "±" not in words.mean_in_words(found, "base")
 
 
+def test_an_interval_that_holds_zero_says_both_sides(tmp_path):
+    put_study(tmp_path / "s", {"base": 0, "slow": 0})
+    found = read(tmp_path / "s")
+    of = found.variants["slow"].versus_base
+    assert of is not None
+    assert of.interval is not None
+    both = f"(95 % {-100 * of.interval.low:.3f} lower to {100 * of.interval.high:.3f} higher, n = 8"
+    assert both in words.sentence(found, "slow")
+    assert words.sentence(found, "slow").endswith("Holm): no difference shown.")
+
+
 def test_folds(tmp_path):
     put_study(tmp_path / "s", {"base": 0, "slow": -0.1}, seeds=1, folds=8, split="validation")
     found = read(tmp_path / "s")
@@ -264,16 +275,18 @@ def test_losses_of_other_kinds_are_not_comparable(tmp_path):
 
 
 def test_predictions_of_two_variants_are_compared_pair_by_pair(tmp_path):
-    put_study(tmp_path / "s", {"base": 0, "slow": 0}, seeds=3)
+    put_study(tmp_path / "s", {"base": 0, "slow": 0}, seeds=5)
     labels = list("0123456789")
-    for seed, (only_base, only_slow) in enumerate(((3, 0), (1, 1), (0, 2))):
+    for seed, (only_base, only_slow) in enumerate(((3, 0), (1, 1), (0, 2), (9, 0))):
         for variant, wrong in (("base", range(3, 3 + only_slow)), ("slow", range(only_base))):
             said = ["x" if place in wrong else label for place, label in enumerate(labels)]
-            rows = [[place, place, labels[place], said[place], 0.5] for place in range(10)]
+            name = variant if seed == 3 else "same"  # seed 3's are of other examples
+            rows = [[place, f"{name}{place}", labels[place], said[place], 0.5] for place in range(10)]
             with open(tmp_path / "s" / StudyRun(variant, seed).folder / "predictions.csv", "w") as file:
                 csv.writer(file).writerows([["index", "identifier", "label", "prediction", "confidence"], *rows])
     code, output, _ = run_here(tmp_path / "s", "--predictions=base", "--predictions=slow", module="compare")
     assert code == 0
+    assert "10 examples; 3 of 5 pairs" in output
     assert "other predictions: 20.00 % (20.00 to 30.00)" in output
     assert "right alone: 'base' 1 (0 to 3), 'slow' 1 (0 to 2)" in output
     assert "McNemar's exact p: 0.5 (0.25 to 1)" in output
@@ -360,13 +373,19 @@ def test_wrong_commands_are_a_line(case, whole, tmp_path):
     assert fill(said) in errors
 
 
-def test_a_metric_of_no_direction_is_refused():
+def test_a_metric_of_no_direction_is_refused(monkeypatch):
+    from jaxcnn.tasks.forecasting.metrics import metrics_for
+
     saved = {"config": to_dict(Config(task="forecasting")), "best": {"best_metric": "mae", "higher_is_better": False}}
     assert results._higher_is_better("mae", saved) is False
     of_classes = {"config": to_dict(Config()), "data": DATA, "best": {"best_metric": "loss", "higher_is_better": False}}
     assert results._higher_is_better("macro_f1", of_classes) is True
     with pytest.raises(UserError, match="'num_examples' is not better in one direction"):
         results._higher_is_better("num_examples", of_classes)
+    monkeypatch.setattr(results, "_metrics_of", lambda saved: metrics_for((0.1, 0.5, 0.9)))
+    assert results._higher_is_better("smape", saved) is False
+    with pytest.raises(UserError, match="'coverage' is not better in one direction"):
+        results._higher_is_better("coverage", saved)
 
 
 def test_links_in_a_study_lead_to_no_other_seeds_scores(tmp_path):

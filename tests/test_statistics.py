@@ -169,6 +169,13 @@ def test_accuracies_in_float32_tie_as_their_counts_do():
         assert found.p_sign_flip == counts[0]
 
 
+def test_differences_of_rounding_are_none():
+    base = np.linspace(0.8, 0.9, 8).astype(np.float32)
+    of = np.where(np.arange(8) % 3, np.nextafter(base, np.float32(1)), base)
+    found = compare({"base": scores_of(base), "v": scores_of(of)}, "base", higher_is_better=True)["v"]
+    assert (found.difference, found.cohen_d, found.p_sign_flip, found.p_t) == (0, 0, 1, 1)
+
+
 def test_many_pairs_are_drawn_with_a_seed_and_what_was_seen_counts():
     values = np.random.default_rng(6).normal(0.3, 1, 40)
     found = against(values)

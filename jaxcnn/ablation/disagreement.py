@@ -25,8 +25,11 @@ class Disagreement:
         return mcnemar(self.only_first, self.only_second)
 
 
-def disagreements(results: Results, first: str, second: str) -> list[Disagreement]:
-    """Of each pair that has predictions of the same examples. Raises UserError: no such variant, or no such pair."""
+def disagreements(results: Results, first: str, second: str) -> list[Disagreement | None]:
+    """Of each pair of one seed, None without predictions of the same examples.
+
+    Raises UserError: there is no such variant, or no pair has them.
+    """
     for name in (first, second):
         if name not in results.variants:
             raise UserError(f"--predictions: there is no variant {name!r}; {nearest(name, results.variants)}")
@@ -35,12 +38,8 @@ def disagreements(results: Results, first: str, second: str) -> list[Disagreemen
         {(each.run.seed, each.run.fold): each for each in results.variants[name].runs if each.status == "finished"}
         for name in (first, second)
     )
-    found = [
-        compared
-        for key, run in ours.items()
-        if key in theirs and (compared := _compared(file, run, theirs[key])) is not None
-    ]
-    if not found:
+    found = [_compared(file, run, theirs[key]) for key, run in ours.items() if key in theirs]
+    if not any(found):
         raise UserError(
             f"no seed has {file} of {first!r} and of {second!r} on the same examples; make them first: "
             f"python -m jaxcnn.evaluate --workdir RUN --split {results.split}"
@@ -65,13 +64,14 @@ def _same_examples(one: SavedPredictions, two: SavedPredictions) -> bool:
     return list(one.identifiers) == list(two.identifiers) and list(one.labels) == list(two.labels)
 
 
-def in_words(found: Sequence[Disagreement], first: str, second: str) -> list[str]:
-    """Lines for people: medians and ranges over the pairs."""
+def in_words(pairs: Sequence[Disagreement | None], first: str, second: str) -> list[str]:
+    """Lines for people: medians and ranges over the pairs; one of them at least has predictions."""
+    found = [each for each in pairs if each is not None]
     shares = [100 * each.differ / each.examples for each in found]
     only_first, only_second = [each.only_first for each in found], [each.only_second for each in found]
     return [
-        f"{first!r} and {second!r}, {len(found)} {'pair' if len(found) == 1 else 'pairs'} of one seed, "
-        f"{found[0].examples:,} examples; median (least to most):",
+        f"{first!r} and {second!r}, {found[0].examples:,} examples; {len(found)} of {len(pairs)} pairs of one seed "
+        "have predictions of the same ones; median (least to most):",
         f"- other predictions: {median(shares):.2f} % ({min(shares):.2f} to {max(shares):.2f})",
         f"- right alone: {first!r} {median(only_first):g} ({min(only_first)} to {max(only_first)}), "
         f"{second!r} {median(only_second):g} ({min(only_second)} to {max(only_second)})",
