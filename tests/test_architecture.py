@@ -30,7 +30,7 @@ FLOORS = {
     "ablation": 9,
     "report": 10,
     "main": 11, "evaluate": 11, "predict": 11, "diagnose": 11, "lr_find": 11, "generate": 11,
-    "serve": 11, "prune": 11, "quantize": 11,
+    "serve": 11, "prune": 11, "quantize": 11, "compare": 11,
 }  # fmt: skip
 
 
@@ -290,6 +290,7 @@ def test_modules_say_what_they_hold():
         "transfer.__main__",
         "export.__main__",
         "quantize",
+        "compare",
     ],
 )
 def test_importing_a_command_imports_no_jax(name):

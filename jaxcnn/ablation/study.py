@@ -78,14 +78,17 @@ class Study:
                 for variant in self.variants:
                     yield StudyRun(variant, seed, fold)
 
+    def fields_of(self, run: StudyRun) -> dict[str, Any]:
+        """The fields of a run's config that the study sets, by path."""
+        fields = {**self.variants[run.variant], "seed": run.seed}
+        if run.fold is not None:
+            fields |= {"data.fold": f"{run.fold}/{self.folds}", "data.validation_split": None}
+        return fields
+
     def config_of(self, run: StudyRun) -> Config:
         """The config of a run, validated. Raises UserError, naming the variant."""
-        fold = None if run.fold is None else f"{run.fold}/{self.folds}"
-        fields = {**self.variants[run.variant], "seed": run.seed}
-        if fold is not None:
-            fields |= {"data.fold": fold, "data.validation_split": None}
         try:
-            config = overridden(self.config, fields)
+            config = overridden(self.config, self.fields_of(run))
             validate(config)
         except UserError as error:
             raise UserError(f"variant {run.variant!r}: {error}") from None
