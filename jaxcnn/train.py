@@ -3,6 +3,7 @@
 import contextlib
 import os
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,13 +27,16 @@ class Order:
     workdir: epath.Path
 
 
-def train(order: Order, *, start: float, console: Console | None = None) -> dict[str, Any]:
+def train(
+    order: Order, *, start: float, console: Console | None = None, build: Callable[..., Any] | None = None
+) -> dict[str, Any]:
     """Trains to the end, from wherever the folder stands, and returns the summary; of a finished run, what it holds.
 
     Args:
       order: what is to be trained.
       start: time.perf_counter() when the command began.
       console: where its lines go; none: the terminal.
+      build: makes its pieces, as training/kept.py does of runs before; none: training/build.py.
 
     Raises:
       UserError: the config or the folder is wrong; nothing was started.
@@ -48,14 +52,14 @@ def train(order: Order, *, start: float, console: Console | None = None) -> dict
         closing_table(log.console, summary)
         return summary
     _check_weights(order)
-    from jaxcnn.training.build import build  # imports JAX; whatever is wrong above was said in a tenth of the time
+    from jaxcnn.training.build import build as build_anew  # imports JAX; what is wrong above was said in less time
     from jaxcnn.training.parallel import set_up
 
     set_up(config.platform, compilation_cache=config.compilation_cache)
     with workdir_lib.claimed(workdir), contextlib.closing(log):
         workdir_lib.check(workdir, order.experiment, config)  # again, now that nobody else can write there
         saved = workdir_lib.saved_data(workdir)
-        run, feed = build(
+        run, feed = (build or build_anew)(
             config,
             progress=log.work,
             facts=saved,

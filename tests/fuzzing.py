@@ -132,6 +132,7 @@ def traps(generator: Random, folder: Path) -> None:
 OPTIONS = {
     "main": ("workdir", "dry_run", "flagfile", "config"),
     "lr_find": ("min", "max", "steps", "output", "config"),
+    "sweep": ("study", "over", "seeds", "folds", "random", "metric", "split", "workdir", "workers", "config"),
     "evaluate": ("workdir", "split", "data", "data_dir", "step", "tta", "resamples", "output"),
     "predict": (
         "workdir", "init_from", "model", "step", "top_k", "tta", "batch_size", "csv", "json", "explain", "target",
@@ -157,6 +158,7 @@ OPTIONS = {
 }  # fmt: skip
 NEEDED = {
     "main": [DIGITS, "--dry_run"], "lr_find": [DIGITS],
+    "sweep": [DIGITS, "--over=model.dropout_rate=0,0.3", "--dry_run"],
     "evaluate": ["--workdir=RUN", "--resamples=0"], "predict": ["--workdir=RUN", "IMAGE"],
     "generate": ["--workdir=RUN"],
     "serve": ["--workdir=/nowhere"],  # it never gets so far as to serve

@@ -17,11 +17,10 @@ from jaxcnn.errors import UserError, nearest
 from jaxcnn.files import read_json, to_json
 from jaxcnn.fingerprints import same_data
 from jaxcnn.plain_data import Number, check
-from jaxcnn.run.workdir import rank_by, read_config, read_summary
+from jaxcnn.run.workdir import FAILED, rank_by, read_config, read_summary
 from jaxcnn.terminal import short_line
 
 Status = Literal["finished", "failed", "unfinished", "missing", "refused"]
-FAILED = "failed.json"  # of a run that failed: why
 LARGEST_SCORE = 3.5e38  # beyond float32, in which scores are measured
 VARYING = 4  # fields, at most, that name a group of runs; of more, its first folder does
 _CONFIG = {"config": {"seed": object, "data": {"name": str}}, "data": {"fingerprint": str}}

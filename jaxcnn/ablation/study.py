@@ -61,7 +61,7 @@ class Study:
 
     config: Config
     variants: Mapping[str, Mapping[str, Any]]  # name -> the fields that differ from `config`, by path
-    seeds: tuple[int, ...] = (0, 1, 2, 3, 4, 5)  # fewer than six pairs cannot tell two variants apart: statistics.py
+    seeds: tuple[int, ...] = (0, 1, 2, 3, 4, 5)  # enough for one comparison: statistics.py:pairs_to_decide
     folds: int | None = None  # each seed in each of so many folds of train; none: the config's own splits
     metric: str | None = None  # what is compared: a metric of the task; none: the one that chooses the weights
     split: str = "test"  # what it is measured on; test or validation

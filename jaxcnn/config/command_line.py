@@ -3,13 +3,17 @@
 ml_collections does the parsing; what is here mends its answers to typos, `none` and errors in the experiment's file.
 """
 
+import contextlib
+import copy
 import dataclasses
 import itertools
 import os
 import re
+import runpy
 import sys
 import types
 import typing
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -47,9 +51,50 @@ def load_config(argv: list[str], *, flag_values: flags.FlagValues, unread: bool 
         raise UserError("no experiment given; pass --config experiments/digits.py")
     _check_file(path)
     sys.modules.pop("config_config", None)  # ml_collections would load a second file into the first one's module
-    try:
+    with _in_one_line(path):
         rest = flag_values(argv)
         config = flag_values.config
+    if len(rest) > 1:
+        raise UserError(f"unexpected argument {rest[1]!r}; options are written --name=value")
+    if not isinstance(config, Config):
+        raise UserError(f"{path}: get_config() must return a jaxcnn.config.Config, not {type(config).__name__}")
+    _set_nones(config, nones)
+    validate(config, unread=unread)
+    return config, experiment_name(path)
+
+
+def override(config: Config, words: list[str]) -> Config:
+    """A copy of a config with `--config.a.b=v` laid over it, as `load_config` does; not validated. Raises UserError."""
+    words, nones = _take_nones(["", *words])
+    values = flags.FlagValues()
+    config_flags.DEFINE_config_dataclass("config", copy.deepcopy(config), flag_values=values, sys_argv=words)
+    with _in_one_line("config"):
+        values(words)
+    changed: Config = values.config
+    _set_nones(changed, nones)
+    return changed
+
+
+def take_overrides(argv: list[str]) -> tuple[list[str], list[str]]:
+    """(what else is on a command line, its `--config.a.b=v`). Raises UserError for a field that there is not."""
+    kept, nones = _take_nones(argv)
+    of_config = [word for word in kept if re.match(r"--?(no)?config\.", word)]
+    return [word for word in kept if word not in of_config], of_config + [f"--config.{name}=none" for name in nones]
+
+
+def call_file(path: str, function: str) -> Any:
+    """What a function of a Python file returns, `FILE` or `FILE:ARG`. Raises UserError for whatever is wrong there."""
+    _check_file(path)
+    file, _, argument = path.partition(":")
+    with _in_one_line(path, function):
+        return runpy.run_path(file)[function](*([argument] if argument else []))
+
+
+@contextlib.contextmanager
+def _in_one_line(path: str, function: str = "get_config") -> Iterator[None]:
+    """Whatever parsing, or the code of the file at `path`, raises is a UserError."""
+    try:
+        yield
     except UserError:
         raise
     except flags.IllegalFlagValueError as error:
@@ -59,16 +104,15 @@ def load_config(argv: list[str], *, flag_values: flags.FlagValues, unread: bool 
     except flags.Error as error:
         raise UserError(one_line(error)) from None
     except (Exception, SystemExit, KeyboardInterrupt) as error:  # whatever the experiment's own code raises
-        raise UserError(f"{path}: {type(error).__name__}: {one_line(error)[-300:]}") from None
-    if len(rest) > 1:
-        raise UserError(f"unexpected argument {rest[1]!r}; options are written --name=value")
-    if not isinstance(config, Config):
-        raise UserError(f"{path}: get_config() must return a jaxcnn.config.Config, not {type(config).__name__}")
-    for name in nones:
+        if isinstance(error, KeyError) and error.args == (function,):
+            raise UserError(f"{path}: the file defines no {function}()") from None
+        raise UserError(f"{path}: {type(error).__name__}: {_own_words(one_line(error)[-300:])}") from None
+
+
+def _set_nones(config: Config, names: list[str]) -> None:
+    for name in names:
         parent, leaf = _resolve(config, name)
         setattr(parent, leaf, None)
-    validate(config, unread=unread)
-    return config, experiment_name(path)
 
 
 def experiment_name(path: str) -> str:
