@@ -147,6 +147,7 @@ OPTIONS = {
         "init_from", "model", "onnx", "step", "host", "port", "batch_size", "requests", "images", "megabytes",
         "megapixels", "seconds", "tta",
     ),
+    "ledger": ("add", "metric", "split", "experiment", "words", "hardware", "check", "seeds", "workdir", "root"),
     "transfer export": ("workdir", "to", "force"),
     "quantize": ("workdir", "step", "calibration", "images", "exclude", "weight_bits", "data_dir", "json"),
     "export": ("workdir", "to", "step", "weights", "raw", "images", "data_dir", "license", "runtime", "onnx",
@@ -161,6 +162,7 @@ NEEDED = {
     "sweep": [DIGITS, "--over=model.dropout_rate=0,0.3", "--dry_run"],
     "evaluate": ["--workdir=RUN", "--resamples=0"], "predict": ["--workdir=RUN", "IMAGE"],
     "generate": ["--workdir=RUN"],
+    "ledger": ["--root=OUT"],  # where no ledger is: it trains nothing, and leaves the project's own alone
     "serve": ["--workdir=/nowhere"],  # it never gets so far as to serve
     "report": ["--workdir=RUN", "--quick"], "diagnose": ["--workdir=RUN"], "models": [], "data describe": ["SET"],
     "data check": ["SET"], "transfer export": ["--workdir=RUN", "OUT.safetensors"],

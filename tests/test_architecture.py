@@ -30,7 +30,7 @@ FLOORS = {
     "ablation": 9,
     "report": 10,
     "main": 11, "evaluate": 11, "predict": 11, "diagnose": 11, "lr_find": 11, "generate": 11,
-    "serve": 11, "prune": 11, "quantize": 11, "sweep": 11, "compare": 11,
+    "serve": 11, "prune": 11, "quantize": 11, "sweep": 11, "compare": 11, "ledger": 11,
 }  # fmt: skip
 
 
@@ -286,6 +286,7 @@ def test_modules_say_what_they_hold():
         "serve",
         "prune",
         "sweep",
+        "ledger",
         "data.__main__",
         "report.__main__",
         "transfer.__main__",

@@ -230,6 +230,7 @@ def test_dry_run_of_a_set_that_is_not_here(tmp_path):
         ("serve", run_here),
         ("export.__main__", run_here),
         ("prune", run_here),
+        ("ledger", run_here),
         ("quantize", run_here),
         ("compare", run_here),
         ("sweep", run_here),

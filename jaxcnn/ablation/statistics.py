@@ -175,11 +175,16 @@ def _verdict(of: Comparison, higher_is_better: bool, *, needs_t: bool) -> Verdic
 
 def t_interval(values: np.ndarray, *, shared: float = 0.0) -> Interval:
     """Student's interval of the mean of n >= 2 values; with `shared`, Nadeau & Bengio's (2003) corrected one."""
-    from scipy.special import stdtrit
-
-    half = float(stdtrit(len(values) - 1, 1 - ALPHA / 2)) * _error(values, shared)
+    half = student(len(values)) * _error(values, shared)
     mean = float(values.mean())
     return Interval(mean - half, mean + half, "corrected t" if shared else "t")
+
+
+def student(n: int) -> float:
+    """What |t| with n - 1 degrees of freedom stays below in 95 % of cases."""
+    from scipy.special import stdtrit
+
+    return float(stdtrit(n - 1, 1 - ALPHA / 2))
 
 
 def t_test(differences: np.ndarray, *, shared: float = 0.0) -> float:
