@@ -461,7 +461,7 @@ def test_killed_at_random_moments_ends_as_if_it_never_was(tmp_path, kills, seeds
     assert outcomes(tmp_path / "killed") == outcomes(tmp_path / "whole")
 
 
-def test_sigterm_saves_and_the_same_command_goes_on(tmp_path, study):
+def test_sigterm_saves_and_the_same_command_goes_on(tmp_path):
     folder = tmp_path / "study"
     command = [DIGITS, "--seeds=2", *SHORT, "--config.num_steps=2000", f"--workdir={folder}", "--workers=2"]
     process = start(*command, module="sweep")
@@ -474,7 +474,6 @@ def test_sigterm_saves_and_the_same_command_goes_on(tmp_path, study):
     output, errors = process.communicate(timeout=60)
     assert process.returncode == 75, (output, errors)
     assert len(errors.splitlines()) == 1
-    assert all(not children(process.pid) for _ in [0])
     runs = [StudyRun("base", seed) for seed in (0, 1)]
     assert len(stand(runs, folder).left) == 2
     claims = [json.loads(file.read_text()) for file in (folder / running.CLAIMS).iterdir()]
