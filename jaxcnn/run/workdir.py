@@ -24,6 +24,7 @@ from jaxcnn.terminal import one_line
 SCHEMES = ("gs", "s3", "az", "hf")  # of URLs: those of etils.epath
 LARGEST_IMAGE = 1 << 28  # values: height times width times channels
 LARGEST_SPLITS = 1 << 28  # bytes of splits.npz, and eight times that of what is in it
+RUN_LOG = "run.log"  # a run's lines, where it is one of many and the terminal is not its own
 _LOCK = ".lock"
 _COUNT = Number(0, 2**53, integer=True)
 _METRIC = (Number(), None)  # null: it is not finite
@@ -109,7 +110,7 @@ def check(workdir: epath.Path, experiment: str, config: Config) -> bool:
             return False
         if not workdir.is_dir():
             raise UserError(f"workdir {workdir} is a file; pass --workdir a folder")
-        names = {each.name for each in workdir.iterdir()} - {_LOCK}
+        names = {each.name for each in workdir.iterdir()} - {_LOCK, RUN_LOG}
     except UserError:
         raise
     except Exception as error:  # gcsfs and google-auth have their own, which are no OSError

@@ -153,6 +153,12 @@ class Run:
                 carries=None if learning.stream_steps is None else self.config.batch_size,
             )
 
+    @property
+    def measured_splits(self) -> list[str]:
+        """The splits that the result is measured on."""
+        wanted = ("validation", *(("test",) if self.config.measure_test else ()))
+        return [split for split in wanted if split in self.source.splits]
+
     def data_facts(self) -> dict[str, Any]:
         """What a run's folder says of its data."""
         facts = self.source.facts()
@@ -299,6 +305,7 @@ def _check_validation(config: Config, source: Source) -> None:
     for name, watches in (
         ("early_stop.patience_evaluations", config.early_stop.patience_evaluations is not None),
         ("schedule.name=plateau", config.schedule.name == "plateau"),
+        ("measure_test=false", not config.measure_test),
     ):
         if watches:
             raise UserError(f"{name} needs a validation split, and there is none: set data.validation_fraction above 0")
