@@ -153,6 +153,7 @@ OPTIONS = {
     "transfer probe": ("config", "workdir", "layer", "classifier", "json"),
     "prune": ("workdir", "out", "step", "keep", "by", "ranked", "rounds", "multiple", "images", "unstructured",
               "epochs", "learning_rate", "batch_size"),
+    "search": ("space", "trials", "sampler", "pruner", "seed", "metric", "workdir", "config"),
 }  # fmt: skip
 NEEDED = {
     "main": [DIGITS, "--dry_run"], "lr_find": [DIGITS],
@@ -164,6 +165,7 @@ NEEDED = {
     "transfer probe": [DIGITS], "export": ["--workdir=RUN", "--to=safetensors", "OUT.safetensors"],
     "prune": ["--workdir=RUN", "--out=OUT"],
     "quantize": ["--workdir=RUN", "OUT.onnx", "--step=99999"],
+    "search": [DIGITS, "--space=optimizer.learning_rate=log:1e-3:1", "--workdir=OUT", "--dry_run"],
 }  # fmt: skip
 
 

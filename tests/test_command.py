@@ -231,6 +231,7 @@ def test_dry_run_of_a_set_that_is_not_here(tmp_path):
         ("export.__main__", run_here),
         ("prune", run_here),
         ("quantize", run_here),
+        ("search", run_here),
     ],
 )
 def test_help(module, command):
