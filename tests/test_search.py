@@ -2,7 +2,6 @@
 
 import json
 import math
-import os
 import signal
 import subprocess
 import sys
@@ -417,8 +416,9 @@ def test_dry_run_writes_nothing(tmp_path):
     assert not (tmp_path / "none").exists()
 
 
-def test_killed_in_a_trial_the_run_goes_on_bit_for_bit(tmp_path):
-    """SIGKILL once a trial has saved a checkpoint; then the same command."""
+@pytest.mark.parametrize("sent", [signal.SIGKILL, signal.SIGINT])
+def test_stopped_in_a_trial_the_run_goes_on_bit_for_bit(tmp_path, sent):
+    """A signal once a trial has saved a checkpoint; then the same command."""
     options = [
         SPACE,
         "--trials=1",
@@ -429,13 +429,16 @@ def test_killed_in_a_trial_the_run_goes_on_bit_for_bit(tmp_path):
     killed, whole = tmp_path / "killed", tmp_path / "whole"
     process = subprocess.Popen(
         [sys.executable, "-m", "jaxcnn.search", *DIGITS, f"--workdir={killed}", *options],
-        cwd=ROOT, env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+        cwd=ROOT, env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
     deadline = time.monotonic() + 200
     while not (killed / "trials/0000/checkpoints/5").is_dir() and time.monotonic() < deadline:
         time.sleep(0.002)
-    os.kill(process.pid, signal.SIGKILL)
-    process.wait()
+    process.send_signal(sent)
+    _, said = process.communicate(timeout=60)
+    if sent == signal.SIGINT:
+        assert process.returncode == 75
+        assert "0 of 1 trials have ended, the same command goes on" in said
     assert not (killed / "trials/0000/summary.json").exists()
     for folder in (killed, whole):
         code, _, errors = command(folder, *options)

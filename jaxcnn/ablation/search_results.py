@@ -73,7 +73,7 @@ def _status(trial: Any) -> str:
 
 
 def _importances(searching: Searching, finished: list[TrialRow]) -> dict[str, float] | None:
-    """Shares of the value's variance that each field explains by itself, by fANOVA (Hutter et al. 2014).
+    """How much of the value's variance each field explains by itself, by fANOVA (Hutter et al. 2014): shares of 1.
 
     Of the fields that all finished trials have: conditional ones are left out.
     """
