@@ -28,7 +28,12 @@ class Order:
 
 
 def train(
-    order: Order, *, start: float, console: Console | None = None, build: Callable[..., Any] | None = None
+    order: Order,
+    *,
+    start: float,
+    console: Console | None = None,
+    build: Callable[..., Any] | None = None,
+    after_evaluation: Callable[[int, float], str | None] = lambda number, value: None,
 ) -> dict[str, Any]:
     """Trains to the end, from wherever the folder stands, and returns the summary; of a finished run, what it holds.
 
@@ -37,6 +42,7 @@ def train(
       start: time.perf_counter() when the command began.
       console: where its lines go; none: the terminal.
       build: makes its pieces, as training/kept.py does of runs before; none: training/build.py.
+      after_evaluation: may end the run early, as `training.loop.AfterEvaluation` has it.
 
     Raises:
       UserError: the config or the folder is wrong; nothing was started.
@@ -66,7 +72,7 @@ def train(
             kept_splits=workdir_lib.read_splits(workdir) if saved else None,
         )
         with contextlib.closing(feed):
-            return _train(run, feed, order, log, start)
+            return _train(run, feed, order, log, start, after_evaluation)
 
 
 def show(order: Order, *, start: float, console: Console | None = None) -> None:
@@ -117,7 +123,14 @@ def _exclusion_digest(config: Config) -> str | None:
     return read_exclusion(config.data.exclude).digest
 
 
-def _train(run: Any, feed: Any, order: Order, log: RunLog, start: float) -> dict[str, Any]:
+def _train(
+    run: Any,
+    feed: Any,
+    order: Order,
+    log: RunLog,
+    start: float,
+    after_evaluation: Callable[[int, float], str | None],
+) -> dict[str, Any]:
     import jax
 
     from jaxcnn.results.media import Media
@@ -160,7 +173,9 @@ def _train(run: Any, feed: Any, order: Order, log: RunLog, start: float) -> dict
     media = Media(run, feed, log)
     set_up_seconds = time.perf_counter() - start
     try:
-        result = loop.train(run, feed, log, checkpoints, begin=media.begin, end=media.end)
+        result = loop.train(
+            run, feed, log, checkpoints, begin=media.begin, end=media.end, after_evaluation=after_evaluation
+        )
     finally:
         checkpoints.close()
     summary = {

@@ -156,6 +156,7 @@ OPTIONS = {
     "prune": ("workdir", "out", "step", "keep", "by", "ranked", "rounds", "multiple", "images", "unstructured",
               "epochs", "learning_rate", "batch_size"),
     "compare": ("metric", "split", "base", "sort", "predictions", "no_write", "output"),
+    "search": ("space", "trials", "sampler", "pruner", "seed", "metric", "workdir", "config"),
 }  # fmt: skip
 NEEDED = {
     "main": [DIGITS, "--dry_run"], "lr_find": [DIGITS],
@@ -170,6 +171,7 @@ NEEDED = {
     "prune": ["--workdir=RUN", "--out=OUT"],
     "quantize": ["--workdir=RUN", "OUT.onnx", "--step=99999"],
     "compare": ["RUN"],
+    "search": [DIGITS, "--space=optimizer.learning_rate=log:1e-3:1", "--workdir=OUT", "--dry_run"],
 }  # fmt: skip
 
 

@@ -31,6 +31,7 @@ FLOORS = {
     "report": 10,
     "main": 11, "evaluate": 11, "predict": 11, "diagnose": 11, "lr_find": 11, "generate": 11,
     "serve": 11, "prune": 11, "quantize": 11, "sweep": 11, "compare": 11, "ledger": 11,
+    "search": 11,
 }  # fmt: skip
 
 
@@ -251,6 +252,7 @@ def test_every_dependency_is_bounded_and_ci_installs_one_that_is_allowed():
             *extras["gcs"],
             *extras["export"],
             *extras["quantize"],
+            *extras["search"],
             *extras["test"],
             *extras["dev"],
         ],
@@ -287,6 +289,7 @@ def test_modules_say_what_they_hold():
         "prune",
         "sweep",
         "ledger",
+        "search",
         "data.__main__",
         "report.__main__",
         "transfer.__main__",

@@ -234,6 +234,7 @@ def test_dry_run_of_a_set_that_is_not_here(tmp_path):
         ("quantize", run_here),
         ("compare", run_here),
         ("sweep", run_here),
+        ("search", run_here),
     ],
 )
 def test_help(module, command):

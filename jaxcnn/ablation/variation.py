@@ -5,19 +5,18 @@ import itertools
 import math
 import random
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from jaxcnn.ablation.study import Study
 from jaxcnn.config import Config, flatten
-from jaxcnn.config.command_line import call_file, override
+from jaxcnn.config.command_line import call_file, override, split_values
 from jaxcnn.errors import UserError
 
 MOST_VARIANTS = 10_000
 LARGEST_SEED = 2**31 - 1
-_OPENING, _CLOSING = "([{", ")]}"
 
 
 @dataclass(frozen=True)
@@ -38,7 +37,7 @@ class Axis:
 def parse_axis(text: str) -> Axis:
     """An axis of `FIELD=VALUE,VALUE`; values are read as `--config.FIELD=VALUE` is. Raises UserError."""
     path, _, listed = text.partition("=")
-    words = list(_split(listed))
+    words = split_values(listed)
     if not re.fullmatch(r"[\w.]+", path) or not all(words):
         raise UserError(f"--over={text} names no values; write --over FIELD=VALUE,VALUE")
     if path in ("seed", "data.fold"):
@@ -48,19 +47,6 @@ def parse_axis(text: str) -> Axis:
         if value in values[:number]:
             raise UserError(f"--over={text} names {_word(value)} twice; leave one of them out")
     return Axis(path, tuple(values))
-
-
-def _split(text: str) -> Iterator[str]:
-    """At commas outside of brackets."""
-    depth, word = 0, ""
-    for letter in text:
-        depth += (letter in _OPENING) - (letter in _CLOSING)
-        if letter == "," and depth <= 0:
-            yield word.strip()
-            word = ""
-        else:
-            word += letter
-    yield word.strip()
 
 
 def parse_axes(texts: Iterable[str]) -> list[Axis]:

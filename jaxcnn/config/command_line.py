@@ -19,12 +19,18 @@ from typing import Any
 
 from absl import flags
 from ml_collections import config_flags
+from ml_collections.config_flags.tuple_parser import TupleParser
 
 from jaxcnn.config import schema
 from jaxcnn.config.checks import type_name, validate
 from jaxcnn.config.schema import Config
 from jaxcnn.errors import UserError, nearest
 from jaxcnn.terminal import one_line
+
+_PARSERS: dict[type, flags.ArgumentParser] = {
+    bool: flags.BooleanParser(), int: flags.IntegerParser(), float: flags.FloatParser(), str: flags.ArgumentParser(),
+    tuple: TupleParser(),
+}  # fmt: skip
 
 
 def load_config(argv: list[str], *, flag_values: flags.FlagValues, unread: bool = True) -> tuple[Config, str]:
@@ -128,7 +134,7 @@ def refuse_flagfile(argv: list[str]) -> None:
             raise UserError(f"{word.partition('=')[0]} is not taken; write the options out")
 
 
-def _hint(path: str) -> Any:
+def declared_type(path: str) -> Any:
     """The declared type of a dotted path. Raises UserError naming the nearest field."""
     schema: Any = Config
     parts = path.split(".")
@@ -144,6 +150,31 @@ def _hint(path: str) -> Any:
         fields = ", ".join(typing.get_type_hints(schema))
         raise UserError(f"--config.{path}: config.{path} is a group; set one of its fields: {fields}")
     return schema
+
+
+def parse_value(path: str, text: str) -> Any:
+    """What `--config.PATH=TEXT` sets the field at `path` to; only its type is checked. Raises UserError."""
+    hint = declared_type(path)
+    options = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
+    if type(None) in options and text.lower() == "none":
+        return None
+    kind = next(option for option in options if option is not type(None))
+    try:
+        return _PARSERS[typing.get_origin(kind) or kind].parse(text)
+    except (flags.Error, ValueError, TypeError, SyntaxError, MemoryError, RecursionError):
+        raise UserError(f"{path}={text[:80]} must be {type_name(hint)}") from None
+
+
+def split_values(text: str) -> list[str]:
+    """Several values of a field as they are written, cut at the commas that stand outside of brackets."""
+    depth, parts = 0, [""]
+    for letter in text:
+        depth += (letter in "([{") - (letter in ")]}")
+        if letter == "," and depth <= 0:
+            parts.append("")
+        else:
+            parts[-1] += letter
+    return [part.strip() for part in parts]
 
 
 def _resolve(config: Config, path: str) -> tuple[Any, str]:
@@ -166,7 +197,7 @@ def _take_nones(argv: list[str]) -> tuple[list[str], list[str]]:
         if argument == "--" or match is None:
             kept.append(argument)
             continue
-        hint = _hint(match[1])
+        hint = declared_type(match[1])
         nullable = isinstance(hint, types.UnionType) and type(None) in typing.get_args(hint)
         value = match[2]
         if value is None and bool not in (hint, *typing.get_args(hint)):
@@ -202,7 +233,7 @@ def _describe_illegal(message: str) -> str:
         return (
             f"{message.split(': ')[0].removeprefix('flag --config=')}: {_own_words(message.strip().splitlines()[-1])}"
         )
-    return f"--config.{match[1]}={match[2]}: must be {type_name(_hint(match[1]))}"
+    return f"--config.{match[1]}={match[2]}: must be {type_name(declared_type(match[1]))}"
 
 
 def _describe_attribute(error: AttributeError) -> str:

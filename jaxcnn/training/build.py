@@ -164,6 +164,12 @@ class Run:
         object.__setattr__(run, "config", config)  # it is frozen for all but its maker
         return run
 
+    @property
+    def measured_splits(self) -> list[str]:
+        """The splits that the result is measured on."""
+        wanted = ("validation", *(("test",) if self.config.measure_test else ()))
+        return [split for split in wanted if split in self.source.splits]
+
     def data_facts(self) -> dict[str, Any]:
         """What a run's folder says of its data."""
         facts = self.source.facts()
@@ -310,6 +316,7 @@ def _check_validation(config: Config, source: Source) -> None:
     for name, watches in (
         ("early_stop.patience_evaluations", config.early_stop.patience_evaluations is not None),
         ("schedule.name=plateau", config.schedule.name == "plateau"),
+        ("measure_test=false", not config.measure_test),
     ):
         if watches:
             raise UserError(f"{name} needs a validation split, and there is none: set data.validation_fraction above 0")
