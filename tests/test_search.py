@@ -312,6 +312,14 @@ def test_a_result_without_test_needs_validation(tmp_path):
     assert list(train(small_config(num_devices=1), tmp_path / "plain")["splits"]) == ["validation", "test"]
 
 
+def test_a_card_tells_no_scores_of_a_run_without_test(tmp_path):
+    from jaxcnn.export.hub import scores_of
+
+    (tmp_path / "summary.json").write_text(json.dumps({"splits": {"validation": {"num_examples": 1, "loss": 0.5}}}))
+    with pytest.raises(UserError, match="has no scores to tell"):
+        scores_of(epath.Path(tmp_path))
+
+
 # ---- the command
 
 DIGITS = (
