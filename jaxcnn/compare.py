@@ -8,13 +8,12 @@ study's folder, or --output. Measures nothing anew: each run's summary has its s
 from absl import flags
 from etils import epath
 
-from jaxcnn.ablation.results import Asked, Results, read_runs, read_study
+from jaxcnn.ablation.results import Asked, read_runs, read_study
 from jaxcnn.ablation.study import PLAN
 from jaxcnn.command import HELP_FLAGS, check_outputs, flags_help, parse_flags, run_command, show_help
-from jaxcnn.errors import RunError, UserError, nearest
-from jaxcnn.files import write_atomically
+from jaxcnn.errors import UserError, nearest
 from jaxcnn.run import workdir as workdir_lib
-from jaxcnn.terminal import PatientConsole, one_line
+from jaxcnn.terminal import PatientConsole
 
 SPLITS = ("test", "validation")
 
@@ -52,7 +51,7 @@ def main(argv: list[str], start: float) -> int:
             console.print(line)
     output = workdir_lib.resolve(values.output) if values.output else folders[0] if is_study else None
     if not values.no_write and output is not None:
-        _write(results, names, output)
+        tables.write(results, names, output)
         console.print(f"study.json, study.csv, study.md and study.tex are in {output}", soft_wrap=True)
     return 0
 
@@ -83,26 +82,6 @@ def _check(values: flags.FlagValues, given: list[str]) -> list[epath.Path]:
     if values.output is not None:
         check_outputs(values, "output", folder=True)
     return folders
-
-
-def _write(results: Results, names: list[str], folder: epath.Path) -> None:
-    """Writes the files, study.json last. Raises RunError."""
-    from jaxcnn.ablation import tables
-
-    files = {
-        "study.csv": tables.csv_of(results, names),
-        "study.md": tables.markdown_of(results, names),
-        "study.tex": tables.latex_of(results, names),
-        "study.json": tables.json_of(results),
-    }
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        for name, content in files.items():
-            write_atomically(folder / name, content)
-    except Exception as error:  # a bucket's own errors are no OSError
-        raise RunError(
-            f"{folder} cannot be written ({one_line(error)}); pass another --output, or --no_write"
-        ) from None
 
 
 if __name__ == "__main__":

@@ -217,10 +217,23 @@ def _close(standing: Standing, folder: epath.Path, console: PatientConsole) -> i
     console.print(", ".join(f"{len(runs):,} {what}" for what, runs in counts.items() if runs or what == "finished"))
     if standing.failed:
         console.print("--retry_failed runs again what has failed")
-    console.print(f"everything is in {os.fspath(folder)}")
     if standing.left:
         raise Preempted("other processes have the runs that are left; the same command goes on")
+    if standing.finished:
+        _compare(folder, console)
+    console.print(f"everything is in {os.fspath(folder)}")
     return RunError.exit_code if standing.failed else 0
+
+
+def _compare(folder: epath.Path, console: PatientConsole) -> None:
+    """Prints and writes what jaxcnn.compare would."""
+    from jaxcnn.ablation import tables
+    from jaxcnn.ablation.results import Asked, read_study
+
+    results = read_study(folder, Asked())
+    names = tables.order(results, by_mean=False)
+    tables.show(results, names, console)
+    tables.write(results, names, folder)
 
 
 if __name__ == "__main__":

@@ -147,7 +147,7 @@ def test_what_is_not_there_is_said_and_drops_its_pair(tmp_path):
     for name in ("config.json", "summary.json"):
         (place("slow", 0) / name).unlink()
     (place("slow", 1) / "summary.json").unlink()
-    (place("slow", 1) / "failed.json").write_text('{"reason": "loss is not finite\\u001b[2J", "exit_code": 1}')
+    (place("slow", 1) / "failed.json").write_text('{"line": "loss is not finite\\u001b[2J", "exit_code": 1}')
     (place("slow", 2) / "summary.json").unlink()
     (place("slow", 3) / "summary.json").write_text("{")
     put_run(place("slow", 4), of.config_of(StudyRun("base", 4)), 0.99)  # strangers'

@@ -10,21 +10,21 @@ from typing import Any, Literal
 
 from etils import epath
 
+from jaxcnn.ablation.running import failure_of
 from jaxcnn.ablation.statistics import Comparison, Summary, compare, shared_of, summarise, units_of
 from jaxcnn.ablation.study import Study, StudyRun, read_plan
 from jaxcnn.config import RESUMABLE_FIELDS, Config, changed_fields, flatten, from_dict, parse_fold, to_dict
 from jaxcnn.errors import UserError, nearest
 from jaxcnn.files import read_json, to_json
 from jaxcnn.fingerprints import same_data
-from jaxcnn.plain_data import Number, check
-from jaxcnn.run.workdir import FAILED, rank_by, read_config, read_summary
+from jaxcnn.plain_data import check
+from jaxcnn.run.workdir import rank_by, read_config, read_summary
 from jaxcnn.terminal import short_line
 
 Status = Literal["finished", "failed", "unfinished", "missing", "refused"]
 LARGEST_SCORE = 3.5e38  # beyond float32, in which scores are measured
 VARYING = 4  # fields, at most, that name a group of runs; of more, its first folder does
 _CONFIG = {"config": {"seed": object, "data": {"name": str}}, "data": {"fingerprint": str}}
-_FAILURE = {"reason": str, "exit_code": Number(0, 255, integer=True)}
 
 
 @dataclass(frozen=True)
@@ -212,14 +212,8 @@ def _read_run(run: StudyRun, folder: str, path: epath.Path, plan: _Plan) -> RunR
 
 def _failure(path: epath.Path) -> str | None:
     """Why a run has failed, as its folder says; None where it does not."""
-    try:
-        content = read_json(path / FAILED)
-        check(content, _FAILURE, "it")
-    except (FileNotFoundError, NotADirectoryError):
-        return None
-    except Exception as error:
-        return f"its {FAILED} cannot be read: {short_line(error)}"
-    return short_line(content["reason"])
+    failure = failure_of(path)
+    return None if failure is None else short_line(failure.line)
 
 
 # ---- all of them

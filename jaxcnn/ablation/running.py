@@ -66,16 +66,20 @@ def stand(runs: Iterable[StudyRun], folder: Path) -> Standing:
 def outcome_of(workdir: Path) -> dict[str, Any] | Failure | None:
     """The summary of the run in a folder, or its failure; None while it has neither."""
     summary = read_summary(epath.Path(workdir))
-    if summary is not None:
-        return summary
+    return failure_of(workdir) if summary is None else summary
+
+
+def failure_of(workdir: epath.PathLike) -> Failure | None:
+    """How the run in a folder failed, as `failed.json` tells; None where it does not."""
+    file = epath.Path(workdir) / FAILED
     try:
-        saved = read_json(workdir / FAILED)
+        saved = read_json(file)
         check_schema(saved, _FAILURE, "it")
         return Failure(**{name: saved[name] for name in _FAILURE})
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return None
     except (OSError, ValueError) as error:
-        return Failure(f"{workdir / FAILED} cannot be read ({one_line(error)})", RunError.exit_code)
+        return Failure(f"{file} cannot be read ({one_line(error)})", RunError.exit_code)
 
 
 def seconds_of(summary: dict[str, Any]) -> float:

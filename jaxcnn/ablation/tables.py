@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
+from etils import epath
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
@@ -21,8 +22,9 @@ from jaxcnn.ablation.words import (
     p_in_words,
     sentence,
 )
-from jaxcnn.files import to_json
-from jaxcnn.terminal import named
+from jaxcnn.errors import RunError
+from jaxcnn.files import to_json, write_atomically
+from jaxcnn.terminal import named, one_line
 
 _LATEX = {
     "\\": r"\textbackslash{}", "{": r"\{", "}": r"\}", "$": r"\$", "&": r"\&", "#": r"\#", "_": r"\_", "%": r"\%",
@@ -68,6 +70,24 @@ def show(results: Results, names: list[str], console: Console) -> None:
     console.print(table)
     for each in notes(results):
         console.print(f"- {each}")
+
+
+def write(results: Results, names: list[str], folder: epath.Path) -> None:
+    """Writes study.csv, study.md, study.tex, and study.json last. Raises RunError."""
+    files = {
+        "study.csv": csv_of(results, names),
+        "study.md": markdown_of(results, names),
+        "study.tex": latex_of(results, names),
+        "study.json": json_of(results),
+    }
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, content in files.items():
+            write_atomically(folder / name, content)
+    except Exception as error:  # a bucket's own errors are no OSError
+        raise RunError(
+            f"{folder} cannot be written ({one_line(error)}); python -m jaxcnn.compare takes another --output"
+        ) from None
 
 
 def _row(results: Results, name: str) -> tuple[str, ...]:
