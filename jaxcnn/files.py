@@ -225,8 +225,13 @@ def create(path: epath.PathLike, text: str) -> None:
 
     Others may see it empty for a moment. Raises FileExistsError, OSError.
     """
-    with open(_create(os.fspath(path)), "wb") as file:
-        file.write(text.encode())
+    descriptor = _create(os.fspath(path))
+    try:
+        with open(descriptor, "wb") as file:
+            file.write(text.encode())
+    except OSError:  # a disk that is full: an empty file would be taken for one that is being written
+        os.unlink(path)
+        raise
 
 
 @contextlib.contextmanager

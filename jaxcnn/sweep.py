@@ -34,7 +34,7 @@ from jaxcnn.config.command_line import experiment_name, load_config, take_overri
 from jaxcnn.errors import Preempted, RunError, UserError
 from jaxcnn.files import is_remote
 from jaxcnn.run import workdir as workdir_lib
-from jaxcnn.terminal import PatientConsole
+from jaxcnn.terminal import PatientConsole, complain
 
 
 def main(argv: list[str], start: float) -> int:
@@ -215,13 +215,14 @@ def _close(standing: Standing, folder: epath.Path, console: PatientConsole) -> i
         "left to others": standing.left,
     }
     console.print(", ".join(f"{len(runs):,} {what}" for what, runs in counts.items() if runs or what == "finished"))
-    if standing.failed:
-        console.print("--retry_failed runs again what has failed")
-    if standing.left:
-        raise Preempted("other processes have the runs that are left; the same command goes on")
-    if standing.finished:
+    if standing.finished and not standing.left:
         _compare(folder, console)
     console.print(f"everything is in {os.fspath(folder)}")
+    if standing.failed:
+        complain(f"{len(standing.failed):,} of the runs failed; --retry_failed runs them again")
+    if standing.left:
+        complain("other processes have the runs that are left; the same command goes on")
+        return Preempted.exit_code
     return RunError.exit_code if standing.failed else 0
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from jaxcnn import files
 from jaxcnn.ablation import claims as claims_lib
 from jaxcnn.ablation import running
 from jaxcnn.ablation.claims import Claims, is_alive, this_process
@@ -332,7 +333,8 @@ def test_a_run_that_fails_is_a_row(tmp_path):
     rates = "--over=optimizer.learning_rate=0.002,1e30"
     command = [DIGITS, rates, "--over=augment.crop_padding=1,9", "--seeds=1", *SHORT, f"--workdir={folder}"]
     code, output, errors = sweep(*command)
-    assert (code, errors) == (1, "")
+    assert code == 1
+    assert errors == "jaxcnn: 3 of the runs failed; --retry_failed runs them again\n"
     assert "1 finished, 3 failed" in output
     lines = [line for line in output.splitlines() if line.startswith("failed: ")]
     assert sum("NaN or Inf" in line for line in lines) == 1
@@ -361,6 +363,21 @@ def test_a_run_that_takes_its_process_along_is_given_up(tmp_path):
     assert code == 1
     assert "3 processes in a row died in it" in output
     assert sweep(*command, "--retry_failed")[0] == 0
+
+
+def test_a_run_that_a_command_of_its_own_trains_is_left_to_it(tmp_path):
+    folder, run = tmp_path / "study", StudyRun("base", 0)
+    workdir = folder / run.folder
+    command = [DIGITS, "--seeds=1", *SHORT, f"--workdir={folder}"]
+    assert sweep(*command)[0] == 0
+    (workdir / "summary.json").unlink()
+    with files.locked(workdir / ".lock"):
+        before = sorted((folder / running.CLAIMS).iterdir())
+        code, output, _ = sweep(*command, "--nowait")
+        assert code == 75
+        assert "1 left to others" in output
+        assert sorted((folder / running.CLAIMS).iterdir()) == before  # nothing is claimed again and again
+    assert sweep(*command)[0] == 0
 
 
 def test_a_full_disk_ends_the_study_not_a_run(tmp_path, monkeypatch):

@@ -62,6 +62,11 @@ class Claims:
             return None
         return claim
 
+    def is_free(self, run: str) -> bool:
+        """Whether no living process has the run."""
+        generation = self.newest(run)
+        return not generation or self._is_over(run, generation, self._read(run, generation))
+
     def newest(self, run: str) -> int:
         """The generation of a run's newest claim; 0 where there is none."""
         generation = 0

@@ -22,7 +22,7 @@ from jaxcnn.errors import Preempted, RunError, UserError, nearest
 from jaxcnn.files import appending, read_json, to_json, write_atomically
 from jaxcnn.plain_data import Number
 from jaxcnn.plain_data import check as check_schema
-from jaxcnn.run.workdir import FAILED, OWN_LINES, TakenError, newest_step, read_summary
+from jaxcnn.run.workdir import FAILED, OWN_LINES, TakenError, is_taken, newest_step, read_summary
 from jaxcnn.terminal import PatientConsole, one_line
 from jaxcnn.train import Order, train
 
@@ -225,8 +225,11 @@ def _attempt(job: Job, run: StudyRun, claims: Claims, build: Callable[..., Any])
     workdir = job.folder / run.folder
     if outcome_of(workdir) is not None:
         return True
+    name = claim_name(run)
+    if not claims.is_free(name) or is_taken(epath.Path(workdir)):  # by a command of its own, which has no claim
+        return False
     try:
-        claim = claims.take(claim_name(run), step=newest_step(epath.Path(workdir)) or 0)
+        claim = claims.take(name, step=newest_step(epath.Path(workdir)) or 0)
     except OSError as error:
         raise RunError(f"{job.folder} cannot be written ({one_line(error)}); make room, then run it again") from None
     if claim is None:
@@ -236,12 +239,11 @@ def _attempt(job: Job, run: StudyRun, claims: Claims, build: Callable[..., Any])
             if outcome_of(workdir) is None:  # whoever had it before may just have ended it
                 _run_or_give_up(job, run, claim, build)
         return True
-    except TakenError:  # by a command of its own
+    except TakenError:  # since
         return False
     finally:
-        if not isinstance(outcome_of(workdir), dict):
-            with contextlib.suppress(OSError):  # they find out that this process is gone, or has gone on
-                claims.release(claim)
+        with contextlib.suppress(OSError):  # others then find out once this process is gone
+            claims.release(claim)
 
 
 def _run_or_give_up(job: Job, run: StudyRun, claim: Claim, build: Callable[..., Any]) -> None:

@@ -93,6 +93,9 @@ def _worker(job: Job, left: list[StudyRun], share: Share, answer: Connection) ->
     except (UserError, RunError) as error:
         _tell(answer, error)
         os._exit(error.exit_code)
+    except Exception as error:  # our own fault: another worker would meet it, too
+        _tell(answer, RunError(f"{type(error).__name__}: {one_line(error)}"))
+        raise
 
 
 def _tell(answer: Connection, error: Any) -> None:

@@ -374,6 +374,17 @@ def claimed(workdir: epath.Path) -> Iterator[None]:
                     Path(workdir).rmdir()
 
 
+def is_taken(workdir: epath.Path) -> bool:
+    """Whether another process is training in a local folder now."""
+    try:
+        with locked(workdir / _LOCK):
+            return False
+    except BlockingIOError:
+        return True
+    except OSError:  # there is no such folder
+        return False
+
+
 def check_links(workdir: epath.Path, *names: str) -> None:
     """Raises UserError where a folder that is written to, or one in it, is a link, which may lead anywhere."""
     if is_remote(workdir):
