@@ -34,7 +34,7 @@ def overview(search: SearchFiles) -> Section:
     values = [("trials", f"{len(trials):,}", ", ".join(f"{number:,} {status}" for status, number in count.items()))]
     if search.ranked:
         best = search.ranked[0]
-        values.insert(0, (f"best {search.metric}", unit.words(best["value"]), f"trial {best['number']:,}"))
+        values.insert(0, (f"best {search.metric}", unit.words(best["value"]), f"trial {best['trial']:,}"))
     return Section("Overview", paragraph(words(printable(sentence)), css="soft") + tiles(values))
 
 
@@ -122,7 +122,7 @@ class _Sections:
         names = self._names(most=None)
         rows: list[list[str | Cell]] = [
             [
-                f"{trial['number']:,}", Cell(self.unit.words(trial["value"]), trial["value"]),
+                f"{trial['trial']:,}", Cell(self.unit.words(trial["value"]), trial["value"]),
                 *(_value_words(trial["fields"].get(name)) for name in names),
             ]
             for trial in ranked
