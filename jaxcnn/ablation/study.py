@@ -14,7 +14,7 @@ from typing import Any
 
 from etils import epath
 
-from jaxcnn.config import Config, from_dict, parse_fold, to_dict, validate
+from jaxcnn.config import Config, changed_fields, from_dict, parse_fold, to_dict, validate
 from jaxcnn.errors import UserError, nearest
 from jaxcnn.files import read_json, to_json, write_atomically
 from jaxcnn.plain_data import Number
@@ -185,7 +185,11 @@ def write_plan(folder: epath.Path, study: Study, *, experiment: str) -> None:
 
 def _check_same(folder: epath.Path, saved: dict[str, Any], now: dict[str, Any]) -> None:
     """Raises UserError where a study would change, not grow."""
-    for name in ("experiment", "config", "folds", "metric", "split"):
+    # an older version's config may lack a field
+    fields = changed_fields(from_dict(saved["config"]), from_dict(now["config"]))
+    if fields:
+        raise UserError(f"{folder} holds a study with another config: {', '.join(fields[:3])}; pass another --workdir")
+    for name in ("experiment", "folds", "metric", "split"):
         if to_json(saved[name]) != to_json(now[name]):
             raise UserError(f"{folder} holds a study with another {name}; pass another --workdir")
     variants = now["variants"]
