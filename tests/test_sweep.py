@@ -470,7 +470,8 @@ def command_line(process: int) -> bytes:
 
 
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="finds workers by /proc")
-@pytest.mark.parametrize(("kills", "seeds", "steps"), [(2, 1, 300), pytest.param(10, 3, 400, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize(("kills", "seeds", "steps"), [(2, 1, 300), (10, 3, 400)])
 def test_killed_at_random_moments_ends_as_if_it_never_was(tmp_path, kills, seeds, steps):
     workers = min(2, len(os.sched_getaffinity(0)))
     command = [DIGITS, DROPOUT, f"--seeds={seeds}", *SHORT, f"--config.num_steps={steps}", f"--workers={workers}"]

@@ -7,14 +7,13 @@ import copy
 import dataclasses
 import hashlib
 import re
-import typing
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from etils import epath
 
-from jaxcnn.config import Config, changed_fields, from_dict, parse_fold, to_dict, validate
+from jaxcnn.config import Config, changed_fields, from_dict, parse_fold, to_dict, types_of, validate
 from jaxcnn.errors import UserError, nearest
 from jaxcnn.files import read_json, to_json, write_atomically
 from jaxcnn.plain_data import Number
@@ -102,7 +101,7 @@ def overridden(config: Config, fields: Mapping[str, Any]) -> Config:
         node: Any = config
         *groups, leaf = path.split(".")
         for depth, name in enumerate([*groups, leaf]):
-            hints = typing.get_type_hints(type(node)) if dataclasses.is_dataclass(node) else {}
+            hints = types_of(type(node)) if dataclasses.is_dataclass(node) else {}
             if name not in hints:
                 where = ".".join(["config", *groups[:depth]])
                 raise UserError(f"{where} has no field {name!r}; {nearest(name, hints)}")

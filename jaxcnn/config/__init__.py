@@ -9,7 +9,7 @@ from jaxcnn.config.checks import (
     type_name,
     validate,
 )
-from jaxcnn.config.plain import RESUMABLE_FIELDS, changed_fields, flatten, from_dict, to_dict
+from jaxcnn.config.plain import RESUMABLE_FIELDS, changed_fields, flatten, from_dict, to_dict, types_of
 from jaxcnn.config.schema import (
     MOST_STEPS,
     AugmentConfig,
@@ -65,5 +65,6 @@ __all__ = [
     "parse_steps",
     "to_dict",
     "type_name",
+    "types_of",
     "validate",
 ]

@@ -14,7 +14,7 @@ from itertools import pairwise
 from typing import Any
 
 from jaxcnn.config.choices import CHOICES, SOURCES
-from jaxcnn.config.plain import flatten
+from jaxcnn.config.plain import flatten, types_of
 from jaxcnn.config.schema import LARGEST_INTEGER, AugmentConfig, Config, DistillConfig, EarlyStopConfig
 from jaxcnn.errors import UserError, nearest
 
@@ -205,7 +205,7 @@ def parse_steps(steps: str) -> tuple[int, int]:
 
 def check_fields(node: Any, prefix: str = "") -> None:
     """Raises UserError where a field's type, choice or range is wrong, whatever the others are. Args as in validate."""
-    hints = typing.get_type_hints(type(node))
+    hints = types_of(type(node))
     for each in dataclasses.fields(node):
         name, value, hint = prefix + each.name, getattr(node, each.name), hints[each.name]
         if dataclasses.is_dataclass(hint):

@@ -23,6 +23,7 @@ from ml_collections.config_flags.tuple_parser import TupleParser
 
 from jaxcnn.config import schema
 from jaxcnn.config.checks import type_name, validate
+from jaxcnn.config.plain import types_of
 from jaxcnn.config.schema import Config
 from jaxcnn.errors import UserError, nearest
 from jaxcnn.terminal import one_line
@@ -142,12 +143,12 @@ def declared_type(path: str) -> Any:
         where = ".".join(["config", *parts[:depth]])
         if not dataclasses.is_dataclass(schema):
             raise UserError(f"--config.{path}: {where} is a plain value, it has no field {part!r}")
-        hints = typing.get_type_hints(schema)
+        hints = types_of(schema)
         if part not in hints:
             raise UserError(f"--config.{path}: {where} has no field {part!r}; {nearest(part, hints)}")
         schema = hints[part]
     if dataclasses.is_dataclass(schema):
-        fields = ", ".join(typing.get_type_hints(schema))
+        fields = ", ".join(types_of(schema))
         raise UserError(f"--config.{path}: config.{path} is a group; set one of its fields: {fields}")
     return schema
 
