@@ -1,29 +1,32 @@
-"""Writes report.html about runs: python -m jaxcnn.report --workdir DIR [DIR2 …] [--output DIR] [--quick]
+"""Writes report.html about runs, or a study: python -m jaxcnn.report --workdir DIR [DIR2 …] [--output DIR] [--quick]
 
-One page that needs nothing else, and report/ beside it with its figures as PNGs, in the first run's folder or --output.
+One page that needs nothing else, and report/ beside it with its figures as PNGs, in the first folder or --output.
 Exit codes: 0 done; 1 a section could not be made, which the page says; 2 the command or a folder is wrong.
 """
 
 import re
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
 from absl import flags
+from etils import epath
 
 import jaxcnn
 from jaxcnn.command import HELP_FLAGS, check_outputs, check_step, flags_help, parse_flags, run_command, show_help
 from jaxcnn.config.choices import TASKS, load_function
 from jaxcnn.errors import RunError, UserError, nearest
 from jaxcnn.files import write_atomically
-from jaxcnn.report.files import RunFiles, read_runs
+from jaxcnn.report.files import RunFiles, read_runs, shown_name
+from jaxcnn.report.study_files import SearchFiles, StudyFiles, holds_study, search_of, study_of
 from jaxcnn.run import workdir as workdir_lib
 from jaxcnn.run.log import RunLog
 from jaxcnn.terminal import complain, one_line
 
 SPLITS = ("train", "validation", "test")
+OF_A_NETWORK = ("split", "step", "image", "data_dir")  # flags
 Attempt = Callable[[str, Callable[[], Any]], Any]  # a section's title and what makes it -> the section
 
 
@@ -49,13 +52,19 @@ def main(argv: list[str], start: float) -> int:
         raise UserError(f"--split={values.split} is not known; {nearest(values.split, SPLITS)}")
     check_step(values.step)
     check_outputs(values, "output", folder=True)
-    runs = read_runs(workdirs)
-    output = workdir_lib.resolve(values.output) if values.output else runs[0].workdir
+    folders = [workdir_lib.resolve(each) for each in workdirs]
+    study = next((folder for folder in folders if holds_study(folder)), None)
+    if study is not None:
+        _check_alone(study, folders, values)
+        make_page = partial(make_of_study, study_of(study), search_of(study))
+    else:
+        make_page = partial(make, read_runs(workdirs), values)
+    output = workdir_lib.resolve(values.output) if values.output else folders[0]
     log = RunLog(output, tensorboard=False)
     workdir_lib.check_links(output, "report")
     with writing(output):
         (output / "report").mkdir(parents=True, exist_ok=True)  # said now, not in a minute
-    html, pictures, failed = make(runs, values, log)
+    html, pictures, failed = make_page(log)
     with writing(output):
         for name, content in pictures.items():
             (output / "report" / name).parent.mkdir(parents=True, exist_ok=True)
@@ -63,6 +72,17 @@ def main(argv: list[str], start: float) -> int:
         write_atomically(output / "report.html", html.encode())
     log.say(f"{output / 'report.html'}: {len(html.encode()) / 1e6:.1f} MB; {len(pictures)} PNGs in {output / 'report'}")
     return int(failed)
+
+
+def _check_alone(study: epath.Path, folders: Sequence[epath.Path], values: flags.FlagValues) -> None:
+    """Raises UserError where more is asked of a study's page than it has."""
+    if len(folders) > 1:
+        raise UserError(f"{study} holds a study, which has a page of its own; pass it alone, or folders of runs")
+    asked = next((name for name in OF_A_NETWORK if values[name].present), None)
+    if asked is not None:
+        raise UserError(
+            f"--{asked} is of a run's network, and {study} holds a study; leave it out, or pass a run of it"
+        )
 
 
 @contextmanager
@@ -119,6 +139,28 @@ def make(runs: list[RunFiles], values: Any, log: RunLog) -> tuple[str, dict[str,
     quick = " Made with --quick: without it, the network and its data are looked at too." if values.quick else ""
     footer = f"Made by jaxcnn {jaxcnn.__version__}: python -m jaxcnn.report.{quick}"
     return page(title, lead, chapters, footer=footer), pictures, bool(failures)
+
+
+def make_of_study(
+    study: StudyFiles | None, search: SearchFiles | None, log: RunLog
+) -> tuple[str, dict[str, bytes], bool]:
+    """The same of a study's folder, which holds runs that are compared, a search, or both."""
+    from jaxcnn.report import from_search, from_study
+    from jaxcnn.report.page import Chapter, Section, page, words
+
+    parts: dict[str, Callable[[], Section]] = {}
+    lead: list[str] = []
+    failures: list[str] = []
+    pieces: list[tuple[Any, Any]] = [(study, from_study), (search, from_search)]
+    for found, module in pieces:
+        if found is not None:
+            name = shown_name(found.folder.name)
+            lead.append(_attempt("Overview", partial(module.overview, found), failures).body)
+            parts |= module.sections(found)
+    made = [_attempt(title, section, failures) for title, section in parts.items()]
+    footer = f"Made by jaxcnn {jaxcnn.__version__}: python -m jaxcnn.report."
+    html = page(f"{name}: report", f"<h1>{words(name)}</h1>{''.join(lead)}", [Chapter(name, made)], footer=footer)
+    return html, {name: content for section in made for name, content in section.pictures.items()}, bool(failures)
 
 
 def _of_network(run: RunFiles, values: Any, log: RunLog, attempt: Attempt) -> tuple[list[Any], Any]:

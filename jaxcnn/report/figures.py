@@ -38,26 +38,24 @@ class Line:
     main: bool = True  # strong, with dots where they are few; else thin behind the others
 
 
-def short(name: str) -> str:
+def short(name: str, longest: int = LONGEST_NAME) -> str:
     """A name as short as figures have room for."""
     name = shown(name)
-    return name if len(name) <= LONGEST_NAME else f"{name[: LONGEST_NAME - 1]}…"
+    return name if len(name) <= longest else f"{name[: longest - 1]}…"
 
 
 def curves(
     lines: Sequence[Line], *, x_label: str, y_label: str, from_zero: bool = False, logarithmic: bool | None = None
 ) -> Figure:
     """Lines over one axis, each named at its end; a logarithmic axis where values span much, if it may be one."""
-    figure, axes = _figure(0.62, NARROW)
+    figure, axes = blank(0.62, NARROW)
     lines = [_finite(line) for line in lines]
     values = np.concatenate([np.asarray(line.ys, float) for line in lines] or [np.ones(1)])
     if logarithmic is None:
-        logarithmic = bool(len(values)) and values.min() > 0 and values.max() / values.min() > LOG_FROM
+        logarithmic = spans_much(values)
     if logarithmic:
         axes.set_yscale("log")
-        axes.yaxis.set_major_locator(LogLocator(subs=(1.0,) if values.max() / values.min() > 300 else (1.0, 2.0, 5.0)))
-        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.6g}"))
-        axes.yaxis.set_minor_locator(LogLocator(subs=()))
+        decades(axes.yaxis, values)
     else:
         axes.yaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 2.5, 5, 10]))
         if values.size and abs(values).max() >= 10_000:
@@ -82,14 +80,14 @@ def curves(
     axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
     axes.set_xlabel(x_label)
     axes.set_title(y_label, loc="left", fontsize=TEXT, color=colour(INK))
-    _name_ends(axes, lines)
+    name_ends(axes, lines)
     return figure
 
 
 def confusion_matrix(matrix: np.ndarray, names: Sequence[str]) -> tuple[Figure, dict[str, str]]:
     """Rows are labels, columns predictions, each cell its share of the row; and what to say of each cell by its gid."""
     count = len(names)
-    figure, axes = _figure(1.0)
+    figure, axes = blank(1.0)
     share = matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
     titles: dict[str, str] = {}
     axes.set_xlim(-0.5, count - 0.5)
@@ -99,8 +97,8 @@ def confusion_matrix(matrix: np.ndarray, names: Sequence[str]) -> tuple[Figure, 
         side.set_visible(False)
     if count > 2 * CELLS_WITH_NUMBERS:  # too many to be shapes of their own
         cells = np.zeros((count, count, 4))
-        cells[..., :3] = _rgb(WRONG)
-        cells[np.arange(count), np.arange(count), :3] = _rgb(RIGHT)
+        cells[..., :3] = rgb(WRONG)
+        cells[np.arange(count), np.arange(count), :3] = rgb(RIGHT)
         cells[..., 3] = np.where(share > 0, 0.35 + 0.65 * _strength(share), 0)
         axes.imshow(cells, interpolation="none", aspect="equal")
     else:
@@ -108,7 +106,7 @@ def confusion_matrix(matrix: np.ndarray, names: Sequence[str]) -> tuple[Figure, 
             strength, gid = _strength(share[row, column]), f"cell-{row}-{column}"
             right = row == column
             patch = Rectangle((column - 0.47, row - 0.47), 0.94, 0.94, linewidth=0, gid=gid)
-            patch.set_facecolor((*_rgb(RIGHT if right else WRONG), float(strength)))
+            patch.set_facecolor((*rgb(RIGHT if right else WRONG), float(strength)))
             axes.add_patch(patch)
             titles[gid] = (
                 f"{names[row]}: {matrix[row, column]:,} of {matrix[row].sum():,} ({share[row, column]:.1%}) "
@@ -144,7 +142,7 @@ def reliability(confidence: np.ndarray, accuracy: np.ndarray, count: np.ndarray)
     figure = Figure(figsize=(WIDTH, WIDTH), layout="constrained")
     above, below = figure.subplots(2, 1, height_ratios=(4, 1), sharex=True)
     for axes in (above, below):
-        _style(axes)
+        style(axes)
     number = len(count)
     edges = np.linspace(0, 1, number + 1)
     above.plot([0, 1], [0, 1], color=colour(SOFT), linewidth=1, linestyle=(0, (4, 3)))
@@ -153,7 +151,7 @@ def reliability(confidence: np.ndarray, accuracy: np.ndarray, count: np.ndarray)
         low, high = sorted((confidence[place], accuracy[place]))
         opacity = 1.0 if count[place] >= FEW_EXAMPLES else 0.3
         for bottom, top, name, strength in ((0.0, low, ACCENT, 0.3), (low, high, WRONG, 0.75)):
-            face = (*_rgb(name), strength * opacity)
+            face = (*rgb(name), strength * opacity)
             above.add_patch(Rectangle((start, bottom), width, top - bottom, facecolor=face, linewidth=0))
         ends, line = [start, start + width], [accuracy[place]] * 2
         above.plot(ends, line, color=colour(ACCENT), linewidth=2.2, solid_capstyle="butt", alpha=opacity)
@@ -171,7 +169,7 @@ def reliability(confidence: np.ndarray, accuracy: np.ndarray, count: np.ndarray)
 
 def embedding(points: np.ndarray, labels: np.ndarray, wrong: np.ndarray, names: Sequence[str], *, title: str) -> Figure:
     """Points [n, 2] coloured by class, the classes named where they lie; mistakes are rings around their point."""
-    figure, axes = _figure(0.92)
+    figure, axes = blank(0.92)
     named = len(names) <= LABELLED_CLASSES
     x, y = points.T
     if named:
@@ -206,7 +204,7 @@ def forecast(
 
     Values that are NaN leave a gap. Steps count from the origin: 0 is the last one of the past.
     """
-    figure, axes = _figure(0.5, NARROW)
+    figure, axes = blank(0.5, NARROW)
     before, after = np.arange(1 - len(past), 1), np.arange(1, len(expected) + 1)
     axes.axvline(0.5, color=colour(SOFT), linewidth=1, linestyle=(0, (4, 3)))
     if interval is not None:
@@ -222,13 +220,13 @@ def forecast(
     axes.yaxis.set_major_locator(MaxNLocator(5))
     axes.set_xlabel("steps from the forecast's origin")
     axes.set_title(title, loc="left", fontsize=TEXT, color=colour(INK))
-    _name_ends(axes, [_finite(line) for line in lines])
+    name_ends(axes, [_finite(line) for line in lines])
     return figure
 
 
-def thinned(xs: Sequence[float], ys: Sequence[float]) -> tuple[list[float], list[float]]:
-    """At most MOST_POINTS of a line, each the mean of as many neighbours."""
-    every = -(-len(xs) // MOST_POINTS)
+def thinned(xs: Sequence[float], ys: Sequence[float], most: int = MOST_POINTS) -> tuple[list[float], list[float]]:
+    """At most so many points of a line, each the mean of as many neighbours."""
+    every = -(-len(xs) // most)
     if every <= 1:
         return list(xs), list(ys)
     parts = range(0, len(xs), every)
@@ -238,14 +236,30 @@ def thinned(xs: Sequence[float], ys: Sequence[float]) -> tuple[list[float], list
 # ---- what they share
 
 
-def _figure(ratio: float, width: float = WIDTH) -> tuple[Figure, Axes]:
+def spans_much(values: Any) -> bool:
+    """Whether an axis of these values is better logarithmic."""
+    values = np.asarray(values, float)
+    return bool(len(values)) and values.min() > 0 and bool(values.max() / values.min() > LOG_FROM)
+
+
+def decades(axis: Any, values: Any) -> None:
+    """Numbers on a logarithmic axis of these values."""
+    span = np.max(values) / np.min(values)
+    axis.set_major_locator(LogLocator(subs=(1.0,) if span > 300 else (1.0, 2.0, 5.0)))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.6g}"))
+    axis.set_minor_locator(LogLocator(subs=()))
+
+
+def blank(ratio: float, width: float = WIDTH) -> tuple[Figure, Axes]:
+    """A figure with nothing on it yet: inches wide, and `ratio` times that high."""
     figure = Figure(figsize=(width, width * ratio), layout="constrained")
     axes = figure.subplots()
-    _style(axes)
+    style(axes)
     return figure, axes
 
 
-def _style(axes: Axes) -> None:
+def style(axes: Axes) -> None:
+    """Lines and words as all figures have them."""
     for side in ("top", "right", "left"):
         axes.spines[side].set_visible(False)
     axes.spines["bottom"].set_color(colour(SOFT))
@@ -257,7 +271,8 @@ def _style(axes: Axes) -> None:
         label.set_fontsize(TEXT)
 
 
-def _rgb(name: str) -> tuple[float, float, float]:
+def rgb(name: str) -> tuple[float, float, float]:
+    """A colour of the palette, for a face that is not opaque."""
     return to_rgb(colour(name))
 
 
@@ -272,7 +287,7 @@ def _finite(line: Line) -> Line:
     return Line(line.name, xs, ys, line.series, line.main)
 
 
-def _name_ends(axes: Axes, lines: Sequence[Line]) -> None:
+def name_ends(axes: Axes, lines: Sequence[Line]) -> None:
     """Names right of the lines' ends, moved apart where they would overlap."""
     shown = [line for line in lines if line.name and len(line.xs)]
     if not shown:

@@ -43,8 +43,10 @@ _FILES: dict[str, Any] = {
 _NOT_ALWAYS = "telemetry.jsonl", "samples.jsonl"  # not there where there is nothing for them
 
 
-def read_rows(path: epath.Path) -> list[dict[str, Any]]:
+def read_rows(path: epath.Path, *, having: str = "") -> list[dict[str, Any]]:
     """The rows of one of a run's JSON-lines files up to the first that is damaged; none when there is no file.
+
+    Lines without the text `having` are not looked at: of many runs' files most rows are not wanted.
 
     What is not finite is None, however it was written. A damaged row is reported on stderr, once a file, and so are the
     rows after it; a last line without an end is a row that is being written, or that a kill cut off. Raises UserError
@@ -58,6 +60,8 @@ def read_rows(path: epath.Path) -> list[dict[str, Any]]:
         raise UserError(f"{path} cannot be read ({one_line(error)}); delete it to go on without it") from None
     rows: list[dict[str, Any]] = []
     for number, line in enumerate(lines, 1):
+        if number < len(lines) and having.encode() not in line:
+            continue
         row = _parsed_row(line, _FILES[path.name])
         if row is None:
             if number < len(lines):

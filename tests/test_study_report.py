@@ -1,0 +1,210 @@
+"""The report of a study and of a search: its numbers are the study's, names are text, many runs stay a small page."""
+
+import html
+import json
+import re
+from typing import Any
+
+import numpy as np
+import pytest
+from etils import epath
+
+from jaxcnn.errors import UserError
+from jaxcnn.report import figures, study_figures
+from jaxcnn.report.from_study import MOST_ROWS
+from jaxcnn.report.study_figures import scale_of
+from jaxcnn.report.study_files import Curve, band_of, study_of
+from tests.browser import Browser
+from tests.studies import grid, make_search, make_study
+from tests.test_report import SCRIPT, checked, report
+
+GRID = grid(optimizer__learning_rate=[0.1, 0.01, 0.001], model__dropout_rate=[0.0, 0.5])
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """(study.json, the page's text, the folder) of a grid with a failed run and a hostile name."""
+    folder = tmp_path_factory.mktemp("study") / "grid"
+    variants = GRID | {SCRIPT: {"optimizer.learning_rate": 0.5, "model.dropout_rate": 0.0}}
+    lost = ("learning_rate=0.01 dropout_rate=0.0", 2)
+    result = make_study(folder, variants, failed=(lost,), notes=("Six pairs are few: <b>so</b>.",))
+    assert report("--workdir", folder)[0] == 0
+    return result, (folder / "report.html").read_text(), folder
+
+
+def cells(text, caption):
+    """The words of a table's rows."""
+    (body,) = re.findall(rf"<caption>{caption}.*?<tbody>(.*?)</tbody>", text, re.DOTALL)
+    rows = [re.findall(r"<bdi>(.*?)</bdi>", row, re.DOTALL) for row in body.split("<tr>")[1:]]
+    return [[html.unescape(word) for word in row] for row in rows]
+
+
+def test_the_page_is_whole_and_its_numbers_are_the_studys(made):
+    result, text, folder = made
+    checker = checked(text)
+    assert re.findall(r'<h2 id="[^"]*">([^<]*)', text) == [
+        "Results", "Differences", "What the fields do", "Training", "Not finished", "How it was run",
+    ]  # fmt: skip
+    assert "Could not be made" not in text
+    rows = cells(text, "accuracy on test")
+    assert [row[0] for row in rows] == list(result["variants"])
+    for row, variant in zip(rows, result["variants"].values(), strict=True):
+        assert row[1] == str(variant["n"])
+        assert row[2] == f"{100 * variant['mean']:.2f} %"
+        versus = variant["versus_base"]
+        assert row[4] == ("—" if versus is None else f"{100 * versus['difference']:+.2f}")
+        assert row[7] == ("base" if versus is None else versus["verdict"])
+    assert "loss is not finite at step 12" in text
+    assert "python -m jaxcnn.sweep --config experiments/digits.py" in text
+    assert {path.name for path in (folder / "report").iterdir()} == {
+        "differences.png", "scores.png", "interaction.png", "optimizer.learning_rate.png", "accuracy.png", "loss.png",
+    }  # fmt: skip
+    for tag, attributes in checker.elements:
+        for name in ("src", "href", "xlink:href"):
+            assert attributes.get(name, "#").startswith("#")
+        assert tag != "svg" or attributes["aria-label"]
+    assert len(checker.ids) == len(set(checker.ids))
+
+
+def test_names_and_notes_are_text(made):
+    _, text, _ = made
+    assert SCRIPT not in text
+    assert SCRIPT in {data for tag, data in checked(text).texts if tag == "bdi"}
+    assert "Six pairs are few: &lt;b&gt;so&lt;/b&gt;." in text
+
+
+def test_many_variants_are_a_small_page(tmp_path):
+    variants: dict[str, dict[str, Any]] = {"base": {}} | {
+        f"variant {n}": {"batch_size": n} for n in range(1, MOST_ROWS + 20)
+    }
+    make_study(tmp_path / "study", variants, seeds=1, epochs=3)
+    assert report("--workdir", tmp_path / "study")[0] == 0
+    text = (tmp_path / "study" / "report.html").read_text()
+    assert len(cells(text, "accuracy on test")) == len(variants)
+    assert f"Of {len(variants)} variants the best {MOST_ROWS}" in text
+    assert f"grey {len(variants) - 8} others" in text
+    assert "bands" not in text  # of one seed there are none
+    assert len(text) < 1e6
+
+
+def test_the_band_is_students(tmp_path):
+    from scipy import stats
+
+    values = np.random.default_rng(0).normal(size=(4, 3))
+    curves = [Curve([1.0, 2.0, 3.0], {"loss": row.tolist()}) for row in values]
+    curves.append(Curve([1.0, 2.0], {"loss": [0.5, float("nan")]}))  # which stopped, and was not finite before
+    band = band_of(curves, "loss")
+    assert band.epochs.tolist() == [1.0]
+    points = [*values[:, 0], 0.5]
+    low, high = stats.t.interval(0.95, 4, np.mean(points), stats.sem(points))
+    assert (band.mean[0], band.low[0], band.high[0]) == pytest.approx((np.mean(points), low, high))
+    assert np.isnan(band_of(curves[:1], "loss").low).all()
+    assert len(band_of([], "loss").epochs) == 0
+
+
+def test_only_a_grid_has_interactions_and_a_field_alone_a_line(tmp_path):
+    cross: dict[str, dict[str, Any]] = {
+        "base": {},
+        "a": {"batch_size": 8},
+        "b": {"batch_size": 16},
+        "c": {"model.dropout_rate": 0.5},
+    }
+    make_study(tmp_path / "cross", cross, seeds=2, epochs=2)
+    assert report("--workdir", tmp_path / "cross")[0] == 0
+    pictures = {path.name for path in (tmp_path / "cross" / "report").iterdir()}
+    assert "batch_size.png" in pictures
+    assert not {"interaction.png", "model.dropout_rate.png"} & pictures
+
+
+def test_a_field_that_spans_much_has_a_logarithmic_axis():
+    rows = [study_figures.Estimate("", value) for value in (1.0, 2.0, 3.0)]
+    draw = lambda xs: study_figures.response(xs, rows, x_label="", y_label="").axes[0].get_xscale()
+    assert draw([0.001, 0.01, 0.1]) == "log"
+    assert draw([1, 2, 3]) == draw([0.0, 0.01, 1]) == "linear"
+
+
+def test_a_long_name_keeps_both_ends():
+    assert study_figures.middle_out("a" * 30 + "b" * 30, 10) == "aaaa…bbbbb"
+    assert figures.short("a" * 30, 10) == "a" * 9 + "…"
+
+
+# ---- a search
+
+
+def test_a_search(tmp_path):
+    result = make_search(tmp_path / "search")
+    assert report("--workdir", tmp_path / "search")[0] == 0
+    text = (tmp_path / "search" / "report.html").read_text()
+    checked(text)
+    assert re.findall(r'<h2 id="[^"]*">([^<]*)', text) == ["Search", "Best trials"]
+    best = sorted((t for t in result["trials"] if t["value"] is not None), key=lambda t: -t["value"])
+    (table,) = re.findall(r"<tbody>(.*?)</tbody>", text, re.DOTALL)
+    rows = [re.findall(r"<bdi>(.*?)</bdi>", row) for row in table.split("<tr>")[1:]]
+    assert [row[:2] for row in rows] == [[str(t["trial"]), f"{100 * t['value']:.2f} %"] for t in best[:10]]
+    assert "the best tenth (3 of 32)" in text
+    assert {path.name for path in (tmp_path / "search" / "report").iterdir()} == {
+        "trials.png", "importances.png", "parameters.png",
+    }  # fmt: skip
+
+
+def test_a_search_of_nothing_yet_and_of_one_trial(tmp_path):
+    make_search(tmp_path, trials=5)
+    told = json.loads((tmp_path / "search_result.json").read_text())
+    for trials, words in (([], "No trial has finished yet"), (told["trials"][-1:], "No importances")):
+        (tmp_path / "search_result.json").write_text(json.dumps(told | {"trials": trials, "importances": None}))
+        assert report("--workdir", tmp_path)[0] == 0
+        assert words in (tmp_path / "report.html").read_text()
+
+
+def test_scales_of_parallel_coordinates():
+    assert scale_of("rate", [0.001, 0.01, 0.1]).places == pytest.approx([0, 0.5, 1])
+    assert scale_of("width", [1, 2, None, 5]).places == pytest.approx([0, 0.25, np.nan, 1], nan_ok=True)
+    assert scale_of("name", ["b", "a", "c"]).words == [(0, "a"), (0.5, "b"), (1, "c")]
+    assert scale_of("flip", [True, False]).places == pytest.approx([1, 0])
+    assert scale_of("same", [2, 2]).places == pytest.approx([0.5, 0.5])
+
+
+# ---- what is wrong
+
+
+def test_wrong_commands_and_folders_are_one_line(made, tmp_path):
+    _, _, folder = made
+    told = json.loads((folder / "study.json").read_text())
+    outside = json.loads(json.dumps(told))
+    next(iter(outside["variants"].values()))["runs"][0]["folder"] = "../../etc"
+    for content, words in (
+        (told | {"base": "none"}, "the base 'none' is none of its variants"),
+        (told | {"variants": 3}, "cannot be read"),
+        (outside, "lies outside of the study"),
+    ):
+        (tmp_path / "plan.json").write_text((folder / "plan.json").read_text())
+        (tmp_path / "study.json").write_text(json.dumps(content))
+        with pytest.raises(UserError, match=words):
+            study_of(epath.Path(tmp_path))
+    (tmp_path / "study.json").unlink()
+    for arguments, words in (
+        (["--workdir", tmp_path], "study.json is not there; run python -m jaxcnn.compare"),
+        (["--workdir", folder, folder / "runs"], "a page of its own; pass it alone"),
+        (["--workdir", folder, "--step=last"], "--step is of a run's network"),
+    ):
+        with pytest.raises(UserError, match=re.escape(words)) as error:
+            report(*arguments)
+        assert "\n" not in str(error.value)
+
+
+def test_in_a_real_browser(made, tmp_path):
+    """On a phone nothing is wider than the screen, nothing is wrong in the console, and tables sort."""
+    tab = Browser(tmp_path)
+    try:
+        for dark in (False, True):
+            tab.look(390, 844, dark=dark)
+            tab.open(f"file://{made[2]}/report.html")
+            assert tab.value("document.documentElement.scrollWidth") <= 390
+            assert tab.value("document.querySelectorAll('svg[aria-label]').length") == 6
+        tab.value("document.querySelectorAll('th button')[2].click()")
+        means = tab.value("[...document.querySelector('tbody').rows].map(row => Number(row.cells[2].dataset.value))")
+        assert means == sorted(means, reverse=True)
+        assert tab.value("document.title") == "grid: report"
+        assert tab.faults() == []
+    finally:
+        tab.close()
