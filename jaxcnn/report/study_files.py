@@ -224,8 +224,8 @@ def _check_result(file: epath.Path, result: Mapping[str, Any]) -> None:
             raise UserError(f"{file}: an interval has two ends; make it anew")
         for run in each["runs"]:
             path = PurePosixPath(run["folder"])
-            if path.is_absolute() or ".." in path.parts:
-                raise UserError(f"{file}: the run {run['folder']!r} lies outside of the study; make it anew")
+            if path.parts[:1] != ("runs",) or len(path.parts) < 2 or ".." in path.parts:
+                raise UserError(f"{file}: the run {run['folder']!r} is none of the study's; make it anew")
 
 
 def _number(value: Any) -> float:
