@@ -1,7 +1,8 @@
 """Writes report.html about runs, or a study: python -m jaxcnn.report --workdir DIR [DIR2 …] [--output DIR] [--quick]
 
-One page that needs nothing else, and report/ beside it with its figures as PNGs, in the first folder or --output.
-Of a study it writes tensorboard/ too. Exit codes: 0 done; 1 a section could not be made, which the page says; 2 the command or a folder is wrong.
+One page that needs nothing else, and report/ beside it with its figures as PNGs, in the first folder or --output; of a
+study tensorboard/ too.
+Exit codes: 0 done; 1 a section could not be made, which the page says; 2 the command or a folder is wrong.
 """
 
 import re
