@@ -5,7 +5,8 @@ Nesterov momentum, 5e-4 on kernels only, and a cosine.
 
     python -m jaxcnn.main --config experiments/cifar10.py
 
-The 60 epochs are not run by us yet; the first 3 alone (`--config.num_epochs=3`) took 2 loaded CPU cores 9.5 minutes.
+The 60 epochs are not run by us yet; 3 alone (`--config.num_epochs=3`) reach 74.1 % (n = 1) in 10 to 14 minutes on 2
+loaded CPU cores.
 """
 
 from jaxcnn.config import AugmentConfig, Config, DataConfig, ModelConfig, OptimizerConfig, ScheduleConfig

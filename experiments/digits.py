@@ -2,7 +2,7 @@
 
     python -m jaxcnn.main --config experiments/digits.py
 
-On 2 CPU cores 2 s of training; test accuracy 99.54 ± 0.16 % (mean ± std of 3 seeds).
+On 2 CPU cores 2 s of training, 13 s beside other work; test accuracy 99.33 ± 0.32 % (mean ± std of 5 seeds).
 """
 
 from jaxcnn.config import AugmentConfig, Config, DataConfig, ModelConfig, OptimizerConfig, ScheduleConfig

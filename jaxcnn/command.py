@@ -96,7 +96,7 @@ def run_command(command: Any, *, less_memory: str = TRAINING_MEMORY) -> NoReturn
         complain(error)
         code = 1
     except Exception as error:
-        if _is_out_of_memory(error):
+        if is_out_of_memory(error):
             complain(f"out of memory ({one_line(error)[:120]}); {less_memory}")
         else:  # our own fault
             print(shown(traceback.format_exc()), file=sys.stderr, end="")
@@ -104,7 +104,7 @@ def run_command(command: Any, *, less_memory: str = TRAINING_MEMORY) -> NoReturn
     sys.exit(exit_code(code))
 
 
-def _is_out_of_memory(error: Exception) -> bool:
+def is_out_of_memory(error: Exception) -> bool:
     """On the host, or as XLA says it. Files that are too large are RESOURCE_EXHAUSTED, too, to those who save them."""
     return isinstance(error, MemoryError) or (
         "RESOURCE_EXHAUSTED" in str(error) and type(error).__name__ in ("JaxRuntimeError", "XlaRuntimeError")

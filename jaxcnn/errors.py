@@ -19,6 +19,10 @@ class RunError(Exception):
     exit_code = 1
 
 
+class WriteError(RunError):
+    """What the run writes could not be written: of any other run there it would be no different."""
+
+
 class Preempted(BaseException):
     """The run was told to stop and has saved; the same command continues it."""
 

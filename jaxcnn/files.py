@@ -67,6 +67,12 @@ def read_bytes(path: epath.PathLike, *, limit: int) -> bytes:
         return file.read(min(size, limit))
 
 
+def read_sizeless(path: epath.PathLike, *, limit: int) -> bytes:
+    """All of a file of the kernel's, such as /proc/self/stat, which says no size; at most `limit` bytes of it."""
+    with open_regular(path) as file:
+        return file.read(limit)
+
+
 def read_text(path: epath.PathLike, *, limit: int = TEXT_LIMIT) -> str:
     """All of a UTF-8 file, with its own ends of lines and without a byte-order mark. Raises as open_regular."""
     return read_bytes(path, limit=limit).decode("utf-8-sig")
@@ -212,6 +218,29 @@ def append(path: epath.PathLike, text: str) -> None:
     """Adds to the end of a local file. A link is not followed. Raises OSError."""
     with open(_open_no_link(path, os.O_WRONLY | os.O_APPEND), "wb") as file:
         file.write(text.encode())
+
+
+def create(path: epath.PathLike, text: str) -> None:
+    """Makes a local file that is not there: of all who try at once, on hosts that share the folder too, one does.
+
+    Others may see it empty for a moment. Raises FileExistsError, OSError.
+    """
+    descriptor = _create(os.fspath(path))
+    try:
+        with open(descriptor, "wb") as file:
+            file.write(text.encode())
+    except OSError:  # a disk that is full: an empty file would be taken for one that is being written
+        os.unlink(path)
+        raise
+
+
+@contextlib.contextmanager
+def appending(path: epath.PathLike) -> Iterator[TextIO]:
+    """A local text file that lines are added to as they come. A link is not followed. Raises OSError."""
+    with open(
+        _open_no_link(path, os.O_WRONLY | os.O_APPEND), "w", encoding="utf-8", errors="replace", buffering=1
+    ) as file:
+        yield file
 
 
 @contextlib.contextmanager

@@ -3,6 +3,7 @@
 import contextlib
 import os
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,13 +27,22 @@ class Order:
     workdir: epath.Path
 
 
-def train(order: Order, *, start: float, console: Console | None = None) -> dict[str, Any]:
+def train(
+    order: Order,
+    *,
+    start: float,
+    console: Console | None = None,
+    build: Callable[..., Any] | None = None,
+    after_evaluation: Callable[[int, float], str | None] = lambda number, value: None,
+) -> dict[str, Any]:
     """Trains to the end, from wherever the folder stands, and returns the summary; of a finished run, what it holds.
 
     Args:
       order: what is to be trained.
       start: time.perf_counter() when the command began.
       console: where its lines go; none: the terminal.
+      build: makes its pieces, as training/kept.py does of runs before; none: training/build.py.
+      after_evaluation: may end the run early, as `training.loop.AfterEvaluation` has it.
 
     Raises:
       UserError: the config or the folder is wrong; nothing was started.
@@ -48,21 +58,21 @@ def train(order: Order, *, start: float, console: Console | None = None) -> dict
         closing_table(log.console, summary)
         return summary
     _check_weights(order)
-    from jaxcnn.training.build import build  # imports JAX; whatever is wrong above was said in a tenth of the time
+    from jaxcnn.training.build import build as build_anew  # imports JAX; what is wrong above was said in less time
     from jaxcnn.training.parallel import set_up
 
     set_up(config.platform, compilation_cache=config.compilation_cache)
     with workdir_lib.claimed(workdir), contextlib.closing(log):
         workdir_lib.check(workdir, order.experiment, config)  # again, now that nobody else can write there
         saved = workdir_lib.saved_data(workdir)
-        run, feed = build(
+        run, feed = (build or build_anew)(
             config,
             progress=log.work,
             facts=saved,
             kept_splits=workdir_lib.read_splits(workdir) if saved else None,
         )
         with contextlib.closing(feed):
-            return _train(run, feed, order, log, start)
+            return _train(run, feed, order, log, start, after_evaluation)
 
 
 def show(order: Order, *, start: float, console: Console | None = None) -> None:
@@ -113,7 +123,14 @@ def _exclusion_digest(config: Config) -> str | None:
     return read_exclusion(config.data.exclude).digest
 
 
-def _train(run: Any, feed: Any, order: Order, log: RunLog, start: float) -> dict[str, Any]:
+def _train(
+    run: Any,
+    feed: Any,
+    order: Order,
+    log: RunLog,
+    start: float,
+    after_evaluation: Callable[[int, float], str | None],
+) -> dict[str, Any]:
     import jax
 
     from jaxcnn.results.media import Media
@@ -156,7 +173,9 @@ def _train(run: Any, feed: Any, order: Order, log: RunLog, start: float) -> dict
     media = Media(run, feed, log)
     set_up_seconds = time.perf_counter() - start
     try:
-        result = loop.train(run, feed, log, checkpoints, begin=media.begin, end=media.end)
+        result = loop.train(
+            run, feed, log, checkpoints, begin=media.begin, end=media.end, after_evaluation=after_evaluation
+        )
     finally:
         checkpoints.close()
     summary = {

@@ -132,6 +132,7 @@ def traps(generator: Random, folder: Path) -> None:
 OPTIONS = {
     "main": ("workdir", "dry_run", "flagfile", "config"),
     "lr_find": ("min", "max", "steps", "output", "config"),
+    "sweep": ("study", "over", "seeds", "folds", "random", "metric", "split", "workdir", "workers", "config"),
     "evaluate": ("workdir", "split", "data", "data_dir", "step", "tta", "resamples", "output"),
     "predict": (
         "workdir", "init_from", "model", "step", "top_k", "tta", "batch_size", "csv", "json", "explain", "target",
@@ -146,24 +147,32 @@ OPTIONS = {
         "init_from", "model", "onnx", "step", "host", "port", "batch_size", "requests", "images", "megabytes",
         "megapixels", "seconds", "tta",
     ),
+    "ledger": ("add", "metric", "split", "experiment", "words", "hardware", "check", "seeds", "workdir", "root"),
     "transfer export": ("workdir", "to", "force"),
-    "quantize": ("workdir", "step", "calibration", "images", "exclude", "weight_bits", "data_dir", "json"),
+    "quantize": ("workdir", "init_from", "model", "step", "calibration", "images", "calibrate_on", "on", "exclude",
+                 "weight_bits", "data_dir", "json"),
     "export": ("workdir", "to", "step", "weights", "raw", "images", "data_dir", "license", "runtime", "onnx",
                "force"),
     "transfer probe": ("config", "workdir", "layer", "classifier", "json"),
     "prune": ("workdir", "out", "step", "keep", "by", "ranked", "rounds", "multiple", "images", "unstructured",
               "epochs", "learning_rate", "batch_size"),
+    "compare": ("metric", "split", "base", "sort", "predictions", "no_write", "output"),
+    "search": ("space", "trials", "sampler", "pruner", "seed", "metric", "workdir", "config"),
 }  # fmt: skip
 NEEDED = {
     "main": [DIGITS, "--dry_run"], "lr_find": [DIGITS],
+    "sweep": [DIGITS, "--over=model.dropout_rate=0,0.3", "--dry_run"],
     "evaluate": ["--workdir=RUN", "--resamples=0"], "predict": ["--workdir=RUN", "IMAGE"],
     "generate": ["--workdir=RUN"],
+    "ledger": ["--root=OUT"],  # where no ledger is: it trains nothing, and leaves the project's own alone
     "serve": ["--workdir=/nowhere"],  # it never gets so far as to serve
     "report": ["--workdir=RUN", "--quick"], "diagnose": ["--workdir=RUN"], "models": [], "data describe": ["SET"],
     "data check": ["SET"], "transfer export": ["--workdir=RUN", "OUT.safetensors"],
     "transfer probe": [DIGITS], "export": ["--workdir=RUN", "--to=safetensors", "OUT.safetensors"],
     "prune": ["--workdir=RUN", "--out=OUT"],
     "quantize": ["--workdir=RUN", "OUT.onnx", "--step=99999"],
+    "compare": ["RUN"],
+    "search": [DIGITS, "--space=optimizer.learning_rate=log:1e-3:1", "--workdir=OUT", "--dry_run"],
 }  # fmt: skip
 
 

@@ -30,7 +30,8 @@ FLOORS = {
     "ablation": 9,
     "report": 10,
     "main": 11, "evaluate": 11, "predict": 11, "diagnose": 11, "lr_find": 11, "generate": 11,
-    "serve": 11, "prune": 11, "quantize": 11,
+    "serve": 11, "prune": 11, "quantize": 11, "sweep": 11, "compare": 11, "ledger": 11,
+    "search": 11,
 }  # fmt: skip
 
 
@@ -251,6 +252,7 @@ def test_every_dependency_is_bounded_and_ci_installs_one_that_is_allowed():
             *extras["gcs"],
             *extras["export"],
             *extras["quantize"],
+            *extras["search"],
             *extras["test"],
             *extras["dev"],
         ],
@@ -285,11 +287,15 @@ def test_modules_say_what_they_hold():
         "generate",
         "serve",
         "prune",
+        "sweep",
+        "ledger",
+        "search",
         "data.__main__",
         "report.__main__",
         "transfer.__main__",
         "export.__main__",
         "quantize",
+        "compare",
     ],
 )
 def test_importing_a_command_imports_no_jax(name):

@@ -230,14 +230,18 @@ def test_dry_run_of_a_set_that_is_not_here(tmp_path):
         ("serve", run_here),
         ("export.__main__", run_here),
         ("prune", run_here),
+        ("ledger", run_here),
         ("quantize", run_here),
+        ("compare", run_here),
+        ("sweep", run_here),
+        ("search", run_here),
     ],
 )
 def test_help(module, command):
     code, output, _ = command("--help", module=module)
     assert code == 0
     assert f"python -m jaxcnn.{module.removesuffix('.__main__')}" in output
-    assert "--workdir" in output
+    assert "--workdir" in output or module == "compare"  # which takes folders
 
 
 # ---- A hostile afternoon: what is typed, the devices there are, the exit code, what the one line must say.

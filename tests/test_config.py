@@ -57,7 +57,7 @@ def leaves(schema=Config, prefix=""):
 @pytest.mark.parametrize(("path", "field"), leaves(), ids=lambda x: x if isinstance(x, str) else "")
 def test_every_field_can_be_overridden(path, field, monkeypatch):
     # Rules between fields would need a second override.
-    monkeypatch.setattr(command_line, "validate", lambda config, **_: checks._validate_fields(config, ""))
+    monkeypatch.setattr(command_line, "validate", lambda config, **_: checks.check_fields(config, ""))
     monkeypatch.setitem(TASKS, "another", Choice("of:another"))
     before = config_lib.flatten(load())
     value, text = another(before[path], field.metadata, field.type, CHOICES.get(path, field.metadata.get("choices")))

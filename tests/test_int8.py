@@ -179,6 +179,8 @@ def test_what_cannot_be_is_one_line(digits, tmp_path, monkeypatch):
         ([out], "no run given; pass --workdir"),
         ([f"--workdir={digits}"], "one file is written; give its name"),
         ([f"--workdir={digits}", out, out], "one file is written"),
+        ([f"--workdir={digits}", out, "--calibrate_on=photos"], "a run is calibrated on its train"),
+        ([f"--workdir={digits}", out, "--model=lenet5"], "--model=lenet5 is for --init_from"),
         ([f"--workdir={digits}", out, "--calibration=maxmin"], "=maxmin is not known; did you mean 'minmax'"),
         ([f"--workdir={digits}", out, "--step=first"], "--step=first is neither best, last"),
         ([f"--workdir={digits}", out, "--weight_bits=4"], "weight_bits"),

@@ -2,6 +2,7 @@
 
 import ast
 import csv
+import json
 import os
 from functools import partial
 from pathlib import Path
@@ -246,6 +247,55 @@ def test_weights_are_exported_without_a_run(weights, tmp_path):
         assert code == 2
         assert message in errors
         assert len(errors.splitlines()) == 1
+
+
+def test_weights_are_quantised_without_a_run(weights, tmp_path, monkeypatch):
+    """Calibrated on images that are named, of a folder or of a set; a page runs the file in the weights' stead."""
+    pytest.importorskip("onnxruntime", reason="needs the extra `quantize`")
+    from jaxcnn.compression import int8_of_run
+    from jaxcnn.export import runtime
+    from jaxcnn.export.onnx import run_onnx
+
+    monkeypatch.setattr(int8_of_run, "LATENCY", {"rounds": 2, "seconds": 0.002})
+    monkeypatch.setattr(runtime, "runtime_files", lambda *_, **__: dict.fromkeys(runtime.FILES, b""))
+    file, _, _ = weights
+    of = ["--init_from", file, "--model=efficientnet_lite0"]
+    out, facts, photo = tmp_path / "int8.onnx", tmp_path / "facts.json", photograph(tmp_path)
+    arguments = [*of, out, f"--calibrate_on={photo}", f"--json={facts}", "--images=20"]
+    code, output, errors = run_here(*arguments, module="quantize")
+    assert (code, errors) == (0, "")
+    assert "compared on images of photograph.png, which it is calibrated on" in output
+    assert "calibrated by minmax on 1 images of photograph.png" in output
+    told = json.loads(facts.read_text())
+    assert (told["num_images"], told["same"], told["source"]) == (1, 1.0, file.name)
+    network = of_network(str(file), "efficientnet_lite0")
+    images = of_weights(str(file), "efficientnet_lite0").prepare(photo)
+    theirs = run_onnx(out.read_bytes(), images)
+    np.testing.assert_allclose(np.abs(theirs - network.logits(images)).max(), told["difference"], rtol=1e-3)
+    assert 0 < told["difference"] < 0.05 * told["largest"]
+    assert told["bytes"]["int8"] < told["bytes"]["float"] / 3
+
+    page = ["--to=page", tmp_path / "page.html", "--onnx", out, "--on", photo]
+    code, output, errors = run_here(*of, *page, module="export.__main__")
+    assert (code, errors) == (0, "")
+    assert "onnxruntime, of that file, against the run: largest difference" in output
+
+    arguments = [*of, out, "--calibrate_on=digits", f"--on={photo}", f"--json={facts}", "--images=20", "--force"]
+    code, output, errors = run_here(*arguments, module="quantize")
+    assert (code, errors) == (0, "")
+    assert "calibrated by minmax on 20 images of digits, train" in output.replace("\n", " ")
+    assert "compared on images of photograph.png\n" in output
+    assert json.loads(facts.read_text())["num_images"] == 1
+    for options, message in (
+        ([], "weights do not say what images they are for; pass --calibrate_on"),
+        ([f"--calibrate_on={photo}", "--sensitivity"], "--sensitivity is of a run"),
+        (["--calibrate_on=nowhere"], "there is no file or folder 'nowhere'"),
+        (["--calibrate_on=folder:nowhere"], "there is no 'nowhere'"),
+        ([f"--calibrate_on={photo}", "--step=last"], "--init_from has none"),
+    ):
+        code, _, errors = run_here(*of, tmp_path / "x.onnx", *options, module="quantize")
+        assert (code, len(errors.splitlines())) == (2, 1), errors
+        assert message in errors
 
 
 @pytest.mark.parametrize(

@@ -27,7 +27,7 @@ from jaxcnn.errors import UserError
 from jaxcnn.layers.conv import conv
 from jaxcnn.models import MODELS
 from jaxcnn.models.published import PUBLISHED
-from jaxcnn.report import figures, files, from_files, page, study
+from jaxcnn.report import figures, files, from_files, opened, page
 from jaxcnn.report.__main__ import main
 from jaxcnn.report.layers import layers, multiply_adds
 from jaxcnn.report.palette import COLOURS
@@ -240,8 +240,8 @@ def test_what_is_absent_is_said(runs, tmp_path, monkeypatch):
     run.mkdir()
     (run / "checkpoints").symlink_to(runs / "first" / "checkpoints")
     (run / "config.json").write_text(json.dumps(saved))
-    evaluate = mock.Mock(wraps=study.evaluate_run)
-    monkeypatch.setattr(study, "evaluate_run", evaluate)
+    evaluate = mock.Mock(wraps=opened.evaluate_run)
+    monkeypatch.setattr(opened, "evaluate_run", evaluate)
     assert report("--workdir", run)[0] == 0
     assert evaluate.call_count == 1  # not again for each section
     text = (run / "report.html").read_text()

@@ -70,9 +70,14 @@ def test_the_plan_is_read_as_it_was_written_and_may_grow(tmp_path):
     write_plan(folder, grown, experiment="digits")
     write_plan(folder, study(), experiment="digits")  # asks for less: what is there stays
     assert read_plan(folder) == (grown, "digits")
+    older = json.loads((tmp_path / "study" / "plan.json").read_text())
+    del older["config"]["measure_test"]  # a field of a later version
+    (tmp_path / "study" / "plan.json").write_text(json.dumps(older))
+    write_plan(folder, study(), experiment="digits")
+    assert read_plan(folder) == (grown, "digits")
     with pytest.raises(UserError, match="'slow' has other fields"):
         write_plan(folder, study(variants={"slow": {"optimizer.learning_rate": 0.5}}), experiment="digits")
-    with pytest.raises(UserError, match="another config"):
+    with pytest.raises(UserError, match="another config: num_epochs"):
         write_plan(folder, study(config=Config(num_epochs=3.0)), experiment="digits")
 
 

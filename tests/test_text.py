@@ -528,24 +528,24 @@ def test_the_report_shades_the_words_that_decide(review_run):
     from types import SimpleNamespace
 
     from jaxcnn.report.files import read_runs
-    from jaxcnn.report.from_texts import _Study
+    from jaxcnn.report.from_texts import _Sections
 
     (run,) = read_runs([str(review_run / "run")])
-    study = _Study(run, SimpleNamespace(step="best", split="test", data_dir=None), lambda *_: None)
-    text = study.vocabulary.encode("w1 fine w2")
-    tokens = np.zeros(study.evaluation.source.example["tokens"].shape, np.int32)
+    sections = _Sections(run, SimpleNamespace(step="best", split="test", data_dir=None), lambda *_: None)
+    text = sections.vocabulary.encode("w1 fine w2")
+    tokens = np.zeros(sections.evaluation.source.example["tokens"].shape, np.int32)
     tokens[: len(text)] = text
 
     def log_probability(row: np.ndarray) -> np.ndarray:
-        logits = study.finished.outputs(study.finished.variables, {"tokens": row[None]})
+        logits = sections.finished.outputs(sections.finished.variables, {"tokens": row[None]})
         return np.asarray(jax.nn.log_softmax(logits))[0]
 
     whole, falls = log_probability(tokens), []
     for place in range(len(text)):
         without = tokens.copy()
-        without[place] = study.vocabulary.unknown
+        without[place] = sections.vocabulary.unknown
         falls.append(whole.max() - log_probability(without)[whole.argmax()])
-    weighed = study._weighed(tokens)
+    weighed = sections._weighed(tokens)
     assert [piece.strip() for piece, _ in weighed] == ["w1", "fine", "w2"]
     np.testing.assert_allclose([shade for _, shade in weighed], falls / np.abs(falls).max(), atol=1e-4)
 

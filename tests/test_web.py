@@ -16,8 +16,9 @@ import pytest
 from jaxcnn.errors import UserError
 from jaxcnn.export import network as networks
 from jaxcnn.export import runtime
+from jaxcnn.export.onnx import to_onnx
 from jaxcnn.export.parity import images_of
-from jaxcnn.export.web import SAMPLES, folder_of
+from jaxcnn.export.web import SAMPLES, folder_of, page_of
 from jaxcnn.machine import private_cache
 from tests.browser import NAMES, Browser
 from tests.commands import run_here
@@ -199,6 +200,17 @@ def test_one_file_opens_from_disk(trained, runtime_folder, browser, tmp_path):
         each["params"]["request"]["url"] for each in browser.events if each["method"] == "Network.requestWillBeSent"
     ]
     assert not [url for url in fetched if url.startswith(("http:", "https:"))]
+
+
+def test_samples_are_not_cropped_again(trained, runtime_folder, browser, tmp_path):
+    """Of a network whose images were resized to more than it sees, as ImageNet's published weights."""
+    network, images = networks.load(str(trained)), images_of(str(trained), 128)
+    network.facts["resized"] = 12
+    model = to_onnx(network.function, network.variables, network.example).SerializeToString()
+    file = tmp_path / "page.html"
+    file.write_bytes(page_of(network, model, images, runtime.runtime_files(str(runtime_folder))))
+    browser.open(file.as_uri(), until=f"{READY} === 'ready'")
+    np.testing.assert_allclose(page_logits(browser, 5), our_logits(trained)[:5], atol=1e-4)
 
 
 def test_a_file_of_others(trained, tmp_path, monkeypatch):

@@ -7,14 +7,13 @@ import copy
 import dataclasses
 import hashlib
 import re
-import typing
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from etils import epath
 
-from jaxcnn.config import Config, from_dict, parse_fold, to_dict, validate
+from jaxcnn.config import Config, changed_fields, from_dict, parse_fold, to_dict, types_of, validate
 from jaxcnn.errors import UserError, nearest
 from jaxcnn.files import read_json, to_json, write_atomically
 from jaxcnn.plain_data import Number
@@ -61,7 +60,7 @@ class Study:
 
     config: Config
     variants: Mapping[str, Mapping[str, Any]]  # name -> the fields that differ from `config`, by path
-    seeds: tuple[int, ...] = (0, 1, 2, 3, 4, 5)  # fewer than six pairs cannot tell two variants apart: statistics.py
+    seeds: tuple[int, ...] = (0, 1, 2, 3, 4, 5)  # enough for one comparison: statistics.py:pairs_to_decide
     folds: int | None = None  # each seed in each of so many folds of train; none: the config's own splits
     metric: str | None = None  # what is compared: a metric of the task; none: the one that chooses the weights
     split: str = "test"  # what it is measured on; test or validation
@@ -78,14 +77,17 @@ class Study:
                 for variant in self.variants:
                     yield StudyRun(variant, seed, fold)
 
+    def fields_of(self, run: StudyRun) -> dict[str, Any]:
+        """The fields of a run's config that the study sets, by path."""
+        fields = {**self.variants[run.variant], "seed": run.seed}
+        if run.fold is not None:
+            fields |= {"data.fold": f"{run.fold}/{self.folds}", "data.validation_split": None}
+        return fields
+
     def config_of(self, run: StudyRun) -> Config:
         """The config of a run, validated. Raises UserError, naming the variant."""
-        fold = None if run.fold is None else f"{run.fold}/{self.folds}"
-        fields = {**self.variants[run.variant], "seed": run.seed}
-        if fold is not None:
-            fields |= {"data.fold": fold, "data.validation_split": None}
         try:
-            config = overridden(self.config, fields)
+            config = overridden(self.config, self.fields_of(run))
             validate(config)
         except UserError as error:
             raise UserError(f"variant {run.variant!r}: {error}") from None
@@ -99,7 +101,7 @@ def overridden(config: Config, fields: Mapping[str, Any]) -> Config:
         node: Any = config
         *groups, leaf = path.split(".")
         for depth, name in enumerate([*groups, leaf]):
-            hints = typing.get_type_hints(type(node)) if dataclasses.is_dataclass(node) else {}
+            hints = types_of(type(node)) if dataclasses.is_dataclass(node) else {}
             if name not in hints:
                 where = ".".join(["config", *groups[:depth]])
                 raise UserError(f"{where} has no field {name!r}; {nearest(name, hints)}")
@@ -182,7 +184,11 @@ def write_plan(folder: epath.Path, study: Study, *, experiment: str) -> None:
 
 def _check_same(folder: epath.Path, saved: dict[str, Any], now: dict[str, Any]) -> None:
     """Raises UserError where a study would change, not grow."""
-    for name in ("experiment", "config", "folds", "metric", "split"):
+    # an older version's config may lack a field
+    fields = changed_fields(from_dict(saved["config"]), from_dict(now["config"]))
+    if fields:
+        raise UserError(f"{folder} holds a study with another config: {', '.join(fields[:3])}; pass another --workdir")
+    for name in ("experiment", "folds", "metric", "split"):
         if to_json(saved[name]) != to_json(now[name]):
             raise UserError(f"{folder} holds a study with another {name}; pass another --workdir")
     variants = now["variants"]

@@ -150,8 +150,6 @@ def check(
         for each in predicted
     ]
     one = next(batches_of(measured, measured.split, size=1, progress=progress, limit=1))[0]
-    cores = len(os.sched_getaffinity(0))
-    ways = [(threads, size) for threads in sorted({1, cores}) for size in (1, 8)]
     return Checked(
         split=measured.split,
         num_examples=len(labels),
@@ -161,10 +159,15 @@ def check(
         lost_interval=intervals[0]["lost"],
         same=float((predicted[0] == predicted[1]).mean()),
         bytes={"float": os.path.getsize(before), "int8": os.path.getsize(after)},
-        latency=tuple(
-            int8.latency(before, after, prepare(np.repeat(one, size, axis=0)), threads=threads, **LATENCY)
-            for threads, size in ways
-        ),
+        latency=latencies(before, after, prepare(one)),
+    )
+
+
+def latencies(before: Path, after: Path, one: np.ndarray) -> tuple[int8.Latency, ...]:
+    """How long both files take on this CPU, on one core and on all, for one input [1, …] and for eight of it."""
+    ways = [(threads, size) for threads in sorted({1, len(os.sched_getaffinity(0))}) for size in (1, 8)]
+    return tuple(
+        int8.latency(before, after, np.repeat(one, size, axis=0), threads=threads, **LATENCY) for threads, size in ways
     )
 
 
@@ -211,13 +214,18 @@ def tables_of(checked: Checked) -> tuple[Table, Table]:
     smaller = f"{checked.bytes['float'] / checked.bytes['int8']:.2f} x smaller"
     low, high = checked.lost_interval
     worth.add_row("change", f"{_gained(checked.lost):+.2f}", _interval((0 - high, 0 - low)), "", smaller)
-    speed = Table(title="milliseconds a call, in turn", title_justify="left")
+    return worth, speed_table(checked.latency)
+
+
+def speed_table(latency: Sequence[int8.Latency]) -> Table:
+    """A row a number of threads and of images."""
+    table = Table(title="milliseconds a call, in turn", title_justify="left")
     for name in ("threads", "batch", "float", "int8", "float / int8"):
-        speed.add_column(name, justify="right")
-    for each in checked.latency:
+        table.add_column(name, justify="right")
+    for each in latency:
         ratio = f"{each.ratio:.2f} ({each.lowest:.2f} … {each.highest:.2f})"
-        speed.add_row(str(each.threads), str(each.batch_size), f"{each.before:.3g}", f"{each.after:.3g}", ratio)
-    return worth, speed
+        table.add_row(str(each.threads), str(each.batch_size), f"{each.before:.3g}", f"{each.after:.3g}", ratio)
+    return table
 
 
 def sensitivity_table(losses: Sequence[Loss]) -> Table:

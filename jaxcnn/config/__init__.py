@@ -1,7 +1,15 @@
 """The config of a run: its schema, its checks, as plain data, and from a command line."""
 
-from jaxcnn.config.checks import check_unread, parse_channels, parse_fold, parse_steps, type_name, validate
-from jaxcnn.config.plain import RESUMABLE_FIELDS, changed_fields, flatten, from_dict, to_dict
+from jaxcnn.config.checks import (
+    check_fields,
+    check_unread,
+    parse_channels,
+    parse_fold,
+    parse_steps,
+    type_name,
+    validate,
+)
+from jaxcnn.config.plain import RESUMABLE_FIELDS, changed_fields, flatten, from_dict, to_dict, types_of
 from jaxcnn.config.schema import (
     MOST_STEPS,
     AugmentConfig,
@@ -48,6 +56,7 @@ __all__ = [
     "TelemetryConfig",
     "TextConfig",
     "changed_fields",
+    "check_fields",
     "check_unread",
     "flatten",
     "from_dict",
@@ -56,5 +65,6 @@ __all__ = [
     "parse_steps",
     "to_dict",
     "type_name",
+    "types_of",
     "validate",
 ]

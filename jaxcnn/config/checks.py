@@ -14,7 +14,7 @@ from itertools import pairwise
 from typing import Any
 
 from jaxcnn.config.choices import CHOICES, SOURCES
-from jaxcnn.config.plain import flatten
+from jaxcnn.config.plain import flatten, types_of
 from jaxcnn.config.schema import LARGEST_INTEGER, AugmentConfig, Config, DistillConfig, EarlyStopConfig
 from jaxcnn.errors import UserError, nearest
 
@@ -46,7 +46,7 @@ def validate(config: Config, *, unread: bool = True) -> None:
       config: of which integers that stand for floats, and lists for tuples, are made what they stand for.
       unread: whether an option that is changed though nothing reads it is wrong too, as where a run begins.
     """
-    _validate_fields(config, "")
+    check_fields(config)
     if unread:
         check_unread(config)
     for group in (
@@ -203,14 +203,15 @@ def parse_steps(steps: str) -> tuple[int, int]:
     return first, last
 
 
-def _validate_fields(node: Any, prefix: str) -> None:
-    hints = typing.get_type_hints(type(node))
+def check_fields(node: Any, prefix: str = "") -> None:
+    """Raises UserError where a field's type, choice or range is wrong, whatever the others are. Args as in validate."""
+    hints = types_of(type(node))
     for each in dataclasses.fields(node):
         name, value, hint = prefix + each.name, getattr(node, each.name), hints[each.name]
         if dataclasses.is_dataclass(hint):
             if type(value) is not hint:
                 raise UserError(f"{name} must be a {type_name(hint)}, not {value!r}")
-            _validate_fields(value, name + ".")
+            check_fields(value, name + ".")
             continue
         value = _conform(name, value, hint)
         setattr(node, each.name, value)

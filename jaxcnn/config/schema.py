@@ -338,6 +338,7 @@ class Config:
     num_steps: int | None = field(default=None, metadata=_range(1, MOST_STEPS))  # given: instead of num_epochs
     eval_every_epochs: float = field(default=1.0, metadata=_range(above=0))
     log_every_steps: int = field(default=50, metadata=_range(1))
+    measure_test: bool = True  # when the run ends; false: its result is measured on validation alone
     data: DataConfig = field(default_factory=DataConfig)
     table: TableConfig = field(default_factory=TableConfig)
     text: TextConfig = field(default_factory=TextConfig)

@@ -77,7 +77,9 @@ def _define_flags(values: flags.FlagValues) -> None:
     )
     flags.DEFINE_bool("raw", False, "the file takes images that are normalised already", flag_values=values)
     flags.DEFINE_integer("images", 128, "images it is compared on", LEAST_IMAGES, 10**6, flag_values=values)
-    flags.DEFINE_string("on", None, "those of this file or folder, not the run's test images", flag_values=values)
+    flags.DEFINE_string(
+        "on", None, "those of this file, folder or data set, not the run's test images", flag_values=values
+    )
     flags.DEFINE_string("data_dir", None, "where prepared sets lie, if not where they did", flag_values=values)
     flags.DEFINE_string(
         "runtime",
@@ -235,7 +237,7 @@ def _images(values: Any, network: Any, progress: Any) -> Any:
     from jaxcnn.export import parity
 
     if values.on is not None:
-        return parity.images_at(values.on, values.images, network=network)
+        return parity.images_at(values.on, values.images, network=network, data_dir=values.data_dir, progress=progress)
     if values.init_from is not None:
         return parity.random_images(values.images, network.image_shape, "--on names others")
     return parity.images_of(values.workdir, values.images, data_dir=values.data_dir, progress=progress)

@@ -168,6 +168,8 @@ def scores_of(workdir: epath.Path) -> dict[str, Any]:
     for name in ("evaluation.json", "summary.json"):
         try:
             found = read_json(workdir / name, limit=LARGEST_FILE)
+            if name == "summary.json" and "test" not in found["splits"]:  # measure_test=false
+                continue
             of_split = found["splits"]["test"] if name == "summary.json" else found["scores"]
             count = of_split["num_examples"] if name == "summary.json" else found["num_examples"]
             scores = {key: value for key, value in of_split.items() if isinstance(value, float)}

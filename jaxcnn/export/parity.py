@@ -1,6 +1,7 @@
-"""Whether an export computes what the run's network does: on the run's own test images, or on random ones."""
+"""Whether an export computes what the run's network does: on its own test images, on others, or on random ones."""
 
 import itertools
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import PurePath
@@ -8,11 +9,12 @@ from typing import Any
 
 import numpy as np
 
-from jaxcnn.config import from_dict
-from jaxcnn.config.choices import choose
+from jaxcnn.config import Config, DataConfig, from_dict
+from jaxcnn.config.choices import SOURCES, choose
 from jaxcnn.data import Source
 from jaxcnn.data.given import each_image, prepared
 from jaxcnn.data.records import Split
+from jaxcnn.data.sources import open_stored
 from jaxcnn.errors import RunError, UserError
 from jaxcnn.export.network import Network
 from jaxcnn.run import workdir as workdir_lib
@@ -100,11 +102,24 @@ def images_of(workdir: str, count: int, *, data_dir: str | None = None, progress
         workdir_lib.check_data(folder, saved["data"], facts)
     except UserError as error:
         return random_images(count, saved["data"]["image_shape"], f"the run's are not at hand: {error}")
-    return _first(config, source, count, progress)
+    return _first(config, source, "test", count, progress)
 
 
-def images_at(path: str, count: int, *, network: Network) -> Images:
-    """So many images of a file or a folder, prepared as the network's were. Raises UserError, RunError."""
+def images_at(
+    path: str,
+    count: int,
+    *,
+    network: Network,
+    split: str = "test",
+    data_dir: str | None = None,
+    progress: Progress | None = None,
+) -> Images:
+    """So many images of a file, a folder or a data set, prepared as the network's were. Raises UserError, RunError.
+
+    `split`: of a data set, which it is where there is one; else its first.
+    """
+    if path.partition(":")[0] in SOURCES and not os.path.lexists(path):
+        return _of_set(path, split, count, network, data_dir, progress)
     given = itertools.islice(each_image(path), count)
     images = []
     for name, image in prepared(given, image_shape=network.image_shape, ahead=32, resized=network.facts["resized"]):
@@ -114,16 +129,28 @@ def images_at(path: str, count: int, *, network: Network) -> Images:
     return Images(np.stack(images), None, f"images of {PurePath(path).name}")
 
 
+def _of_set(
+    name: str, split: str, count: int, network: Network, data_dir: str | None, progress: Progress | None
+) -> Images:
+    shape = network.image_shape
+    data = DataConfig(name=name, dir=data_dir, channels=shape[2] if shape[2] in (1, 3) else None)
+    stored = open_stored(data, progress=progress, partial=True)
+    split = split if split in stored.splits else next(iter(stored.splits))
+    source = Source(name, stored.class_names, shape, stored.splits, stored.fingerprint)
+    images = _first(Config(data=data, num_devices=1), source, split, count, progress)
+    return replace(images, what=f"images of {name}, {split}")
+
+
 def random_images(count: int, image_shape: Sequence[int], why: str) -> Images:
     """Images of noise, where there are no others."""
     images = np.random.default_rng(0).integers(0, 256, (count, *image_shape), np.uint8)
     return Images(images, None, f"random images ({why})", random=True)
 
 
-def _first(config: Any, source: Source, count: int, progress: Progress | None) -> Images:
-    test = source.splits["test"]
-    places = np.linspace(0, len(test) - 1, min(count, len(test))).astype(int)  # spread: sets may be sorted by class
-    examples = Split(test.records, test.indices[places])
+def _first(config: Any, source: Source, split: str, count: int, progress: Progress | None) -> Images:
+    whole = source.splits[split]
+    places = np.linspace(0, len(whole) - 1, min(count, len(whole))).astype(int)  # spread: sets may be sorted by class
+    examples = Split(whole.records, whole.indices[places])
     only = replace(source, splits={"train": examples, "measured": examples})
     kind = ResidentFeed if is_resident(config, only) else StreamingFeed
     parallel = make_parallel("jit", num_devices=1)

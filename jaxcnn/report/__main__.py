@@ -171,17 +171,17 @@ def make_of_study(
 def _of_network(run: RunFiles, values: Any, log: RunLog, attempt: Attempt) -> tuple[list[Any], Any]:
     """(sections, the split's predictions or None where it could not be measured)."""
     from jaxcnn.report.from_network import SECTIONS
-    from jaxcnn.report.study import Study
+    from jaxcnn.report.opened import Opened
     from jaxcnn.training.parallel import set_up
 
     set_up(None, compilation_cache=run.saved["config"].get("compilation_cache", True))
-    study = Study(run, values.step, values.split, values.image, values.data_dir, log.work)
+    opened = Opened(run, values.step, values.split, values.image, values.data_dir, log.work)
     made = []
     for title, section in SECTIONS.items():
         since = time.perf_counter()
-        made.append(attempt(title, partial(section, study)))
+        made.append(attempt(title, partial(section, opened)))
         log.say(f"{run.name}: {title.lower()}, {time.perf_counter() - since:.1f} s")
-    return made, study.predictions
+    return made, opened.predictions
 
 
 def _attempt(title: str, section: Callable[[], Any], failures: list[str]) -> Any:

@@ -23,11 +23,11 @@ MODEL = "model"
 
 def sections(run: RunFiles, values: Any, progress: Progress) -> dict[str, Callable[[], Section]]:
     """What makes each section, by its title."""
-    study = _Study(run, values, progress)
-    return {"Scores": study.scores, "Forecasts": study.forecasts}
+    made = _Sections(run, values, progress)
+    return {"Scores": made.scores, "Forecasts": made.forecasts}
 
 
-class _Study(Evaluated):
+class _Sections(Evaluated):
     """A run's forecasts of a split."""
 
     @cached_property

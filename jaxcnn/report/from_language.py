@@ -26,11 +26,11 @@ MOST_BITS = 10.0  # of a token, that has the full shade: one of a thousand that 
 
 def sections(run: RunFiles, values: Any, progress: Progress) -> dict[str, Callable[[], Section]]:
     """What makes each section, by its title."""
-    study = _Study(run, values, progress)
-    return {"Scores": study.scores, "Writing": study.writing, "Reading": study.reading}
+    made = _Sections(run, values, progress)
+    return {"Scores": made.scores, "Writing": made.writing, "Reading": made.reading}
 
 
-class _Study(Evaluated):
+class _Sections(Evaluated):
     """A run of a language model."""
 
     resamples = 1000

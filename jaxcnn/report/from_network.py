@@ -10,8 +10,8 @@ from jaxcnn.errors import UserError
 from jaxcnn.report import from_predictions
 from jaxcnn.report.files import shown_name
 from jaxcnn.report.layers import layers
+from jaxcnn.report.opened import Opened
 from jaxcnn.report.page import Cell, Section, figure, paragraph, picture, sheet, table, words
-from jaxcnn.report.study import Study
 from jaxcnn.results import looks
 from jaxcnn.results.augmented import AugmentedImages, augmented_images
 from jaxcnn.results.explain import overlay
@@ -22,9 +22,9 @@ LIKELIEST = 5
 AUGMENTED_IMAGES, AUGMENTED_VERSIONS = 6, 6
 
 
-def filters(study: Study) -> Section:
+def filters(opened: Opened) -> Section:
     """The first layer's weights."""
-    model = study.model
+    model = opened.model
     first = looks.first_filters(
         model.module, model.variables["params"], model.image_shape, model_name=model.config.model.name
     )
@@ -42,29 +42,29 @@ def filters(study: Study) -> Section:
     return Section("Filters", body, {"filters.png": sheet(rows)})
 
 
-def feature_maps(study: Study) -> Section:
+def feature_maps(opened: Opened) -> Section:
     """One image on its way through the stages."""
     from matplotlib import colormaps
 
-    evaluation, model, names = study.evaluation, study.model, study.names
-    if not 0 <= study.image < len(evaluation.labels):
+    evaluation, model, names = opened.evaluation, opened.model, opened.names
+    if not 0 <= opened.image < len(evaluation.labels):
         raise UserError(
-            f"--image={study.image}: the {study.split} split has images 0 to {len(evaluation.labels) - 1:,}"
+            f"--image={opened.image}: the {opened.split} split has images 0 to {len(evaluation.labels) - 1:,}"
         )
-    image = looks.images_of(study.examples, [evaluation.places[study.image]], image_shape=model.image_shape)[0]
+    image = looks.images_of(opened.examples, [evaluation.places[opened.image]], image_shape=model.image_shape)[0]
     stages = looks.feature_maps(model, image)
-    probabilities = evaluation.probabilities[study.image]
+    probabilities = evaluation.probabilities[opened.image]
     likeliest = np.argsort(-probabilities, kind="stable")[:LIKELIEST]
-    label = int(evaluation.labels[study.image])
+    label = int(evaluation.labels[opened.image])
     said = ", ".join(f"{words(names[each])} {probabilities[each]:.1%}" for each in likeliest)
     heats, _ = looks.heat_maps(model, image[None])
     pair = picture(image, f"the image, {names[label]}")
     if heats is not None:
         pair += picture(overlay(image, heats[0]), "where it looked")
-    identifier = words(shown_name(evaluation.identifiers[study.image]))
+    identifier = words(shown_name(evaluation.identifiers[opened.image]))
     body = (
         f'<div class="pictures"><div><div class="pair">{pair}</div></div></div>'
-        f'<p class="note">Image {study.image:,} of {study.split}, {identifier}: <b>{words(names[label])}</b>. '
+        f'<p class="note">Image {opened.image:,} of {opened.split}, {identifier}: <b>{words(names[label])}</b>. '
         f"It said {said}. (Another: --image N.)</p>"
     )
     rows = []
@@ -83,9 +83,9 @@ def feature_maps(study: Study) -> Section:
     return Section("Feature maps", body, {"feature_maps.png": sheet(rows)})
 
 
-def model_table(study: Study) -> Section:
+def model_table(opened: Opened) -> Section:
     """Layers with their parameters, costs and times."""
-    model = study.model
+    model = opened.model
     batch = 8 if max(model.image_shape[:2]) > 64 else 32
     parts, whole = layers(model.module, model.variables, model.image_shape, batch_size=batch)
     measures = ("num_params", "multiply_adds", "seconds")
@@ -119,18 +119,18 @@ def model_table(study: Study) -> Section:
     return Section("Layers", body + paragraph(say, css="note soft"))
 
 
-def augmentation(study: Study) -> Section:
+def augmentation(opened: Opened) -> Section:
     """Training images as the model met them."""
-    saved = study.run.saved["data"]
+    saved = opened.run.saved["data"]
     run, feed = build(
-        study.config,
-        progress=study.progress,
+        opened.config,
+        progress=opened.progress,
         facts=saved,
-        kept_splits=workdir_lib.read_splits(study.run.workdir),
+        kept_splits=workdir_lib.read_splits(opened.run.workdir),
     )
     try:
-        workdir_lib.check_data(study.run.workdir, saved, run.data_facts())
-        count = min(AUGMENTED_IMAGES, study.config.batch_size)
+        workdir_lib.check_data(opened.run.workdir, saved, run.data_facts())
+        count = min(AUGMENTED_IMAGES, opened.config.batch_size)
         shown: AugmentedImages = augmented_images(run, feed, num_images=count, num_versions=AUGMENTED_VERSIONS)
     finally:
         feed.close()
@@ -139,7 +139,7 @@ def augmentation(study: Study) -> Section:
     strips = f'<div class="strip soft" style="{columns}">{heads}</div>'
     rows = []
     for original, versions, label in zip(shown.originals, shown.versions, shown.labels, strict=True):
-        name = study.names[int(np.argmax(label)) if np.ndim(label) else int(label)]
+        name = opened.names[int(np.argmax(label)) if np.ndim(label) else int(label)]
         drawn = "".join(picture(image, f"{name}, augmented") for image in versions)
         strips += f'<div class="strip" style="{columns}">{picture(original, f"{name}, as stored")}<i></i>{drawn}</div>'
         rows.append(Row(name, [original, *versions]))

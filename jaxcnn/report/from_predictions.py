@@ -7,8 +7,8 @@ import numpy as np
 from jaxcnn.data.sheet import Row
 from jaxcnn.report import figures
 from jaxcnn.report.files import shown_name
+from jaxcnn.report.opened import Opened
 from jaxcnn.report.page import Cell, Section, absent, figure, folded, grid, paragraph, picture, sheet, table, words
-from jaxcnn.report.study import Study
 from jaxcnn.report.svg import to_png, to_svg
 from jaxcnn.results import looks
 from jaxcnn.results.explain import overlay
@@ -20,9 +20,9 @@ CONFUSIONS = 10
 CLASSES_OPEN = 30  # classes up to which a table of them is not folded
 
 
-def scores(study: Study) -> Section:
+def scores(opened: Opened) -> Section:
     """Every score with its interval."""
-    evaluation = study.evaluation
+    evaluation = opened.evaluation
     rows = []
     for name, title in SHOWN_SCORES.items():
         value = evaluation.scores.get(name)
@@ -32,23 +32,23 @@ def scores(study: Study) -> Section:
         rows.append([title, f"{value:.4f}", "" if low is None else f"{low:.4f} – {high:.4f}"])
     facts = evaluation.interval_facts
     whole = table(["score", "value", f"{facts['level']:.0%} interval"], rows, caption="Of all classes")
-    note = f"{study.of_what} Intervals: {facts['method']}, {facts['resamples']:,} resamples, seed {facts['seed']}."
+    note = f"{opened.of_what} Intervals: {facts['method']}, {facts['resamples']:,} resamples, seed {facts['seed']}."
     if evaluation.tta != "none":
         note += f" Each image was seen in several views ({evaluation.tta})."
-    each = _classes(study)
-    if len(study.names) <= CLASSES_OPEN:
+    each = _classes(opened)
+    if len(opened.names) <= CLASSES_OPEN:
         body = paragraph(note, css="note soft") + f'<div class="side">{whole}{each}</div>'
     else:
-        body = paragraph(note, css="note soft") + whole + folded(f"All {len(study.names):,} classes", each)
+        body = paragraph(note, css="note soft") + whole + folded(f"All {len(opened.names):,} classes", each)
     body += "".join(absent(f"Note: {each}") for each in evaluation.notes)
-    empty = [name for name, count in zip(study.names, evaluation.classes["support"], strict=True) if not count]
+    empty = [name for name, count in zip(opened.names, evaluation.classes["support"], strict=True) if not count]
     if empty:
         body += absent(f"Without images in this split: {', '.join(empty[:10])}{' …' if len(empty) > 10 else ''}.")
     return Section("Scores", body)
 
 
-def _classes(study: Study) -> str:
-    evaluation, names = study.evaluation, study.names
+def _classes(opened: Opened) -> str:
+    evaluation, names = opened.evaluation, opened.names
     of_class, matrix = evaluation.classes, np.asarray(evaluation.confusion_matrix)
     rows: list[list[str | Cell]] = []
     for number, name in enumerate(names):
@@ -65,9 +65,9 @@ def _classes(study: Study) -> str:
     return table(columns, rows, caption="Of each class; a column's head sorts", names=2, sortable=True)
 
 
-def confusions(study: Study) -> Section:
+def confusions(opened: Opened) -> Section:
     """The matrix, and the most frequent mistakes in words."""
-    return confusion(study.evaluation.confusion_matrix, study.names, things="images", of_what=study.of_what)
+    return confusion(opened.evaluation.confusion_matrix, opened.names, things="images", of_what=opened.of_what)
 
 
 def confusion(
@@ -103,9 +103,9 @@ def confusion(
     return Section("Confusion", body, {"confusion_matrix.png": to_png(drawing)})
 
 
-def calibration(study: Study) -> Section:
+def calibration(opened: Opened) -> Section:
     """The reliability diagram, and what a temperature would change."""
-    evaluation = study.evaluation
+    evaluation = opened.evaluation
     bins = {
         name: np.array([np.nan if value is None else value for value in values], float)
         for name, values in evaluation.reliability.items()
@@ -119,7 +119,7 @@ def calibration(study: Study) -> Section:
         "Reliability: a blue line is the share of the predictions of that confidence that is right; orange is the gap "
         f"to what they claim (dashed: none); pale bins have fewer than {figures.FEW_EXAMPLES} images. Expected "
         f"calibration error {ece:.4f} over {len(bins['count'])} bins; on average {tendency} ({mean:.4f} against "
-        f"{accuracy:.4f}). {study.of_what}"
+        f"{accuracy:.4f}). {opened.of_what}"
     )
     parts = [figure(to_svg(drawing, describe=say), say)]
     scaling = evaluation.calibration
@@ -142,13 +142,13 @@ def calibration(study: Study) -> Section:
 # ---- images
 
 
-def mistakes(study: Study) -> Section:
+def mistakes(opened: Opened) -> Section:
     """The surest wrong predictions, with where the network looked."""
-    evaluation, model, names = study.evaluation, study.model, study.names
+    evaluation, model, names = opened.evaluation, opened.model, opened.names
     chosen = evaluation.surest_mistakes(MISTAKES)
     if not len(chosen):
-        return Section("Mistakes", paragraph(f"None: every prediction is right. {study.of_what}"))
-    images = looks.images_of(study.examples, evaluation.places[chosen], image_shape=model.image_shape)
+        return Section("Mistakes", paragraph(f"None: every prediction is right. {opened.of_what}"))
+    images = looks.images_of(opened.examples, evaluation.places[chosen], image_shape=model.image_shape)
     heats, without = looks.heat_maps(model, images)
     probabilities, items, rows = evaluation.probabilities, [], []
     for place, (number, image) in enumerate(zip(chosen, images, strict=True)):
@@ -172,19 +172,19 @@ def mistakes(study: Study) -> Section:
     )  # fmt: skip
     count = int((evaluation.predicted != evaluation.labels).sum())
     say = f"The {len(chosen)} surest of {count:,} mistakes: what it said and how sure, what it is.{looked}"
-    body = paragraph(f"{say} {study.of_what}", css="note soft")
+    body = paragraph(f"{say} {opened.of_what}", css="note soft")
     body += f'<ul class="pictures">{"".join(items)}</ul>'
     body += absent(f"No Grad-CAM: {without}.") if without else ""
     return Section("Mistakes", body, {"mistakes.png": sheet(rows)})
 
 
-def embedding(study: Study) -> Section:
+def embedding(opened: Opened) -> Section:
     """The features that the head sees, in two dimensions."""
-    evaluation = study.evaluation
-    embedded = looks.embed(study.model, study.examples, evaluation)
+    evaluation = opened.evaluation
+    embedded = looks.embed(opened.model, opened.examples, evaluation)
     labels = evaluation.labels[embedded.chosen]
     wrong = evaluation.predicted[embedded.chosen] != labels
-    many = len(study.names) > figures.LABELLED_CLASSES
+    many = len(opened.names) > figures.LABELLED_CLASSES
     colours = "orange points are mistakes" if many else "a colour is a class, a ring a mistake"
     is_part = len(labels) < len(evaluation.labels)
     count = f"{len(labels):,} of {len(evaluation.labels):,} images" if is_part else f"All {len(labels):,} images"
@@ -192,8 +192,8 @@ def embedding(study: Study) -> Section:
     pca = f"PCA: the two directions of most variance, {embedded.explained:.0%} of it; distances are true within them"
     drawings, pictures = [], {}
     for name, title, points, how in (("tsne", "t-SNE", embedded.tsne, tsne), ("pca", "PCA", embedded.pca, pca)):
-        drawing = figures.embedding(points, labels, wrong, study.names, title=title)
+        drawing = figures.embedding(points, labels, wrong, opened.names, title=title)
         say = f"{how}. {count} by the {embedded.num_features:,} features that the head sees; {colours}."
         drawings.append(figure(to_svg(drawing, describe=say), say))
         pictures[f"{name}.png"] = to_png(drawing)
-    return Section("Embedding", grid(drawings) + paragraph(study.of_what, css="note soft"), pictures)
+    return Section("Embedding", grid(drawings) + paragraph(opened.of_what, css="note soft"), pictures)

@@ -23,8 +23,8 @@ MOST_TOKENS = 200  # of a text, that are left out one by one
 
 def sections(run: RunFiles, values: Any, progress: Progress) -> dict[str, Callable[[], Section]]:
     """What makes each section, by its title."""
-    study = _Study(run, values, progress)
-    return {"Scores": study.scores, "Confusion": study.confusion, "Words": study.words}
+    made = _Sections(run, values, progress)
+    return {"Scores": made.scores, "Confusion": made.confusion, "Words": made.words}
 
 
 def _words_of(value: float | None) -> str:
@@ -32,7 +32,7 @@ def _words_of(value: float | None) -> str:
     return "—" if value is None else f"{value:,}" if isinstance(value, int) else number_in_words(value)
 
 
-class _Study(Evaluated):
+class _Sections(Evaluated):
     """A run of texts."""
 
     resamples = 1000

@@ -17,7 +17,7 @@ import numpy as np
 from etils import epath
 from flax import traverse_util
 
-from jaxcnn.errors import RunError
+from jaxcnn.errors import RunError, WriteError
 from jaxcnn.files import finite, read_json, write_atomically
 from jaxcnn.run.orbax_mends import mend_orbax
 
@@ -190,7 +190,7 @@ class Checkpoints:
 
     def _failed(self, error: Exception) -> RunError:
         reason = " ".join(str(error).split())[:200]
-        return RunError(f"saving to {self._folder} failed ({type(error).__name__}: {reason}); check space and rights")
+        return WriteError(f"saving to {self._folder} failed ({type(error).__name__}: {reason}); check space and rights")
 
     def restore_newest(self, like: Any, *, loose: str | None = None) -> tuple[int, Any, dict[str, Any]] | None:
         """(step, tree, extra) of the newest checkpoint that verifies; None when there is none at all.

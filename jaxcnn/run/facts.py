@@ -142,7 +142,7 @@ def read_facts(workdir: epath.Path) -> Facts:
         timing=read_rows(workdir / "timing.jsonl"),
         summary=read_summary(workdir),
         telemetry=read_rows(workdir / "telemetry.jsonl") or None,
-        predictions=_read_predictions(workdir / "predictions.csv"),
+        predictions=read_predictions(workdir / "predictions.csv"),
         data_check=_read_data_check(workdir / "data_check.json"),
         shared=None if splits is None else _shared_examples(splits),
         workdir=os.fspath(workdir),
@@ -163,7 +163,8 @@ def _read_data_check(file: epath.Path) -> dict[str, Any] | None:
 _WITHOUT_CLASSES = {"tokens", "perplexity"}, {"truth_1", "forecast_1"}  # columns of language models, and of forecasts
 
 
-def _read_predictions(file: epath.Path) -> SavedPredictions | None:
+def read_predictions(file: epath.Path) -> SavedPredictions | None:
+    """Content of a file that `evaluate` wrote; None without one, or of no classes. Raises UserError: it is damaged."""
     if not file.exists():
         return None
     try:

@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from jaxcnn.errors import RunError, UserError
+from jaxcnn.errors import UserError, WriteError
 from jaxcnn.files import append, finite, from_json, is_remote, read_bytes, to_json, write_atomically
 from jaxcnn.plain_data import Number, conforms
 from jaxcnn.run.tensorboard import TensorBoard
@@ -159,11 +159,11 @@ class RunLog:
         self._writing(partial(write_atomically, self._workdir / name, content))
 
     def _writing(self, write: Callable[[], None]) -> None:
-        """Writes. Raises RunError where that fails, which leaves the run as it was at its last checkpoint."""
+        """Writes. Raises WriteError where that fails, which leaves the run as it was at its last checkpoint."""
         try:
             write()
         except Exception as error:  # a bucket's own errors are no OSError
-            raise RunError(
+            raise WriteError(
                 f"writing to {self._workdir} failed ({one_line(error)}); make room, and run the same command again"
             ) from error
 

@@ -88,7 +88,10 @@ def _insist(reading: int) -> None:
 
 @contextmanager
 def between_steps() -> Iterator[list[str]]:
-    """Yields the names of the signals that have come, none at first; those that come within raise nothing."""
+    """Yields the names of the signals that have come, none at first; those that come within raise nothing.
+
+    Raises Preempted at the end where one has come and the block ended as if none had: another run may follow.
+    """
     global _training
     if threading.current_thread() is not threading.main_thread():
         yield []
@@ -98,10 +101,14 @@ def between_steps() -> Iterator[list[str]]:
     if not _noted:
         for each in _SIGNALS:
             signal.signal(each, _note)
+    missed: list[str] = []
     try:
         yield _noted
+        missed = list(_noted)
     finally:
         _training = False
         for each, handler in before.items():
             signal.signal(each, handler)
         _noted.clear()
+    if missed:
+        raise Preempted(f"{missed[0]}: {_OUTSIDE}")

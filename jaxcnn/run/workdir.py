@@ -24,7 +24,10 @@ from jaxcnn.terminal import one_line
 SCHEMES = ("gs", "s3", "az", "hf")  # of URLs: those of etils.epath
 LARGEST_IMAGE = 1 << 28  # values: height times width times channels
 LARGEST_SPLITS = 1 << 28  # bytes of splits.npz, and eight times that of what is in it
+FAILED = "failed.json"  # of a study's run that failed: why
+OWN_LINES = "run.log"  # of a study's run: what a terminal would have shown
 _LOCK = ".lock"
+_BESIDE = {_LOCK, FAILED, OWN_LINES}  # what may lie there before the run does
 _COUNT = Number(0, 2**53, integer=True)
 _METRIC = (Number(), None)  # null: it is not finite
 _RUN = {
@@ -82,6 +85,10 @@ _SUMMARY: dict[Any, Any] = {
 }  # fmt: skip
 
 
+class TakenError(UserError):
+    """Another process is training in the folder."""
+
+
 def resolve(workdir: str) -> epath.Path:
     """An absolute path, or the URL as it is. Raises UserError for what can be none."""
     scheme, separator, _ = workdir.partition("://")
@@ -109,7 +116,7 @@ def check(workdir: epath.Path, experiment: str, config: Config) -> bool:
             return False
         if not workdir.is_dir():
             raise UserError(f"workdir {workdir} is a file; pass --workdir a folder")
-        names = {each.name for each in workdir.iterdir()} - {_LOCK}
+        names = {each.name for each in workdir.iterdir()} - _BESIDE
     except UserError:
         raise
     except Exception as error:  # gcsfs and google-auth have their own, which are no OSError
@@ -258,8 +265,15 @@ def check_excluded(workdir: epath.Path, file: str | None, digest: str | None) ->
 
 def has_checkpoints(workdir: epath.Path) -> bool:
     """Whether a run in the folder goes on from a checkpoint rather than begins."""
+    return newest_step(workdir) is not None
+
+
+def newest_step(workdir: epath.Path) -> int | None:
+    """The step of the newest checkpoint in the folder; None where there is none."""
     folder = workdir / "checkpoints"
-    return folder.exists() and any(each.name.isdigit() for each in folder.iterdir())
+    if not folder.exists():
+        return None
+    return max((int(each.name) for each in folder.iterdir() if each.name.isdigit()), default=None)
 
 
 def write_config(
@@ -335,7 +349,7 @@ def write_splits(workdir: epath.Path, record_numbers: dict[str, Any]) -> None:
 
 @contextmanager
 def claimed(workdir: epath.Path) -> Iterator[None]:
-    """Makes the folder, and keeps a second process out of it where it is local. Raises UserError."""
+    """Makes the folder, and keeps a second process out of it where it is local. Raises UserError, TakenError."""
     with ExitStack() as stack:
         existed, local = False, not is_remote(workdir)
         try:
@@ -344,7 +358,7 @@ def claimed(workdir: epath.Path) -> Iterator[None]:
             if local:
                 stack.enter_context(locked(workdir / _LOCK))
         except BlockingIOError:
-            raise UserError(
+            raise TakenError(
                 f"another process is training in {workdir}; wait for it, or pass another --workdir"
             ) from None
         except Exception as error:
@@ -358,6 +372,17 @@ def claimed(workdir: epath.Path) -> Iterator[None]:
                 Path(workdir / _LOCK).unlink()
                 if not existed:
                     Path(workdir).rmdir()
+
+
+def is_taken(workdir: epath.Path) -> bool:
+    """Whether another process is training in a local folder now."""
+    try:
+        with locked(workdir / _LOCK):
+            return False
+    except BlockingIOError:
+        return True
+    except OSError:  # there is no such folder
+        return False
 
 
 def check_links(workdir: epath.Path, *names: str) -> None:

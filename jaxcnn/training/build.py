@@ -4,6 +4,7 @@ Everything derived from the config (steps, scaled rate, statistics of the data) 
 values.
 """
 
+import copy
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -94,7 +95,7 @@ class Run:
         """The state before the first step, on the default device: drawn, then what `pretrained` has in its place."""
         from_data = hasattr(self.learning.model, "from_data")
         examples = self.examples(FIRST_EXAMPLES) if from_data else None
-        state = jax.jit(self.init_from)(jax.random.key(self.config.seed), examples)
+        state = self._init(jax.random.key(self.config.seed), examples)
         if self.pretrained is None:
             return state
         variables = self.pretrained.over({"params": state.params, "batch_stats": state.batch_stats})
@@ -104,6 +105,10 @@ class Run:
             opt_state=jax.jit(self.learning.optimizer.init)(variables["params"]),
             ema=jax.tree.map(jnp.copy, variables) if state.ema is not None else None,
         )
+
+    @cached_property
+    def _init(self) -> Callable:
+        return jax.jit(self.init_from)
 
     @cached_property
     def pretrained(self) -> Pretrained | None:
@@ -152,6 +157,18 @@ class Run:
                 examples=examples,
                 carries=None if learning.stream_steps is None else self.config.batch_size,
             )
+
+    def with_seed(self, config: Config) -> "Run":
+        """The same pieces, with all that was traced of them, of a config that differs in the seed alone."""
+        run = copy.copy(self)
+        object.__setattr__(run, "config", config)  # it is frozen for all but its maker
+        return run
+
+    @property
+    def measured_splits(self) -> list[str]:
+        """The splits that the result is measured on."""
+        wanted = ("validation", *(("test",) if self.config.measure_test else ()))
+        return [split for split in wanted if split in self.source.splits]
 
     def data_facts(self) -> dict[str, Any]:
         """What a run's folder says of its data."""
@@ -299,6 +316,7 @@ def _check_validation(config: Config, source: Source) -> None:
     for name, watches in (
         ("early_stop.patience_evaluations", config.early_stop.patience_evaluations is not None),
         ("schedule.name=plateau", config.schedule.name == "plateau"),
+        ("measure_test=false", not config.measure_test),
     ):
         if watches:
             raise UserError(f"{name} needs a validation split, and there is none: set data.validation_fraction above 0")

@@ -3,6 +3,7 @@
 The loop does not know which it has. Both give the same examples in the same order.
 """
 
+import copy
 from collections.abc import Callable, Iterable, Iterator
 from functools import cached_property
 from typing import Any
@@ -178,6 +179,12 @@ class ResidentFeed:
         inputs = evaluation_inputs(count, batch_size)
         for index, mask in zip(inputs["index"], inputs["mask"], strict=True):
             yield data, self._parallel.shard({"index": index[rows], "mask": mask[rows]})
+
+    def with_seed(self, config: Config) -> "ResidentFeed":
+        """The same examples, decoded once, in the order of a config that differs in the seed alone."""
+        feed = copy.copy(self)
+        feed._config, feed._device = config, {}
+        return feed
 
     def close(self) -> None:
         """Lets go of the device's copy."""

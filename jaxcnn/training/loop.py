@@ -3,7 +3,7 @@
 import math
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -27,6 +27,10 @@ from jaxcnn.training.patience import Watch
 from jaxcnn.training.step import TrainState
 from jaxcnn.training.telemetry import Telemetry
 
+# (an evaluation's number, from 1; validation's value of the metric that chooses the weights) -> why the run ends there,
+# or None: it goes on. One that is repeated by a resumed run has the number that it had.
+AfterEvaluation = Callable[[int, float], str | None]
+
 
 @dataclass
 class Standing:
@@ -47,6 +51,7 @@ def train(
     *,
     begin: Callable[[int], None] = lambda step: None,
     end: Callable[[int, dict[str, Any]], None] = lambda step, variables: None,
+    after_evaluation: AfterEvaluation = lambda number, value: None,
 ) -> dict[str, Any]:
     """Trains to the end, from wherever the checkpoints stand, and measures the result.
 
@@ -57,6 +62,7 @@ def train(
       checkpoints: of its folder.
       begin: told the step at which this begins, once the log is open.
       end: told the last step, and the variables on the host that are the run's result.
+      after_evaluation: told of each evaluation; may end the run there, as early stopping does.
 
     Returns:
       What summary.json says of it: `step`, `epochs`, `weights`, `splits`, `seconds`, the rate of examples; and
@@ -84,6 +90,9 @@ def train(
             if evaluates:
                 metrics, is_best = _validate(run, feed, log, standing, stepper)
                 _sample(run, log, standing)
+                if metrics is not None:
+                    value = metrics[run.learning.selections.best.name]
+                    standing.watch = replace(standing.watch, ended=after_evaluation(standing.watch.evaluations, value))
                 saves = saves or is_best or standing.watch.is_over(run.config)
                 clock.lap("evaluate", standing.step)
             if saves or signals:
@@ -307,7 +316,7 @@ def _measure(
     variables = run.parallel.replicate(chosen)
     splits = {}
     clock.lap("save", step)
-    for split in ("validation", "test") if "validation" in run.source.splits else ("test",):
+    for split in run.measured_splits:
         (values,) = evaluate_split(run, feed, split, variables)
         splits[split] = {**values, "num_examples": feed.num_counted(split)}
     clock.lap("evaluate", step)

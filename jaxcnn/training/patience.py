@@ -36,6 +36,8 @@ class Watch:
     plateau: Best = Best()
     cooldown: int = 0  # evaluations that plateau still lets pass
     rate_factor: float = 1.0  # plateau: on the schedule's learning rate
+    evaluations: int = 0  # so far
+    ended: str | None = None  # why who was told of an evaluation has ended the run there
 
     @staticmethod
     def of(saved: dict[str, Any] | None) -> "Watch":
@@ -59,7 +61,7 @@ class Watch:
           selections: the metrics that decide.
           warming_up: the rate still rises, so plateau does not count this one.
         """
-        watch, stop = self, selections.stop
+        watch, stop = dataclasses.replace(self, evaluations=self.evaluations + 1), selections.stop
         if config.early_stop.patience_evaluations is not None:
             least = config.early_stop.min_delta
             watch = dataclasses.replace(
@@ -89,10 +91,12 @@ class Watch:
     def is_over(self, config: Config) -> bool:
         """Whether the run ends here."""
         patience = config.early_stop.patience_evaluations
-        return patience is not None and self.stop.evaluations_since >= patience
+        return self.ended is not None or (patience is not None and self.stop.evaluations_since >= patience)
 
     def why_over(self, config: Config, selections: "Selections", step: int) -> str:
         """Words for summary.json."""
+        if self.ended is not None:
+            return f"{self.ended}, at step {step}"
         by = f" by more than {config.early_stop.min_delta:g}" if config.early_stop.min_delta else ""
         count = f"{self.stop.evaluations_since} evaluation{'' if self.stop.evaluations_since == 1 else 's'}"
         return f"no better validation {selections.stop.metric.name}{by} for {count}, at step {step}"

@@ -53,10 +53,10 @@
   const small = document.createElement("canvas");
 
   // what is drawn, scaled so that its shorter side is as the network's images were before they were cropped, and its
-  // middle
-  function shrunk(source, sourceWidth, sourceHeight) {
+  // middle; a sample was cropped already
+  function shrunk(source, sourceWidth, sourceHeight, resized = facts.resized) {
     let [from, w, h] = [source, sourceWidth, sourceHeight];
-    while (Math.max(width / w, height / h) * facts.resized / Math.min(width, height) < 0.5) { // by halves, so that no pixel is passed over
+    while (Math.max(width / w, height / h) * resized / Math.min(width, height) < 0.5) { // by halves, so that no pixel is passed over
       const half = document.createElement("canvas");
       half.width = Math.ceil(w / 2); half.height = Math.ceil(h / 2);
       half.getContext("2d").drawImage(from, 0, 0, half.width, half.height);
@@ -64,7 +64,7 @@
     }
     small.width = width; small.height = height;
     const context = small.getContext("2d", { willReadFrequently: true });
-    const scale = Math.max(width / w, height / h) * facts.resized / Math.min(width, height);
+    const scale = Math.max(width / w, height / h) * resized / Math.min(width, height);
     context.imageSmoothingEnabled = scale !== 1; context.imageSmoothingQuality = "high";
     if (channels < 4) { context.fillStyle = "#fff"; context.fillRect(0, 0, width, height); }
     context.drawImage(from, (width - w * scale) / 2, (height - h * scale) / 2, w * scale, h * scale);
@@ -141,9 +141,12 @@
 
   // ---- what is given
 
-  function take(source, w, h) {
+  function ofSample(picture) {
+    return shrunk(picture, picture.naturalWidth, picture.naturalHeight, Math.min(width, height));
+  }
+
+  function take(levels) {
     stopCamera(); drawing(false);
-    const levels = shrunk(source, w, h);
     show(levels);
     classify(levels);
     return levels;
@@ -152,7 +155,7 @@
   async function takeFile(file) {
     try {
       const picture = await createImageBitmap(file);
-      take(picture, picture.width, picture.height);
+      take(shrunk(picture, picture.width, picture.height));
     } catch {
       at("status").textContent = "This is no image that the browser can read.";
     }
@@ -192,7 +195,7 @@
       const button = document.createElement("button");
       button.type = "button"; button.title = label;
       button.append(picture);
-      button.onclick = () => take(picture, picture.naturalWidth, picture.naturalHeight);
+      button.onclick = () => take(ofSample(picture));
       at("samples").append(button);
       await picture.decode();
     }
@@ -330,10 +333,7 @@
   window.network = {
     logits,
     facts: () => facts,
-    ofSample: (number) => {
-      const picture = at("samples").children[number].firstElementChild;
-      return logits(shrunk(picture, picture.naturalWidth, picture.naturalHeight));
-    },
+    ofSample: (number) => logits(ofSample(at("samples").children[number].firstElementChild)),
   };
   main();
 })();

@@ -16,7 +16,7 @@ from jaxcnn.training.feed import Progress
 
 
 @dataclass(frozen=True)
-class Study:
+class Opened:
     """A run's network and data, each opened when it is first needed."""
 
     run: RunFiles
