@@ -12,6 +12,7 @@ from etils import epath
 from jaxcnn.errors import UserError
 from jaxcnn.report import figures, study_figures
 from jaxcnn.report.from_study import MOST_ROWS
+from jaxcnn.report.study_board import _column
 from jaxcnn.report.study_figures import scale_of
 from jaxcnn.report.study_files import Curve, band_of, study_of
 from tests.browser import Browser
@@ -175,7 +176,7 @@ def test_wrong_commands_and_folders_are_one_line(made, tmp_path):
     for content, words in (
         (told | {"base": "none"}, "the base 'none' is none of its variants"),
         (told | {"variants": 3}, "cannot be read"),
-        (outside, "lies outside of the study"),
+        (outside, "is none of the study's"),
     ):
         (tmp_path / "plan.json").write_text((folder / "plan.json").read_text())
         (tmp_path / "study.json").write_text(json.dumps(content))
@@ -208,3 +209,67 @@ def test_in_a_real_browser(made, tmp_path):
         assert tab.faults() == []
     finally:
         tab.close()
+
+
+# ---- TensorBoard's table
+
+
+def test_tensorboard_shows_the_study_as_a_table(made):
+    """Asked of its own backend: the varied fields alone are columns, a variant is a row with its runs' mean."""
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing import data_provider, plugin_event_multiplexer
+    from tensorboard.context import RequestContext
+    from tensorboard.plugins import base_plugin
+    from tensorboard.plugins.hparams import api_pb2, backend_context, get_experiment, list_session_groups
+
+    result, _, folder = made
+    multiplexer = plugin_event_multiplexer.EventMultiplexer().AddRunsFromDirectory(str(folder / "tensorboard"))
+    multiplexer.Reload()
+    provider = data_provider.MultiplexerDataProvider(multiplexer, "")
+    context = backend_context.Context(base_plugin.TBContext(data_provider=provider))
+    asked = RequestContext()
+    experiment = get_experiment.Handler(
+        asked, context, "", api_pb2.GetExperimentRequest(hparams_limit=0, include_metrics=True)
+    ).run()
+    assert {each.name for each in experiment.hparam_infos} == {"optimizer.learning_rate", "model.dropout_rate"}
+    assert [each.name.tag for each in experiment.metric_infos] == ["accuracy"]
+    request = api_pb2.ListSessionGroupsRequest(
+        slice_size=100, aggregation_type=api_pb2.AGGREGATION_AVG, include_metrics=True,
+        allowed_statuses=[api_pb2.STATUS_SUCCESS],
+        col_params=[
+            api_pb2.ColParams(metric=experiment.metric_infos[0].name, include_in_result=True),
+            *(api_pb2.ColParams(hparam=each.name, include_in_result=True) for each in experiment.hparam_infos),
+        ],
+    )  # fmt: skip
+    groups = list_session_groups.Handler(asked, context, "", request).run().session_groups
+    assert len(groups) == len(result["variants"])
+    assert sum(len(group.sessions) for group in groups) == 6 * len(groups) - 1
+    shown = {
+        (group.hparams["optimizer.learning_rate"].number_value, group.hparams["model.dropout_rate"].number_value): (
+            group.metric_values[0].value
+        )
+        for group in groups
+    }
+    for variant in result["variants"].values():
+        key = variant["overrides"]["optimizer.learning_rate"], variant["overrides"]["model.dropout_rate"]
+        assert shown[key] == pytest.approx(variant["mean"], rel=1e-6)
+
+
+def test_the_table_is_written_anew(tmp_path):
+    """And nothing else there is touched."""
+    make_study(tmp_path / "study", {"base": {}, "b": {"batch_size": 8}}, seeds=1, epochs=1)
+    mine = tmp_path / "study" / "tensorboard" / "train" / "events"
+    mine.parent.mkdir(parents=True)
+    mine.write_text("a run's own")
+    for _ in range(2):
+        assert report("--workdir", tmp_path / "study")[0] == 0
+        files = [path for path in (tmp_path / "study" / "tensorboard").rglob("*") if path.is_file()]
+        assert len(files) == 3
+        assert mine in files
+
+
+def test_a_column_is_of_one_kind():
+    assert _column([1, 2.5]) == [1, 2.5]
+    assert _column([None, 2.5]) == ["null", "2.5"]
+    assert _column([True, False]) == [True, False]
+    assert _column([True, 2]) == ["true", "2"]

@@ -1,6 +1,7 @@
 """Writes report.html about runs, or a study: python -m jaxcnn.report --workdir DIR [DIR2 …] [--output DIR] [--quick]
 
-One page that needs nothing else, and report/ beside it with its figures as PNGs, in the first folder or --output.
+One page that needs nothing else, and report/ beside it with its figures as PNGs, in the first folder or --output; of a
+study tensorboard/ too.
 Exit codes: 0 done; 1 a section could not be made, which the page says; 2 the command or a folder is wrong.
 """
 
@@ -19,6 +20,7 @@ from jaxcnn.command import HELP_FLAGS, check_outputs, check_step, flags_help, pa
 from jaxcnn.config.choices import TASKS, load_function
 from jaxcnn.errors import RunError, UserError, nearest
 from jaxcnn.files import write_atomically
+from jaxcnn.report import study_board
 from jaxcnn.report.files import RunFiles, read_runs, shown_name
 from jaxcnn.report.study_files import SearchFiles, StudyFiles, holds_study, search_of, study_of
 from jaxcnn.run import workdir as workdir_lib
@@ -53,15 +55,16 @@ def main(argv: list[str], start: float) -> int:
     check_step(values.step)
     check_outputs(values, "output", folder=True)
     folders = [workdir_lib.resolve(each) for each in workdirs]
-    study = next((folder for folder in folders if holds_study(folder)), None)
+    study, compared = next((folder for folder in folders if holds_study(folder)), None), None
     if study is not None:
         _check_alone(study, folders, values)
-        make_page = partial(make_of_study, study_of(study), search_of(study))
+        compared = study_of(study)
+        make_page = partial(make_of_study, compared, search_of(study))
     else:
         make_page = partial(make, read_runs(workdirs), values)
     output = workdir_lib.resolve(values.output) if values.output else folders[0]
     log = RunLog(output, tensorboard=False)
-    workdir_lib.check_links(output, "report")
+    workdir_lib.check_links(output, "report", *([] if compared is None else [study_board.FOLDER]))
     with writing(output):
         (output / "report").mkdir(parents=True, exist_ok=True)  # said now, not in a minute
     html, pictures, failed = make_page(log)
@@ -70,6 +73,8 @@ def main(argv: list[str], start: float) -> int:
             (output / "report" / name).parent.mkdir(parents=True, exist_ok=True)
             write_atomically(output / "report" / name, content)
         write_atomically(output / "report.html", html.encode())
+        if compared is not None:
+            study_board.write_board(compared, output / study_board.FOLDER)
     log.say(f"{output / 'report.html'}: {len(html.encode()) / 1e6:.1f} MB; {len(pictures)} PNGs in {output / 'report'}")
     return int(failed)
 

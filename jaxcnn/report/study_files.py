@@ -12,10 +12,12 @@ from typing import Any
 import numpy as np
 from etils import epath
 
+from jaxcnn.ablation.results import Asked, read_study
 from jaxcnn.ablation.study import PLAN, read_plan
+from jaxcnn.ablation.tables import json_of
 from jaxcnn.config import flatten
 from jaxcnn.errors import UserError
-from jaxcnn.files import finite, read_json, to_json
+from jaxcnn.files import finite, from_json, read_json, to_json
 from jaxcnn.fingerprints import fingerprint_of
 from jaxcnn.plain_data import Number
 from jaxcnn.plain_data import check as check_schema
@@ -186,11 +188,17 @@ def holds_study(folder: epath.Path) -> bool:
 
 
 def study_of(folder: epath.Path) -> StudyFiles | None:
-    """The study that a folder holds, as it was compared; none where it has no plan. Raises UserError."""
+    """The study that a folder holds, as it was compared, or as it stands; none where it has no plan.
+
+    Raises UserError: a file is damaged, or no run has finished yet.
+    """
     if not (folder / PLAN).exists():
         return None
     study, _ = read_plan(folder)
-    result = _read(folder / STUDY, _STUDY_FIELDS, f"run python -m jaxcnn.compare {folder} first")
+    if (folder / STUDY).exists():
+        result = _read(folder / STUDY, _STUDY_FIELDS, "")
+    else:
+        result = from_json(json_of(read_study(folder, Asked())))
     _check_result(folder / STUDY, result)
     fields = flatten(study.config)
     return StudyFiles(folder, result, fields, fingerprint_of(fields))
@@ -224,8 +232,8 @@ def _check_result(file: epath.Path, result: Mapping[str, Any]) -> None:
             raise UserError(f"{file}: an interval has two ends; make it anew")
         for run in each["runs"]:
             path = PurePosixPath(run["folder"])
-            if path.is_absolute() or ".." in path.parts:
-                raise UserError(f"{file}: the run {run['folder']!r} lies outside of the study; make it anew")
+            if path.parts[:1] != ("runs",) or len(path.parts) < 2 or ".." in path.parts:
+                raise UserError(f"{file}: the run {run['folder']!r} is none of the study's; make it anew")
 
 
 def _number(value: Any) -> float:

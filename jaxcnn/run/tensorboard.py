@@ -88,8 +88,13 @@ class TensorBoard:
                 walltime=time.time(),
             )
 
-    def hyperparameters(self, values: Mapping[str, Any], metrics: Sequence[tuple[str, str]]) -> None:
-        """Writes what a run is compared with others by: config fields, and (split, name) of the metrics beside them."""
+    def hyperparameters(
+        self, values: Mapping[str, Any], metrics: Sequence[tuple[str, str]], *, group: str = ""
+    ) -> None:
+        """Writes what a run is compared with others by: config fields, and (split, name) of the metrics beside them.
+
+        Runs of one `group` are one row, with the means of their metrics; "" is a row of its own.
+        """
         from tensorboardX.proto.api_pb2 import MetricInfo, MetricName
         from tensorboardX.proto.plugin_hparams_pb2 import HParamsPluginData
         from tensorboardX.summary import hparams
@@ -104,6 +109,10 @@ class TensorBoard:
             for split, name in metrics
         )
         content.content = told.SerializeToString()
+        of_run = start.value[0].metadata.plugin_data
+        told = HParamsPluginData.FromString(of_run.content)
+        told.session_start_info.group_name = group
+        of_run.content = told.SerializeToString()
         for summary in (experiment, start):
             self._writer(ROOT).file_writer.add_summary(summary)
 
