@@ -3,6 +3,7 @@
 import html
 import json
 import re
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -168,6 +169,21 @@ def test_scales_of_parallel_coordinates():
 # ---- what is wrong
 
 
+def test_nothing_is_removed_through_a_link(made, tmp_path):
+    _, _, folder = made
+    for name in ("plan.json", "study.json"):
+        (tmp_path / name).write_text((folder / name).read_text())
+    run = next(iter(json.loads((folder / "study.json").read_text())["variants"].values()))["runs"][0]
+    theirs = tmp_path / "theirs" / Path(run["folder"]).name
+    theirs.mkdir(parents=True)
+    link = tmp_path / "tensorboard" / Path(run["folder"]).parent
+    link.parent.mkdir(parents=True)
+    link.symlink_to(theirs.parent)
+    with pytest.raises(UserError, match="is a link"):
+        report("--workdir", tmp_path)
+    assert theirs.exists()
+
+
 def test_wrong_commands_and_folders_are_one_line(made, tmp_path):
     _, _, folder = made
     told = json.loads((folder / "study.json").read_text())
@@ -184,7 +200,7 @@ def test_wrong_commands_and_folders_are_one_line(made, tmp_path):
             study_of(epath.Path(tmp_path))
     (tmp_path / "study.json").unlink()
     for arguments, words in (
-        (["--workdir", tmp_path], "study.json is not there; run python -m jaxcnn.compare"),
+        (["--workdir", tmp_path], "that count has finished; run them to their ends first"),
         (["--workdir", folder, folder / "runs"], "a page of its own; pass it alone"),
         (["--workdir", folder, "--step=last"], "--step is of a run's network"),
     ):

@@ -64,7 +64,7 @@ def main(argv: list[str], start: float) -> int:
         make_page = partial(make, read_runs(workdirs), values)
     output = workdir_lib.resolve(values.output) if values.output else folders[0]
     log = RunLog(output, tensorboard=False)
-    workdir_lib.check_links(output, "report", *([] if compared is None else [study_board.FOLDER]))
+    workdir_lib.check_links(output, "report", *([] if compared is None else study_board.FOLDERS))
     with writing(output):
         (output / "report").mkdir(parents=True, exist_ok=True)  # said now, not in a minute
     html, pictures, failed = make_page(log)

@@ -13,6 +13,7 @@ from jaxcnn.report.study_files import StudyFiles
 from jaxcnn.run.tensorboard import ROOT, TensorBoard
 
 FOLDER = "tensorboard"
+FOLDERS = (FOLDER, f"{FOLDER}/runs", f"{FOLDER}/runs/*")  # what is written into: none of it may be a link
 
 
 def write_board(study: StudyFiles, folder: epath.Path) -> None:

@@ -232,7 +232,7 @@ def _check_result(file: epath.Path, result: Mapping[str, Any]) -> None:
             raise UserError(f"{file}: an interval has two ends; make it anew")
         for run in each["runs"]:
             path = PurePosixPath(run["folder"])
-            if path.parts[:1] != ("runs",) or len(path.parts) < 2 or ".." in path.parts:
+            if path.parts[:1] != ("runs",) or len(path.parts) != 3 or ".." in path.parts:
                 raise UserError(f"{file}: the run {run['folder']!r} is none of the study's; make it anew")
 
 
