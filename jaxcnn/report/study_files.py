@@ -13,6 +13,7 @@ import numpy as np
 from etils import epath
 
 from jaxcnn.ablation.results import Asked, read_study
+from jaxcnn.ablation.statistics import student
 from jaxcnn.ablation.study import PLAN, read_plan
 from jaxcnn.ablation.tables import json_of
 from jaxcnn.config import flatten
@@ -252,8 +253,6 @@ class Band:
 
 def band_of(curves: Sequence[Curve], name: str) -> Band:
     """The mean of runs and its band, at the epochs where all of them have a value."""
-    from scipy.special import stdtrit
-
     if not curves:
         return Band(*np.zeros((4, 0)))
     values = [dict(zip(curve.epochs, curve.values[name], strict=True)) for curve in curves]
@@ -263,5 +262,5 @@ def band_of(curves: Sequence[Curve], name: str) -> Band:
     epochs, array, count = epochs[kept], array[:, kept], len(curves)
     mean, half = array.mean(axis=0), np.full(len(epochs), np.nan)
     if count > 1:
-        half = stdtrit(count - 1, 0.975) * array.std(axis=0, ddof=1) / np.sqrt(count)
+        half = student(count) * array.std(axis=0, ddof=1) / np.sqrt(count)
     return Band(epochs, mean, mean - half, mean + half)
