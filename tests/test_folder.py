@@ -613,7 +613,7 @@ CSV = "path,label\nimages/cat/000.png,cat\nimages/dog/000.png,dog\n"
         ("path,label\n\udcff,cat\n", "is not UTF-8"),
         (CSV + "images/cat/\0.png,cat\n", r"line 4 has the control character '\\x00' in its path; take it out"),
         (CSV + "images/cat/001.png,a\x1b[2J\n", r"line 4 has the control character '\\x1b' in its label"),
-        (CSV + "a" * 200_000 + ",cat\n", "line 4 is no CSV: field larger than field limit"),
+        (CSV + "a" * 200_000 + ",cat\n", "line 4 has a path of 200,000 characters, more than 4,096"),
         (CSV + "/dev/zero,cat\n", "line 4: /dev/zero cannot be read: a device or pipe, not a file"),
     ],
 )  # fmt: skip

@@ -40,6 +40,7 @@ _NOT_DATA = frozenset(("thumbs.db", "desktop.ini", "__macosx", "@eadir", "lost+f
 _NOT_IN_LISTS = re.compile("[\n\r\ud800-\udfff]")  # ends of lines, and what is no UTF-8
 _LARGEST_LIST = 1 << 28  # bytes of a CSV: some millions of lines
 _LONGEST_HEADING = 1 << 16  # characters of a CSV's first line
+_LONGEST_FIELD = 4096  # characters of a path, as Linux has it, or of a label
 _CHUNK = 256  # headers a thread reads at a time
 _PATIENCE = 2.0  # seconds before progress is told
 
@@ -438,6 +439,7 @@ def _rows(full_name: str, text: str) -> Iterator[tuple[int, dict[str, str]]]:
     """Line number, path, label and split of each row; the heading tells the delimiter: comma, semicolon or tab."""
     lines = io.StringIO(text, newline="")
     delimiter, columns = _heading(full_name, lines.readline())
+    csv.field_size_limit(max(csv.field_size_limit(), len(text)))  # the same answer whatever else was read before
     reader = csv.reader(lines, delimiter=delimiter)
     try:
         for values in reader:
@@ -475,6 +477,10 @@ def _field(full_name: str, line: int, name: str, value: str) -> str:
     value = re.sub(r"\s*[\r\n\t]\s*", " ", value.strip()) if name == "label" else value.strip()
     if not value:
         raise UserError(f"{full_name}: line {line} has an empty {name}")
+    if len(value) > _LONGEST_FIELD:
+        raise UserError(
+            f"{full_name}: line {line} has a {name} of {len(value):,} characters, more than {_LONGEST_FIELD:,}"
+        )
     if control := re.search(r"[\x00-\x1f\x7f-\x9f]", value):
         raise UserError(f"{full_name}: line {line} has the control character {control[0]!r} in its {name}; take it out")
     return value
