@@ -12,9 +12,10 @@ import numpy as np
 
 from jaxcnn.config import parse_steps
 from jaxcnn.errors import Preempted, RunError
-from jaxcnn.run.checkpoint import Checkpoints, DamagedError, flatten
+from jaxcnn.hosts.job import from_first, is_first
+from jaxcnn.run.checkpoint import Checkpoints, DamagedError, flatten, unflatten
 from jaxcnn.run.log import EXAMPLES_PER_SECOND, RunLog
-from jaxcnn.run.stopping import between_steps
+from jaxcnn.run.stopping import ask_all, between_steps
 from jaxcnn.run.tensorboard import profiling
 from jaxcnn.tasks.metric import AVERAGED
 from jaxcnn.training.bad_layer import first_bad_layer
@@ -82,6 +83,7 @@ def train(
         while not _is_over(run, standing):
             before = standing.step
             stepper.advance(standing, profile)
+            ask_all()
             evaluates, saves = _is_evaluated(run, before, standing.step), _is_saved(run, before, standing.step)
             if not (evaluates or saves or signals):
                 continue
@@ -107,15 +109,21 @@ def train(
 
 def _restore_or_begin(run: Run, checkpoints: Checkpoints, log: RunLog) -> tuple[Standing, Clock]:
     """Where the newest checkpoint stands, or the beginning. Metrics that it has no sums of begin here."""
-    empty = run.learning.metrics.empty()
-    restored = checkpoints.restore_newest({"state": run.abstract_state(), "totals": empty}, loose="totals")
-    if restored:
-        step, tree, extra = restored
+    like = {"state": run.abstract_state(), "totals": run.learning.metrics.empty()}
+
+    def newest_or_new() -> dict[str, Any]:
+        restored = checkpoints.restore_newest(like, loose="totals")
+        if restored is None:
+            return {"step": 0, "arrays": flatten({**like, "state": run.init()}), "extra": None}
+        return {"step": restored[0], "arrays": flatten(restored[1]), "extra": restored[2]}
+
+    found = from_first(newest_or_new)
+    step, tree, extra = found["step"], unflatten(found["arrays"], like), found["extra"]
+    if extra is not None:
         best, clock = extra["best"], Clock(step, extra["seconds"], extra["steps_timed"])
         watch = Watch.of(extra.get("watch"))
         log.say(f"resuming at step {step:,} of {run.learning.total_steps:,}")
     else:
-        step, tree = 0, {"state": run.init(), "totals": empty}
         best, clock, watch = None, Clock(step), Watch()
     replicate = run.parallel.replicate
     return Standing(step, replicate(tree["state"]), replicate(tree["totals"]), best, watch), clock
@@ -292,7 +300,8 @@ def _save(
         "seconds": dict(clock.seconds),
         "steps_timed": clock.steps_timed,
     }
-    checkpoints.save(standing.step, host, extra, metrics)
+    if is_first():  # each process has all of the state, and one writes it
+        checkpoints.save(standing.step, host, extra, metrics)
     clock.lap("save", standing.step)
 
 
@@ -312,7 +321,14 @@ def _measure(
     step, stopped = standing.step, {}
     if step < run.learning.total_steps:
         stopped = {"stopped": standing.watch.why_over(run.config, run.learning.selections, step)}
-    chosen, weights = _choose(run, checkpoints, run.parallel.unreplicate(standing.state), log)
+    last = run.parallel.unreplicate(standing.state)
+
+    def choose() -> dict[str, Any]:
+        variables, words = _choose(run, checkpoints, last, log)
+        return {"arrays": flatten(variables), "words": words}
+
+    found = from_first(choose)
+    chosen, weights = unflatten(found["arrays"], result_variables(last)), found["words"]
     variables = run.parallel.replicate(chosen)
     splits = {}
     clock.lap("save", step)
