@@ -20,9 +20,11 @@ from typing import Any, NoReturn
 from jaxcnn.errors import Preempted, RunError, UserError
 from jaxcnn.files import from_json, to_json
 from jaxcnn.hosts.environment import Cluster, detect
-from jaxcnn.terminal import complain, one_line, shown
+from jaxcnn.terminal import complain, complain_at_length, one_line
 
-HEARTBEAT = 30  # seconds: so long may a process be silent
+SILENCE = 20  # seconds without a sign of a process before the others give it up
+HEARTBEAT = 60  # seconds before JAX may give it up, which names nobody and aborts
+_BEAT = 5.0  # seconds between two signs
 BEGIN_WITHIN = 120  # seconds in which all processes must have begun
 END_WITHIN = 30  # seconds in which all must leave, once all are done
 AGREE_WITHIN = 6 * 3600  # seconds for the slowest to read its data, or for a checkpoint to be on disk
@@ -42,7 +44,8 @@ class _Job:
     told: int = 0  # agreements so far, the same number in each process
     asked: int = 0  # times that asked_to_stop was called, the same in each
     agreed: BaseException | None = None  # an error that every process has
-    ended: bool = field(default=False)
+    heard: dict[int, float] = field(default_factory=dict)  # process -> the clock at its last sign; of all in process 0
+    ended: bool = False
 
 
 _job: _Job | None = None
@@ -120,7 +123,10 @@ def _begin(cluster: Cluster | None) -> _Job:
     own = f"process {state.process_id} on {socket.gethostname()}"
     job = _Job(state.client, state.process_id, [own] * state.num_processes)
     job.names = _tell_all(job, own)
-    threading.Thread(target=_listen, args=(job,), name="failures", daemon=True).start()
+    watched = range(1, len(job.names)) if job.index == 0 else range(1)
+    job.heard = dict.fromkeys(watched, time.monotonic())
+    for target in (_listen, _give_signs, _watch):
+        threading.Thread(target=target, args=(job,), name=target.__name__, daemon=True).start()
     return job
 
 
@@ -175,13 +181,13 @@ def _leave(error: BaseException) -> NoReturn:
     if _is_of_another(error):
         _say_lost(job, error)
     if isinstance(error, UserError | RunError | OSError | KeyboardInterrupt):
-        code, line = getattr(error, "exit_code", 1), one_line(error)
-        complain(f"{job.names[job.index]} failed: {line}")
+        code, line = getattr(error, "exit_code", 1), f"{job.names[job.index]} failed: {one_line(error)}"
+        complain(line)
     elif isinstance(error, SystemExit):
-        code, line = int(error.code or 0), f"it left with {error.code}"
+        code, line = int(error.code or 0), f"{job.names[job.index]} left with {error.code}"
     else:
-        code, line = 1, f"{type(error).__name__}: {one_line(error)}"
-        print(shown(traceback.format_exc()), file=sys.stderr, end="")
+        code, line = 1, f"{job.names[job.index]} failed: {type(error).__name__}: {one_line(error)}"
+        complain_at_length(traceback.format_exc())
     _tell_failure(job, code, line)
     _exit(code)
 
@@ -220,8 +226,48 @@ def _listen(job: _Job) -> None:
     with contextlib.suppress(Exception):
         job.client.key_value_set(f"jaxcnn/heard/{job.index}", "")
     time.sleep(0.2)  # who has the same error by itself says it in its own words
-    complain(f"{job.names[failure['process']]} failed: {failure['line']}")
+    complain(failure["line"])
     _exit(failure["code"])
+
+
+def _give_signs(job: _Job) -> None:
+    """Tells every few seconds that this process is there; in process 0 sees who else is."""
+    last: dict[str, str] = {}
+    count = 0
+    while not job.ended:
+        with contextlib.suppress(Exception):  # _listen says what is wrong
+            count += 1
+            job.client.key_value_set(f"jaxcnn/signs/{job.index}", str(count), allow_overwrite=True)
+            now = time.monotonic()
+            if job.index:
+                job.heard[0] = now
+            else:
+                signs = dict(job.client.key_value_dir_get("jaxcnn/signs/"))
+                job.heard |= {int(each.rpartition("/")[2]): now for each in signs if signs[each] != last.get(each)}
+                last = signs
+        time.sleep(_BEAT)
+
+
+def _watch(job: _Job) -> None:
+    """Ends this process where another has given no sign for long: process 0 watches all, the others process 0."""
+    while not job.ended:
+        before = time.monotonic()
+        time.sleep(1)
+        if time.monotonic() - before > _BEAT:  # this process stood still itself
+            job.heard = dict.fromkeys(job.heard, time.monotonic())
+            continue
+        silent = [number for number, when in job.heard.items() if number != job.index and before - when > SILENCE]
+        if silent and not job.ended:
+            line = _lost_words([job.names[number] for number in silent])
+            complain(line)
+            if job.index == 0:  # else it is the coordinator that is silent
+                _tell_failure(job, Preempted.exit_code, line)
+            _exit(Preempted.exit_code)
+
+
+def _lost_words(names: list[str]) -> str:
+    whom = ", ".join(names[:4]) or "another process"
+    return f"lost {whom}: it was killed, or stands still, or its network is gone; {LOST}"
 
 
 def _is_of_another(error: BaseException) -> bool:
@@ -239,8 +285,7 @@ def _say_lost(job: _Job, error: BaseException) -> NoReturn:
         gone = [name for number, name in enumerate(job.names) if number not in alive]
     except Exception:
         gone = job.names[:1]  # the coordinator itself
-    whom = ", ".join(gone[:4]) or "another process"
-    complain(f"lost {whom}: it was killed, or stands still, or its network is gone; {LOST}")
+    complain(_lost_words(gone))
     _exit(Preempted.exit_code)
 
 
