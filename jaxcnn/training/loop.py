@@ -12,7 +12,7 @@ import numpy as np
 
 from jaxcnn.config import parse_steps
 from jaxcnn.errors import Preempted, RunError
-from jaxcnn.hosts.job import from_first, is_first
+from jaxcnn.hosts import job
 from jaxcnn.run.checkpoint import Checkpoints, DamagedError, flatten, unflatten
 from jaxcnn.run.log import EXAMPLES_PER_SECOND, RunLog
 from jaxcnn.run.stopping import ask_all, between_steps
@@ -27,6 +27,8 @@ from jaxcnn.training.optim import set_rate_factor
 from jaxcnn.training.patience import Watch
 from jaxcnn.training.step import TrainState
 from jaxcnn.training.telemetry import Telemetry
+
+LATE = 0.2  # of its time: a process that waits longer for data is named, where the others do not
 
 # (an evaluation's number, from 1; validation's value of the metric that chooses the weights) -> why the run ends there,
 # or None: it goes on. One that is repeated by a resumed run has the number that it had.
@@ -90,6 +92,7 @@ def train(
             stepper.catch_up(standing)
             metrics = None
             if evaluates:
+                _name_straggler(log, stepper.interval.timing)
                 metrics, is_best = _validate(run, feed, log, standing, stepper)
                 _sample(run, log, standing)
                 if metrics is not None:
@@ -117,7 +120,7 @@ def _restore_or_begin(run: Run, checkpoints: Checkpoints, log: RunLog) -> tuple[
             return {"step": 0, "arrays": flatten({**like, "state": run.init()}), "extra": None}
         return {"step": restored[0], "arrays": flatten(restored[1]), "extra": restored[2]}
 
-    found = from_first(newest_or_new)
+    found = job.from_first(newest_or_new)
     step, tree, extra = found["step"], unflatten(found["arrays"], like), found["extra"]
     if extra is not None:
         best, clock = extra["best"], Clock(step, extra["seconds"], extra["steps_timed"])
@@ -224,6 +227,18 @@ def _validate(
     return metrics, is_best
 
 
+def _name_straggler(log: RunLog, timing: dict[str, float]) -> None:
+    """Says which process of a job waits for its data far longer than the others, which all wait for it."""
+    waits = job.tell_all(timing.get("data_wait", 0.0))
+    latest = max(range(len(waits)), key=waits.__getitem__)
+    others = [*waits[:latest], *waits[latest + 1 :]]
+    if others and waits[latest] > max(LATE, 2 * max(others)):
+        log.say(
+            f"{job.names()[latest]} waits {waits[latest]:.0%} of its time for data, the others at most "
+            f"{max(others):.0%}: the run goes at its pace"
+        )
+
+
 def _sample(run: Run, log: RunLog, standing: Standing) -> None:
     """Has the log keep a sample of what a network makes, where its task has such a thing."""
     if run.task.sample is not None:
@@ -300,7 +315,7 @@ def _save(
         "seconds": dict(clock.seconds),
         "steps_timed": clock.steps_timed,
     }
-    if is_first():  # each process has all of the state, and one writes it
+    if job.is_first():  # each process has all of the state, and one writes it
         checkpoints.save(standing.step, host, extra, metrics)
     clock.lap("save", standing.step)
 
@@ -327,7 +342,7 @@ def _measure(
         variables, words = _choose(run, checkpoints, last, log)
         return {"arrays": flatten(variables), "words": words}
 
-    found = from_first(choose)
+    found = job.from_first(choose)
     chosen, weights = unflatten(found["arrays"], result_variables(last)), found["words"]
     variables = run.parallel.replicate(chosen)
     splits = {}
@@ -337,8 +352,8 @@ def _measure(
         splits[split] = {**values, "num_examples": feed.num_counted(split)}
     clock.lap("evaluate", step)
     end(step, chosen)
-    if feed.num_damaged:
-        log.say(f"{feed.num_damaged:,} damaged records were skipped (data.damaged=skip)")
+    if num_damaged := feed.count_damaged():
+        log.say(f"{num_damaged:,} damaged records were skipped (data.damaged=skip)")
     return {
         "step": step,
         "epochs": round(step / run.learning.steps_per_epoch, 4),
@@ -374,6 +389,7 @@ class _Interval:
     """The training metrics between two rows of the log, fetched once the devices have come so far, never waited for."""
 
     def __init__(self, run: Run, feed: Feed, log: RunLog, rate_factor: float):
+        self.timing: dict[str, float] = {}  # of the last interval
         self.rate_factor = rate_factor  # on the schedule, since the last evaluation
         self._run, self._feed, self._log = run, feed, log
         self._pending: deque[tuple[int, Any]] = deque()
@@ -398,6 +414,7 @@ class _Interval:
             values = self._write(step, totals, state)
             timing = clock.interval(step, self._run.config.batch_size)
             if timing:
+                self.timing = timing
                 self._log.timing(step, timing)
             self._log.interval(step, values, totals, timing)
 

@@ -12,7 +12,6 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jaxcnn.errors import UserError, nearest
@@ -141,13 +140,6 @@ class Parallel:
         """The rows of the global batch that this process feeds; the batch divides over the devices, so over these."""
         size = batch_size // jax.process_count()
         return slice(jax.process_index() * size, (jax.process_index() + 1) * size)
-
-
-def sum_over_hosts(count: int) -> int:
-    """The sum of a number of each host's; every host must ask."""
-    if jax.process_count() == 1:
-        return count
-    return int(multihost_utils.process_allgather(np.array(count)).sum())
 
 
 def _some(devices: list[jax.Device], num_devices: int) -> list[jax.Device]:
