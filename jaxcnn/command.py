@@ -14,7 +14,7 @@ from jaxcnn.errors import Preempted, RunError, UserError
 from jaxcnn.files import check_writable
 from jaxcnn.machine import begin_anew, quiet_libraries
 from jaxcnn.run import stopping
-from jaxcnn.terminal import PatientConsole, complain, exit_code, one_line, shown, take_over
+from jaxcnn.terminal import PatientConsole, complain, complain_at_length, exit_code, one_line, take_over
 
 HELP_FLAGS = {"--help", "-help", "-h", "--helpfull"}
 
@@ -99,7 +99,7 @@ def run_command(command: Any, *, less_memory: str = TRAINING_MEMORY) -> NoReturn
         if is_out_of_memory(error):
             complain(f"out of memory ({one_line(error)[:120]}); {less_memory}")
         else:  # our own fault
-            print(shown(traceback.format_exc()), file=sys.stderr, end="")
+            complain_at_length(traceback.format_exc())
         code = 1
     sys.exit(exit_code(code))
 

@@ -12,6 +12,7 @@ from jaxcnn.command import HELP_FLAGS, flags_help, run_command, show_help
 from jaxcnn.config import Config, flatten
 from jaxcnn.config.command_line import load_config
 from jaxcnn.errors import UserError
+from jaxcnn.hosts.job import joined
 from jaxcnn.run import workdir as workdir_lib
 from jaxcnn.train import Order, show, train
 
@@ -21,6 +22,13 @@ def main(argv: list[str], start: float) -> int:
     values = flags.FlagValues()
     flags.DEFINE_string("workdir", None, "the run's folder; default runs/<experiment>", flag_values=values)
     flags.DEFINE_bool("dry_run", False, "resolve and show everything, train nothing", flag_values=values)
+    flags.DEFINE_string(
+        "distributed",
+        "auto",
+        "other processes of this run: auto (SLURM, Open MPI or JAXCNN_COORDINATOR say so), off, jax (JAX looks, as on "
+        "TPUs), or COORDINATOR:PORT,N,I",
+        flag_values=values,
+    )
     if HELP_FLAGS & set(argv):
         fields = "\n".join(f"  {name} = {value!r}" for name, value in flatten(Config()).items())
         show_help(
@@ -37,7 +45,8 @@ def main(argv: list[str], start: float) -> int:
     if values.dry_run:
         show(order, start=start)
     else:
-        train(order, start=start)
+        with joined(values.distributed):
+            train(order, start=start)
     return 0
 
 

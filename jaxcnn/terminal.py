@@ -102,6 +102,12 @@ def complain(error: BaseException | str) -> None:
         print(f"jaxcnn: {one_line(error)}", file=sys.stderr, flush=True)
 
 
+def complain_at_length(text: str) -> None:
+    """A traceback on stderr: of a fault of our own."""
+    with contextlib.suppress(OSError, ValueError):
+        print(shown(text), file=sys.stderr, end="", flush=True)
+
+
 _complaints: set[str] = set()
 
 

@@ -10,8 +10,10 @@ from typing import Any
 from etils import epath
 from rich.console import Console
 
-from jaxcnn.config import Config, check_unread
+from jaxcnn.config import Config, check_unread, to_dict
 from jaxcnn.errors import UserError
+from jaxcnn.files import to_json
+from jaxcnn.hosts import job
 from jaxcnn.machine import versions
 from jaxcnn.run import workdir as workdir_lib
 from jaxcnn.run.log import RunLog, closing_table
@@ -50,29 +52,34 @@ def train(
       Preempted: a signal came, and everything is saved.
     """
     config, workdir = order.config, order.workdir
-    _check(order)
+    job.check_same("settings", to_json([order.experiment, os.fspath(workdir), to_dict(config), versions()]))
+    job.from_first(lambda: _check(order))
     log = RunLog(workdir, tensorboard=config.tensorboard, console=console, start=start)
-    summary = workdir_lib.read_summary(workdir)
+    summary = job.from_first(lambda: workdir_lib.read_summary(workdir))
     if summary is not None:
         log.say(f"{workdir} holds this run, finished:")
         closing_table(log.console, summary)
         return summary
-    _check_weights(order)
+    job.from_first(lambda: _check_weights(order))
     from jaxcnn.training.build import build as build_anew  # imports JAX; what is wrong above was said in less time
     from jaxcnn.training.parallel import set_up
 
     set_up(config.platform, compilation_cache=config.compilation_cache)
-    with workdir_lib.claimed(workdir), contextlib.closing(log):
-        workdir_lib.check(workdir, order.experiment, config)  # again, now that nobody else can write there
-        saved = workdir_lib.saved_data(workdir)
-        run, feed = (build or build_anew)(
-            config,
-            progress=log.work,
-            facts=saved,
-            kept_splits=workdir_lib.read_splits(workdir) if saved else None,
-        )
-        with contextlib.closing(feed):
-            return _train(run, feed, order, log, start, after_evaluation)
+    with contextlib.ExitStack() as stack:
+
+        def claim() -> dict[str, Any]:
+            stack.enter_context(workdir_lib.claimed(workdir))
+            workdir_lib.check(workdir, order.experiment, config)  # again, now that nobody else can write there
+            saved = workdir_lib.saved_data(workdir)
+            return {"facts": saved, "kept_splits": workdir_lib.read_splits(workdir) if saved else None}
+
+        before = job.from_first(claim)
+        stack.enter_context(contextlib.closing(log))
+        with job.together():
+            run, feed = (build or build_anew)(config, progress=log.work, **before)
+        job.check_same("data", to_json([run.source.fingerprint, run.data_facts()]))
+        stack.enter_context(contextlib.closing(feed))
+        return _train(run, feed, order, log, start, after_evaluation)
 
 
 def show(order: Order, *, start: float, console: Console | None = None) -> None:
@@ -136,31 +143,10 @@ def _train(
     from jaxcnn.results.media import Media
     from jaxcnn.run.checkpoint import Checkpoints
     from jaxcnn.training import loop
-    from jaxcnn.training.preview import describe
 
     config, experiment, workdir = order.config, order.experiment, order.workdir
     num_params = sum(leaf.size for leaf in jax.tree.leaves(run.abstract_state().params))
-    pretrained = None if workdir_lib.has_checkpoints(workdir) else run.pretrained
-    before = workdir_lib.saved_convolutions(workdir)
-    workdir_lib.write_config(
-        workdir,
-        experiment,
-        config,
-        run.data_facts(),
-        versions(),
-        pretrained=None if pretrained is None else pretrained.facts(),
-        teacher=None if run.task.constants is None else run.task.constants.facts(),
-        best=run.learning.selections.best.facts(),
-        convolutions=run.convolutions,
-    )
-    workdir_lib.write_splits(workdir, run.source.record_numbers)
-    log.say(describe(run, experiment, num_params))
-    if before is not None and run.convolutions not in (None, before):
-        log.say(f"convolutions were computed by {before}: this run goes on equal up to rounding, not bit for bit")
-    if pretrained is not None:
-        log.console.print(pretrained.table())
-    if run.learning.finetuning.layers:
-        log.console.print(run.learning.finetuning.table(run.learning.steps_per_epoch))
+    job.from_first(lambda: _begin_folder(run, order, log, num_params))
     checkpoints = Checkpoints(
         workdir / "checkpoints",
         keep_last=config.checkpoint.keep_last,
@@ -195,3 +181,31 @@ def _train(
     closing_table(log.console, summary)
     log.say(f"everything is in {workdir}")
     return summary
+
+
+def _begin_folder(run: Any, order: Order, log: RunLog, num_params: int) -> None:
+    """Makes the folder this run's, and says what it is. Raises UserError."""
+    from jaxcnn.training.preview import describe
+
+    config, workdir = order.config, order.workdir
+    pretrained = None if workdir_lib.has_checkpoints(workdir) else run.pretrained
+    before = workdir_lib.saved_convolutions(workdir)
+    workdir_lib.write_config(
+        workdir,
+        order.experiment,
+        config,
+        run.data_facts(),
+        versions(),
+        pretrained=None if pretrained is None else pretrained.facts(),
+        teacher=None if run.task.constants is None else run.task.constants.facts(),
+        best=run.learning.selections.best.facts(),
+        convolutions=run.convolutions,
+    )
+    workdir_lib.write_splits(workdir, run.source.record_numbers)
+    log.say(describe(run, order.experiment, num_params))
+    if before is not None and run.convolutions not in (None, before):
+        log.say(f"convolutions were computed by {before}: this run goes on equal up to rounding, not bit for bit")
+    if pretrained is not None:
+        log.console.print(pretrained.table())
+    if run.learning.finetuning.layers:
+        log.console.print(run.learning.finetuning.table(run.learning.steps_per_epoch))

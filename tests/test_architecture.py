@@ -19,7 +19,7 @@ PACKAGE = ROOT / "jaxcnn"
 # A room, a folder or a file beside them, imports from strictly lower floors; within a room modules import one way.
 FLOORS = {
     "errors": 0, "files": 0, "terminal": 0, "plain_data": 0,
-    "config": 1, "fingerprints": 1, "layers": 1,
+    "config": 1, "fingerprints": 1, "layers": 1, "hosts": 1,
     "augment": 2, "models": 2, "run": 2,
     "machine": 3,
     "command": 4, "data": 4, "transfer": 4,

@@ -352,7 +352,7 @@ def test_a_skipped_record_makes_room_for_the_next(partly_damaged: Path) -> None:
     feed = feed_of(partly_damaged, resident=True)
     for step in (0, 3):
         np.testing.assert_array_equal(feed.batch(step)["image"], feed_of(partly_damaged).batch(step)["image"])
-    assert feed.num_damaged == 3
+    assert feed.count_damaged() == 3
 
 
 def feed_of(directory: Path, *, resident: bool = False, said: list[str] | None = None) -> Any:
@@ -372,7 +372,7 @@ def test_a_damaged_record_is_not_counted_in_evaluation(partly_damaged: Path, res
     assert mask.tolist() == [number < 12 and number != 7 for number in range(16)]
     assert feed.num_counted("validation") == 11
     told = [line for line in said if line.startswith("skipped")]
-    assert len(told) == feed.num_damaged == 1
+    assert len(told) == feed.count_damaged() == 1
     assert "record 7 is damaged" in told[0]
     assert "number 1 of" in told[0]
     assert told[0].count("shapes-test.array_record-00001-of-00002") == 1

@@ -13,6 +13,7 @@ from PIL import Image, ImageDraw, ImageFont
 from jaxcnn.config import RESUMABLE_FIELDS, flatten
 from jaxcnn.data.sheet import Row, draw, spread
 from jaxcnn.errors import UserError
+from jaxcnn.hosts import job
 from jaxcnn.layers.graph import module_graph
 from jaxcnn.results.augmented import pixels_of
 from jaxcnn.results.looks import PredictionsWithFeatures, first_filters, images_of, predict_with_features
@@ -68,7 +69,7 @@ class Media:
         if board is None or not run.config.tensorboard_media:
             return
         self._show_filters(step, variables["params"])
-        if "validation" not in run.source.splits:
+        if "validation" not in run.source.splits or job.number() > 1:  # whose processes would all have to predict
             return
         predictions = predict_with_features(run, self._feed, "validation", variables)
         self._show_confusion(step, predictions)

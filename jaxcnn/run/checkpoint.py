@@ -110,6 +110,8 @@ class Checkpoints:
         from orbax.checkpoint.checkpoint_managers import preservation_policy
 
         mend_orbax()
+        if not self._read_only:
+            self._folder.mkdir(parents=True, exist_ok=True)
         policies: list[preservation_policy.PreservationPolicy] = [preservation_policy.LatestN(self._keep_last)]
         if self._keep_best:
             policies.append(
@@ -125,7 +127,11 @@ class Checkpoints:
                 best_fn=self._rank,  # without it the manager writes no metrics
                 preservation_policy=preservation_policy.AnyPreservationPolicy(policies),
                 enable_async_checkpointing=self._asynchronous and not self._read_only,
-                create=not self._read_only,
+                create=False,
+                # of a job's processes one writes and reads, and Orbax waits for no other
+                multiprocessing_options=ocp.options.MultiprocessingOptions(
+                    primary_host=0, active_processes={0}, barrier_sync_key_prefix="first"
+                ),
                 read_only=self._read_only,
                 cleanup_tmp_directories=not self._read_only,
             ),

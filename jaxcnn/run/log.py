@@ -18,6 +18,7 @@ from rich.table import Table
 
 from jaxcnn.errors import UserError, WriteError
 from jaxcnn.files import append, finite, from_json, is_remote, read_bytes, to_json, write_atomically
+from jaxcnn.hosts import job
 from jaxcnn.plain_data import Number, conforms
 from jaxcnn.run.tensorboard import TensorBoard
 from jaxcnn.terminal import PatientConsole, complain_once, one_line
@@ -81,7 +82,7 @@ def _parsed_row(line: bytes, expected: Any) -> dict[str, Any] | None:
 
 
 class RunLog:
-    """Writes one run's folder and terminal."""
+    """Writes one run's folder and terminal; of a job of several processes the first alone does."""
 
     def __init__(
         self,
@@ -95,7 +96,8 @@ class RunLog:
         self._workdir = workdir
         self._start = time.perf_counter() if start is None else start
         self._remote = is_remote(workdir)
-        self.console = console or PatientConsole(soft_wrap=True)
+        self._writes = job.is_first()
+        self.console = console or PatientConsole(soft_wrap=True, quiet=not self._writes)
         self._rows: dict[str, list[dict[str, Any]]] = {name: [] for name in _FILES}
         self._with_tensorboard = tensorboard
         self.tensorboard: TensorBoard | None = None  # from resume on
@@ -110,6 +112,8 @@ class RunLog:
     def resume(self, step: int) -> None:
         """Opens the files. Rows after `step`, which a killed run wrote and this one will write again, are dropped."""
         self._resumed_at = step
+        if not self._writes:
+            return
         for name in _FILES:
             self._rows[name] = [row for row in read_rows(self._workdir / name) if row["step"] <= step]
             if name not in _NOT_ALWAYS or self._rows[name] or os.path.lexists(self._workdir / name):
@@ -150,6 +154,8 @@ class RunLog:
             self.tensorboard.text("validation", "sample", step, text)
 
     def _append(self, name: str, row: dict[str, Any]) -> None:
+        if not self._writes:
+            return
         self._rows[name].append(row)
         if not self._remote:  # object stores do not append: there the file is rewritten by flush
             self._writing(partial(append, self._workdir / name, _line(row)))
@@ -160,6 +166,8 @@ class RunLog:
 
     def _writing(self, write: Callable[[], None]) -> None:
         """Writes. Raises WriteError where that fails, which leaves the run as it was at its last checkpoint."""
+        if not self._writes:
+            return
         try:
             write()
         except Exception as error:  # a bucket's own errors are no OSError

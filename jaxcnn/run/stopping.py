@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from jaxcnn.errors import Preempted
+from jaxcnn.hosts import job
 
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 _OUTSIDE = "stopped outside of training; the same command goes on"
@@ -86,6 +87,12 @@ def _insist(reading: int) -> None:
             _leave(number[0])
 
 
+def ask_all() -> None:
+    """Between two steps, in every process of a job: notes a signal to one of them, at one step in all."""
+    if job.asked_to_stop():
+        _noted.append(_SIGNALS[0].name)
+
+
 @contextmanager
 def between_steps() -> Iterator[list[str]]:
     """Yields the names of the signals that have come, none at first; those that come within raise nothing.
@@ -95,6 +102,9 @@ def between_steps() -> Iterator[list[str]]:
     global _training
     if threading.current_thread() is not threading.main_thread():
         yield []
+        return
+    if job.number() > 1:  # whose signals are JAX's
+        yield _noted
         return
     _training = True
     before = {each: signal.getsignal(each) for each in _SIGNALS}

@@ -227,7 +227,7 @@ def read_splits(workdir: epath.Path) -> dict[str, Any] | None:
         if sum(each.file_size for each in zipfile.ZipFile(content).infolist()) > 8 * LARGEST_SPLITS:
             raise ValueError("too large")
         with np.load(content) as stored:
-            splits = {"fingerprint": stored["fingerprint"], **stored}
+            splits = {**stored, "fingerprint": str(stored["fingerprint"])}
         for name, numbers in splits.items():
             if name != "fingerprint" and not (
                 re.fullmatch(r"(train|validation|test)/[0-9]+/.+", name)

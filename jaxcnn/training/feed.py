@@ -15,7 +15,8 @@ from jaxcnn import data as data_lib
 from jaxcnn.config import Config
 from jaxcnn.data import Source
 from jaxcnn.errors import RunError
-from jaxcnn.training.parallel import Parallel, sum_over_hosts
+from jaxcnn.hosts import job
+from jaxcnn.training.parallel import Parallel
 from jaxcnn.training.step import gather
 
 Progress = Callable[[str, int, int], None]  # what, done, total
@@ -130,8 +131,7 @@ class ResidentFeed:
             self._host[split] = arrays, valid
         return self._host[split]
 
-    @property
-    def num_damaged(self) -> int:
+    def count_damaged(self) -> int:
         """Records that were skipped so far."""
         return len(self._damaged.records)
 
@@ -207,10 +207,9 @@ class StreamingFeed:
         self._damaged = _Damaged(progress)
         self._num_counted: dict[str, int] = {}
 
-    @property
-    def num_damaged(self) -> int:
-        """Records that this host has skipped so far."""
-        return len(self._damaged.records)
+    def count_damaged(self) -> int:
+        """Records that were skipped so far; every process must ask."""
+        return len(set().union(*job.tell_all(sorted(self._damaged.records))))
 
     def num_counted(self, split: str) -> int:
         """Examples that the last evaluation of the split counted: all that are not damaged."""
@@ -305,7 +304,7 @@ class StreamingFeed:
         for batch in batches:
             yield {}, self._parallel.shard(batch)
         self._damaged.add(batches.damaged)
-        self._num_counted[split] = len(examples) - sum_over_hosts(len(batches.damaged))
+        self._num_counted[split] = len(examples) - sum(job.tell_all(len(batches.damaged)))
 
     def close(self) -> None:
         """Ends the worker processes."""

@@ -12,9 +12,10 @@ import numpy as np
 
 from jaxcnn.config import parse_steps
 from jaxcnn.errors import Preempted, RunError
-from jaxcnn.run.checkpoint import Checkpoints, DamagedError, flatten
+from jaxcnn.hosts import job
+from jaxcnn.run.checkpoint import Checkpoints, DamagedError, flatten, unflatten
 from jaxcnn.run.log import EXAMPLES_PER_SECOND, RunLog
-from jaxcnn.run.stopping import between_steps
+from jaxcnn.run.stopping import ask_all, between_steps
 from jaxcnn.run.tensorboard import profiling
 from jaxcnn.tasks.metric import AVERAGED
 from jaxcnn.training.bad_layer import first_bad_layer
@@ -26,6 +27,8 @@ from jaxcnn.training.optim import set_rate_factor
 from jaxcnn.training.patience import Watch
 from jaxcnn.training.step import TrainState
 from jaxcnn.training.telemetry import Telemetry
+
+LATE = 0.2  # of its time: a process that waits longer for data is named, where the others do not
 
 # (an evaluation's number, from 1; validation's value of the metric that chooses the weights) -> why the run ends there,
 # or None: it goes on. One that is repeated by a resumed run has the number that it had.
@@ -82,12 +85,14 @@ def train(
         while not _is_over(run, standing):
             before = standing.step
             stepper.advance(standing, profile)
+            ask_all()
             evaluates, saves = _is_evaluated(run, before, standing.step), _is_saved(run, before, standing.step)
             if not (evaluates or saves or signals):
                 continue
             stepper.catch_up(standing)
             metrics = None
             if evaluates:
+                _name_straggler(log, stepper.interval.timing)
                 metrics, is_best = _validate(run, feed, log, standing, stepper)
                 _sample(run, log, standing)
                 if metrics is not None:
@@ -107,15 +112,21 @@ def train(
 
 def _restore_or_begin(run: Run, checkpoints: Checkpoints, log: RunLog) -> tuple[Standing, Clock]:
     """Where the newest checkpoint stands, or the beginning. Metrics that it has no sums of begin here."""
-    empty = run.learning.metrics.empty()
-    restored = checkpoints.restore_newest({"state": run.abstract_state(), "totals": empty}, loose="totals")
-    if restored:
-        step, tree, extra = restored
+    like = {"state": run.abstract_state(), "totals": run.learning.metrics.empty()}
+
+    def newest_or_new() -> dict[str, Any]:
+        restored = checkpoints.restore_newest(like, loose="totals")
+        if restored is None:
+            return {"step": 0, "arrays": flatten({**like, "state": run.init()}), "extra": None}
+        return {"step": restored[0], "arrays": flatten(restored[1]), "extra": restored[2]}
+
+    found = job.from_first(newest_or_new)
+    step, tree, extra = found["step"], unflatten(found["arrays"], like), found["extra"]
+    if extra is not None:
         best, clock = extra["best"], Clock(step, extra["seconds"], extra["steps_timed"])
         watch = Watch.of(extra.get("watch"))
         log.say(f"resuming at step {step:,} of {run.learning.total_steps:,}")
     else:
-        step, tree = 0, {"state": run.init(), "totals": empty}
         best, clock, watch = None, Clock(step), Watch()
     replicate = run.parallel.replicate
     return Standing(step, replicate(tree["state"]), replicate(tree["totals"]), best, watch), clock
@@ -216,6 +227,18 @@ def _validate(
     return metrics, is_best
 
 
+def _name_straggler(log: RunLog, timing: dict[str, float]) -> None:
+    """Says which process of a job waits for its data far longer than the others, which all wait for it."""
+    waits = job.tell_all(timing.get("data_wait", 0.0))
+    latest = max(range(len(waits)), key=waits.__getitem__)
+    others = [*waits[:latest], *waits[latest + 1 :]]
+    if others and waits[latest] > max(LATE, 2 * max(others)):
+        log.say(
+            f"{job.names()[latest]} waits {waits[latest]:.0%} of its time for data, the others at most "
+            f"{max(others):.0%}: the run goes at its pace"
+        )
+
+
 def _sample(run: Run, log: RunLog, standing: Standing) -> None:
     """Has the log keep a sample of what a network makes, where its task has such a thing."""
     if run.task.sample is not None:
@@ -292,7 +315,8 @@ def _save(
         "seconds": dict(clock.seconds),
         "steps_timed": clock.steps_timed,
     }
-    checkpoints.save(standing.step, host, extra, metrics)
+    if job.is_first():  # each process has all of the state, and one writes it
+        checkpoints.save(standing.step, host, extra, metrics)
     clock.lap("save", standing.step)
 
 
@@ -312,7 +336,14 @@ def _measure(
     step, stopped = standing.step, {}
     if step < run.learning.total_steps:
         stopped = {"stopped": standing.watch.why_over(run.config, run.learning.selections, step)}
-    chosen, weights = _choose(run, checkpoints, run.parallel.unreplicate(standing.state), log)
+    last = run.parallel.unreplicate(standing.state)
+
+    def choose() -> dict[str, Any]:
+        variables, words = _choose(run, checkpoints, last, log)
+        return {"arrays": flatten(variables), "words": words}
+
+    found = job.from_first(choose)
+    chosen, weights = unflatten(found["arrays"], result_variables(last)), found["words"]
     variables = run.parallel.replicate(chosen)
     splits = {}
     clock.lap("save", step)
@@ -321,8 +352,8 @@ def _measure(
         splits[split] = {**values, "num_examples": feed.num_counted(split)}
     clock.lap("evaluate", step)
     end(step, chosen)
-    if feed.num_damaged:
-        log.say(f"{feed.num_damaged:,} damaged records were skipped (data.damaged=skip)")
+    if num_damaged := feed.count_damaged():
+        log.say(f"{num_damaged:,} damaged records were skipped (data.damaged=skip)")
     return {
         "step": step,
         "epochs": round(step / run.learning.steps_per_epoch, 4),
@@ -358,6 +389,7 @@ class _Interval:
     """The training metrics between two rows of the log, fetched once the devices have come so far, never waited for."""
 
     def __init__(self, run: Run, feed: Feed, log: RunLog, rate_factor: float):
+        self.timing: dict[str, float] = {}  # of the last interval
         self.rate_factor = rate_factor  # on the schedule, since the last evaluation
         self._run, self._feed, self._log = run, feed, log
         self._pending: deque[tuple[int, Any]] = deque()
@@ -382,6 +414,7 @@ class _Interval:
             values = self._write(step, totals, state)
             timing = clock.interval(step, self._run.config.batch_size)
             if timing:
+                self.timing = timing
                 self._log.timing(step, timing)
             self._log.interval(step, values, totals, timing)
 

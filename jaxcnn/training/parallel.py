@@ -5,13 +5,13 @@ pure function serves both; a lone device under `jit` has no axis at all.
 """
 
 import os
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import jax
 import numpy as np
-from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jaxcnn.errors import UserError, nearest
@@ -27,7 +27,7 @@ class Parallel:
     """How a run is spread: `mode` "jit" or "pmap", over these devices of all processes."""
 
     mode: str
-    devices: tuple[jax.Device, ...]
+    devices: tuple[jax.Device, ...]  # those of one process beside each other, and as many of each
     convolution: str = AUTO  # what computes convolutions on CPUs, of layers/conv.py
 
     @property
@@ -50,6 +50,9 @@ class Parallel:
         return Mesh(np.array(self.devices), (AXIS,))
 
     def _put(self, x: Any, spec: PartitionSpec) -> jax.Array:
+        if jax.process_count() > 1 and self.mode == "pmap":  # which takes what lies on this process's devices
+            own = [device for device in self.devices if device.process_index == jax.process_index()]
+            return jax.device_put(x, NamedSharding(Mesh(np.array(own), (AXIS,)), spec))
         sharding = NamedSharding(self._mesh, spec)
         if jax.process_count() == 1:
             return jax.device_put(x, sharding)
@@ -139,11 +142,18 @@ class Parallel:
         return slice(jax.process_index() * size, (jax.process_index() + 1) * size)
 
 
-def sum_over_hosts(count: int) -> int:
-    """The sum of a number of each host's; every host must ask."""
-    if jax.process_count() == 1:
-        return count
-    return int(multihost_utils.process_allgather(np.array(count)).sum())
+def _some(devices: list[jax.Device], num_devices: int) -> list[jax.Device]:
+    """The first ones, of each process as many."""
+    share, rest = divmod(num_devices, jax.process_count())
+    if rest:
+        raise UserError(f"num_devices={num_devices} does not divide over {jax.process_count()} processes")
+    seen: Counter[int] = Counter()
+    chosen = []
+    for device in devices:
+        seen[device.process_index] += 1
+        if seen[device.process_index] <= share:
+            chosen.append(device)
+    return chosen
 
 
 def set_up(platform: str | None, *, compilation_cache: bool) -> None:
@@ -168,7 +178,7 @@ def make_parallel(
     `convolution`: what computes convolutions on CPUs; named, it must be there too.
     """
     try:
-        devices = jax.devices(platform)
+        devices = sorted(jax.devices(platform), key=lambda device: (device.process_index, device.id))
     except (RuntimeError, AssertionError) as error:  # JAX asserts, with no words, when no platform is left
         asked = f"platform={platform}" if platform else f"JAX_PLATFORMS={os.environ.get('JAX_PLATFORMS')}"
         reason = f" ({' '.join(str(error).split())[:80]})" if str(error) else ""
@@ -179,7 +189,10 @@ def make_parallel(
     if num_devices is not None:
         if num_devices > len(devices):
             raise UserError(f"num_devices={num_devices}, but there are {len(devices)} {devices[0].platform} devices")
-        devices = devices[:num_devices]
+        devices = _some(devices, num_devices)
+    counts = Counter(device.process_index for device in devices)
+    if len(set(counts.values())) > 1:
+        raise UserError(f"processes have {min(counts.values())} to {max(counts.values())} devices; give each as many")
     if mode not in ("jit", "pmap"):
         raise UserError(f"parallel={mode!r} is not known; {nearest(mode, ('jit', 'pmap'))}")
     missing = why_not() if convolution == "onednn" else None

@@ -1,0 +1,1 @@
+"""Several processes as one run: what the environment says of them, how they begin and end, what they agree on."""
