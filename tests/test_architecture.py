@@ -139,7 +139,6 @@ def test_no_tensorflow_or_torch_in_the_package():
 # Who else opens files, makes JSON or prints, and why that is no other door.
 OTHER_DOORS = {
     "files.py": "the door for files", "terminal.py": "the way out to a terminal",
-    "command.py": "the traceback of a fault of our own",
     "config/plain.py": "JSON that no file holds", "fingerprints.py": "JSON that no file holds",
     "run/workdir.py": "arrays in bytes that are read", "data/arrays.py": "members of an archive that is open",
     "data/decoding.py": "the opener of images",
