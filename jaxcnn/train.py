@@ -10,11 +10,12 @@ from typing import Any
 from etils import epath
 from rich.console import Console
 
-from jaxcnn.config import Config, check_unread, to_dict
+from jaxcnn.config import Config, check_unread, flatten, to_dict
 from jaxcnn.errors import UserError
 from jaxcnn.files import to_json
 from jaxcnn.hosts import job
 from jaxcnn.machine import versions
+from jaxcnn.run import trackers
 from jaxcnn.run import workdir as workdir_lib
 from jaxcnn.run.log import RunLog, closing_table
 from jaxcnn.terminal import complain
@@ -27,6 +28,7 @@ class Order:
     config: Config  # validated
     experiment: str
     workdir: epath.Path
+    study: str = ""  # that it is a run of
 
 
 def train(
@@ -54,7 +56,13 @@ def train(
     config, workdir = order.config, order.workdir
     job.check_same("settings", to_json([order.experiment, os.fspath(workdir), to_dict(config), versions()]))
     job.from_first(lambda: _check(order))
-    log = RunLog(workdir, tensorboard=config.tensorboard, console=console, start=start)
+    log = RunLog(
+        workdir,
+        tensorboard=config.tensorboard,
+        trackers=_trackers(order) if config.trackers else None,
+        console=console,
+        start=start,
+    )
     summary = job.from_first(lambda: workdir_lib.read_summary(workdir))
     if summary is not None:
         log.say(f"{workdir} holds this run, finished:")
@@ -107,6 +115,13 @@ def _check(order: Order) -> None:
     if not workdir_lib.check(workdir, order.experiment, config):
         check_unread(config)
     workdir_lib.check_excluded(workdir, config.data.exclude, _exclusion_digest(config))
+    trackers.check(config.trackers, workdir)
+
+
+def _trackers(order: Order) -> Callable[[int], trackers.Trackers]:
+    return lambda step: trackers.Trackers(
+        order.config.trackers, order.workdir, step, study=order.study, config=flatten(order.config)
+    )
 
 
 def _check_weights(order: Order) -> None:

@@ -160,7 +160,8 @@ class Job:
 
     def order(self, run: StudyRun) -> Order:
         """What `jaxcnn.main` would be asked for. Raises UserError."""
-        return Order(self.study.config_of(run), self.experiment, epath.Path(self.folder / run.folder))
+        workdir = epath.Path(self.folder / run.folder)
+        return Order(self.study.config_of(run), self.experiment, workdir, study=self.folder.name)
 
 
 def work(job: Job, left: list[StudyRun], *, tell: Callable[[], None] = lambda: None) -> None:

@@ -413,7 +413,8 @@ class Searching:
         summary, wrong = None, None
         try:
             config = self.search.space.config_of(trial.params)
-            summary = self.run(Order(config, self.search.experiment, workdir), after_evaluation)
+            order = Order(config, self.search.experiment, workdir, study=self.folder.name)
+            summary = self.run(order, after_evaluation)
         except (OSError, WriteError):  # the machine's fault, and so any other trial's: it goes on when that is mended
             raise
         except (UserError, RunError) as error:

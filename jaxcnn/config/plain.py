@@ -16,8 +16,8 @@ RESUMABLE_FIELDS = (
     "eval_batch_size", "log_every_steps", "checkpoint.every_epochs", "checkpoint.every_steps", "checkpoint.keep_last",
     "checkpoint.asynchronous", "model.remat", "parallel", "platform", "num_devices", "steps_per_call", "metrics",
     "model.convolution",  # they are equal but for rounding
-    "tensorboard", "tensorboard_media", "telemetry.every_steps", "profile.steps", "compilation_cache", "data.dir",
-    "data.cache",
+    "tensorboard", "tensorboard_media", "trackers", "telemetry.every_steps", "profile.steps", "compilation_cache",
+    "data.dir", "data.cache",
     "data.damaged", "data.num_workers", "data.prefetch_batches",
     "data.resident", "data.expected_examples", "data.expected_classes",
     "distill.teacher",  # where it lies; whose weights these are is compared by their digest, in workdir.py

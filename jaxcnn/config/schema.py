@@ -365,6 +365,7 @@ class Config:
     metrics: tuple[str, ...] = ()  # of the task, measured beside those that it always has; those that decide are too
     tensorboard: bool = True  # scalars, histograms, the graph, hyperparameters
     tensorboard_media: bool = False  # images, PR curves, the projector, too: a second or more when the run ends
+    trackers: tuple[str, ...] = ()  # wandb, mlflow: told of each row too; extras of the package
     telemetry: TelemetryConfig = field(default_factory=TelemetryConfig)
     profile: ProfileConfig = field(default_factory=ProfileConfig)
     compilation_cache: bool = True  # compiled programs are kept under ~/.cache/jaxcnn (or $JAXCNN_CACHE_DIR)

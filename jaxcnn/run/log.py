@@ -21,6 +21,7 @@ from jaxcnn.files import append, finite, from_json, is_remote, read_bytes, to_js
 from jaxcnn.hosts import job
 from jaxcnn.plain_data import Number, conforms
 from jaxcnn.run.tensorboard import TensorBoard
+from jaxcnn.run.trackers import Trackers
 from jaxcnn.terminal import PatientConsole, complain_once, one_line
 
 EXAMPLES_PER_SECOND = "images_per_second"  # in timing.jsonl and summary.json, of whatever the examples are
@@ -89,10 +90,11 @@ class RunLog:
         workdir: epath.Path,
         *,
         tensorboard: bool = True,
+        trackers: Callable[[int], Trackers] | None = None,
         console: Console | None = None,
         start: float | None = None,
     ):
-        """`start` is time.perf_counter() when the command began."""
+        """`start` is time.perf_counter() when the command began; `trackers` opens them for the step to begin at."""
         self._workdir = workdir
         self._start = time.perf_counter() if start is None else start
         self._remote = is_remote(workdir)
@@ -101,6 +103,8 @@ class RunLog:
         self._rows: dict[str, list[dict[str, Any]]] = {name: [] for name in _FILES}
         self._with_tensorboard = tensorboard
         self.tensorboard: TensorBoard | None = None  # from resume on
+        self._open_trackers = trackers
+        self._trackers: Trackers | None = None  # from resume on, too
         self._progress: Progress | None = None
         self._resumed_at = 0
         self.examples = "images"  # what they are called
@@ -120,12 +124,16 @@ class RunLog:
                 self._rewrite(name)
         if self._with_tensorboard:
             self.tensorboard = TensorBoard(self._workdir / "tensorboard", step)
+        if self._open_trackers:
+            self._trackers = self._open_trackers(step)
 
     def metrics(self, step: int, epoch: float, split: str, values: dict[str, float]) -> None:
         """A row of metrics.jsonl and its points in TensorBoard."""
         self._append("metrics.jsonl", {"step": step, "epoch": round(epoch, 4), "split": split, **values})
         if self.tensorboard:
             self.tensorboard.scalars(split, step, values)
+        if self._trackers:
+            self._trackers.scalars(split, step, values)
 
     def timing(self, step: int, values: dict[str, float]) -> None:
         """A row of timing.jsonl: seconds and rates."""
@@ -269,6 +277,8 @@ class RunLog:
         self.flush()
         content = to_json(summary, indent=2) + "\n"
         self._writing(partial(write_atomically, self._workdir / "summary.json", content))
+        if self._trackers:
+            self._trackers.close(summary)
 
     def close(self) -> None:
         """Takes the bars away and closes the files."""
@@ -277,6 +287,8 @@ class RunLog:
             self._work.stop()
         if self.tensorboard:
             self.tensorboard.close()
+        if self._trackers:
+            self._trackers.close(None)
 
 
 def _line(row: dict[str, Any]) -> str:
