@@ -1,5 +1,6 @@
 """Trackers, with the real packages and no network: what they are told, and that nothing depends on them."""
 
+import importlib
 import importlib.util
 import json
 import struct
@@ -37,7 +38,7 @@ def points(folder: Path, metric: str) -> list[tuple[float, int]]:
 
 def wandb_rows(folder: Path) -> list[dict[str, Any]]:
     """The rows of W&B's newest file: records of a LevelDB log, in blocks of 32 KiB."""
-    from wandb.proto import wandb_internal_pb2
+    records: Any = importlib.import_module("wandb.proto.wandb_internal_pb2")
 
     files = (folder / "wandb").glob("offline-run-*/*.wandb")
     content, rows, record = max(files, key=lambda file: file.stat().st_mtime_ns).read_bytes(), [], b""
@@ -51,7 +52,7 @@ def wandb_rows(folder: Path) -> list[dict[str, Any]]:
         record += content[place + 7 : place + 7 + size]
         place += 7 + size
         if kind in (1, 4):  # whole, or the last part
-            parsed, record = wandb_internal_pb2.Record.FromString(record), b""
+            parsed, record = records.Record.FromString(record), b""
             if parsed.WhichOneof("record_type") == "history":
                 items = parsed.history.item
                 rows.append({each.key or "/".join(each.nested_key): json.loads(each.value_json) for each in items})
