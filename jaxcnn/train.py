@@ -118,9 +118,9 @@ def _check(order: Order) -> None:
     trackers.check(config.trackers, workdir)
 
 
-def _trackers(order: Order) -> Callable[[int], trackers.Trackers]:
-    return lambda step: trackers.Trackers(
-        order.config.trackers, order.workdir, step, study=order.study, config=flatten(order.config)
+def _trackers(order: Order) -> Callable[[list[dict[str, Any]]], trackers.Trackers]:
+    return lambda rows: trackers.Trackers(
+        order.config.trackers, order.workdir, rows, study=order.study, config=flatten(order.config)
     )
 
 
