@@ -40,12 +40,8 @@ def points(folder: Path, metric: str) -> list[tuple[float, int]]:
 
 def wandb_rows(folder: Path) -> list[dict[str, Any]]:
     """The rows of W&B's newest file: records of a LevelDB log, in blocks of 32 KiB."""
-<<<<<<< HEAD
-    records: Any = importlib.import_module("wandb.proto.wandb_internal_pb2")
-=======
     importlib.import_module("wandb").teardown()  # its process writes on after a run's end; this waits for that
     proto = importlib.import_module("wandb.proto.wandb_internal_pb2")  # made when it is imported: no types
->>>>>>> trackers
 
     files = (folder / "wandb").glob("offline-run-*/*.wandb")
     content, rows, record = max(files, key=lambda file: file.stat().st_mtime_ns).read_bytes(), [], b""
@@ -59,11 +55,7 @@ def wandb_rows(folder: Path) -> list[dict[str, Any]]:
         record += content[place + 7 : place + 7 + size]
         place += 7 + size
         if kind in (1, 4):  # whole, or the last part
-<<<<<<< HEAD
-            parsed, record = records.Record.FromString(record), b""
-=======
             parsed, record = proto.Record.FromString(record), b""
->>>>>>> trackers
             if parsed.WhichOneof("record_type") == "history":
                 items = parsed.history.item
                 rows.append({each.key or "/".join(each.nested_key): json.loads(each.value_json) for each in items})
