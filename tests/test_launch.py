@@ -433,6 +433,14 @@ def test_a_run_that_ended_on_a_ready_tpu_is_left(tmp_path, project, code):
     assert verbs(programs) == ["tpu-vm scp", "tpu-vm ssh"]
 
 
+def test_a_tpu_that_is_gone_before_the_copy_is_waited_for(tmp_path, project):
+    """gcloud's own 1 is not the run's."""
+    ready = ("tpu-vm describe", 0, "READY")
+    programs = Programs(tmp_path, ready, ("tpu-vm scp", 1, "not ready"), ("tpu-vm describe", 0, "REPAIRING"), ready)
+    assert launch(*TPU, *RUN, root=project, path=programs.folder)[0] == 0
+    assert verbs(programs) == ["tpu-vm scp", "tpu-vm scp", "tpu-vm ssh"]
+
+
 def test_gcloud_that_cannot_say_is_one_line(tmp_path, project):
     programs = Programs(tmp_path, ("tpu-vm describe", 1, "ERROR: you do not have an active account\nRun: gcloud auth"))
     code, _, errors = launch(*TPU, *RUN, root=project, path=programs.folder)

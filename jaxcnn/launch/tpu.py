@@ -143,10 +143,8 @@ def _follow(tpu: Tpu, script: str, restarts: int) -> int:
     for again in range(restarts + 1):
         _bring_up(tpu)
         _pack(tpu)
-        if call(tpu.copy()):
-            raise RunError("the project could not be copied to the TPU; gcloud says above why")
-        code = call(tpu.ssh(script))
-        if code in (0, 1, 2) or (code < 128 and tpu.state("tpu-vm") == "READY"):
+        code = call(tpu.copy()) or call(tpu.ssh(script))
+        if code in (0, 2) or (code < 128 and tpu.state("tpu-vm") == "READY"):
             return code
         if again < restarts:
             complain(f"the run on {tpu.name} ended with {code}; it goes on ({again + 1} of {restarts})")
