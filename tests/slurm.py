@@ -1,4 +1,4 @@
-"""A real SLURM of two nodes by name on this machine, by loopback alone; needs root, and Debian's slurm-wlm and munge."""
+"""A real SLURM of two nodes by name on this machine, by loopback alone. Needs root, slurm-wlm and munge."""
 
 import contextlib
 import os

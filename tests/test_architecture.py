@@ -296,6 +296,7 @@ def test_modules_say_what_they_hold():
         "export.__main__",
         "quantize",
         "compare",
+        "launch.__main__",
     ],
 )
 def test_importing_a_command_imports_no_jax(name):

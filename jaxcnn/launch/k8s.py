@@ -4,13 +4,12 @@ A pod a node, one process each; where one fails all begin again from the last ch
 the cluster. launch.sh k8s NAME logs shows process 0; delete saves and ends the run.
 """
 
-import json
 import re
 from typing import Any
 
 from jaxcnn.errors import UserError
 from jaxcnn.launch.arguments import COUNT, DRY_RUN, NAME, NUMBER, Command, Option, command_of, parse
-from jaxcnn.launch.system import call, need, quoted, tell
+from jaxcnn.launch.system import call, need, quoted, tell, to_json
 
 OPTIONS = {
     "image": Option(
@@ -55,7 +54,7 @@ def launch(argv: list[str]) -> int:
         command = command_of(words, OPTIONS, "train")
         _check(values, command)
         kubectl += ["create", "--filename=-"]  # apply would leave a run that has ended as it is
-        text = json.dumps(manifest(name, values, command), indent=2)
+        text = to_json(manifest(name, values, command))
     if values["dry-run"]:
         tell((f"{text}\n\n" if text else "") + quoted(kubectl))
         return 0

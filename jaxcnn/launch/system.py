@@ -1,11 +1,13 @@
 """What the launcher prints, writes and calls. Other programs get lists of arguments, never a line for a shell."""
 
+import json
 import os
 import shlex
 import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 from jaxcnn.errors import UserError
 
@@ -31,6 +33,11 @@ def one_line(text: object) -> str:
 def quoted(command: list[str]) -> str:
     """The command as a shell would read it."""
     return shlex.join(command)
+
+
+def to_json(value: Any) -> str:
+    """For people to read, too."""
+    return json.dumps(value, indent=2)
 
 
 def write(file: Path, text: str) -> None:
