@@ -75,7 +75,7 @@ class Job:
     def signal(self) -> None:
         self.run("scancel", "--signal=TERM", self.number)
 
-    def wait(self, is_so: Callable[[], bool], seconds: float = 240) -> None:
+    def wait(self, is_so: Callable[[], bool], seconds: float = 600) -> None:
         deadline = time.monotonic() + seconds
         while not is_so():
             assert time.monotonic() < deadline, self.log()

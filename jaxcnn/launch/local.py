@@ -16,11 +16,10 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from jaxcnn.errors import Preempted, UserError
 from jaxcnn.launch.arguments import COUNT, DRY_RUN, NUMBER, Option, command_of, parse
-from jaxcnn.launch.system import complain, last_lines, make_folder, quoted, tell
+from jaxcnn.launch.system import appending, complain, last_lines, make_folder, quoted, tell
 from jaxcnn.machine import cuda_devices
 
 OPTIONS = {
@@ -144,8 +143,8 @@ class _Job:
 
     def _start(self, words: list[str], part: Share, contract: dict[str, str], index: int) -> subprocess.Popen[bytes]:
         """A group of its own keeps the terminal's Ctrl-C away: it comes once, from us, as SIGTERM."""
-        with open(os.devnull if index == 0 else self.logs[index], "ab") as log:
-            output: Any = None if index == 0 else log
+        with contextlib.ExitStack() as stack:
+            output = stack.enter_context(appending(self.logs[index])) if index else None
             return subprocess.Popen(
                 words,
                 env={**os.environ, **contract, **part.variables},

@@ -6,8 +6,10 @@ import shlex
 import shutil
 import subprocess
 import sys
+import tarfile
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from jaxcnn.errors import UserError
 
@@ -55,6 +57,19 @@ def make_folder(folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"{folder} cannot be made: {error.strerror}; pass another --workdir") from None
+
+
+def pack(archive: Path, names: Iterable[str]) -> None:
+    """Packs files and folders of the project, as tar and gzip have them. Raises UserError."""
+    make_folder(archive.parent)
+    with tarfile.open(archive, "w:gz") as file:
+        for name in names:
+            file.add(ROOT / name, name, filter=lambda each: None if "__pycache__" in each.name else each)
+
+
+def appending(file: Path) -> IO[bytes]:
+    """A log that a program writes to."""
+    return open(file, "ab")
 
 
 def last_lines(file: Path, number: int = 10) -> str:

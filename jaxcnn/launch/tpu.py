@@ -5,14 +5,13 @@ The run outlives this command; the same command again shows it. launch.sh tpu NA
 """
 
 import re
-import tarfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
 
 from jaxcnn.errors import Preempted, RunError, UserError
 from jaxcnn.launch.arguments import COUNT, DRY_RUN, Command, Option, command_of, parse
-from jaxcnn.launch.system import ROOT, ask, call, complain, make_folder, need, quoted, tell
+from jaxcnn.launch.system import ROOT, ask, call, complain, need, pack, quoted, tell
 
 OPTIONS = {
     "zone": Option("the zone, as us-central2-b"),
@@ -142,7 +141,7 @@ def _follow(tpu: Tpu, script: str, restarts: int) -> int:
     code = Preempted.exit_code
     for again in range(restarts + 1):
         _bring_up(tpu)
-        _pack(tpu)
+        pack(tpu.archive, FILES)
         code = call(tpu.copy()) or call(tpu.ssh(script))
         if code in (0, 2) or (code < 128 and tpu.state("tpu-vm") == "READY"):
             return code
@@ -176,13 +175,6 @@ def _bring_up(tpu: Tpu) -> None:
 def _must(command: list[str]) -> None:
     if call(command):
         raise RunError(f"gcloud failed, and says above why: {quoted(command)}")
-
-
-def _pack(tpu: Tpu) -> None:
-    make_folder(tpu.archive.parent)
-    with tarfile.open(tpu.archive, "w:gz") as archive:
-        for each in FILES:
-            archive.add(ROOT / each, each, filter=lambda file: None if "__pycache__" in file.name else file)
 
 
 def remote_script(command: Command) -> str:
