@@ -16,6 +16,8 @@ import pytest
 from etils import epath
 
 from jaxcnn.config import Config
+from jaxcnn.errors import UserError
+from jaxcnn.launch import local
 from jaxcnn.launch.__main__ import main as launch_main
 from jaxcnn.launch.arguments import Command
 from jaxcnn.run import workdir
@@ -545,6 +547,9 @@ WRONG = {
     "sweep on TPUs": ("tpu a --zone=z --type=v4-8 sweep EXPERIMENT", "one of: train"),
     "a workdir of nothing": ("slurm EXPERIMENT --workdir=", "--workdir is empty"),
     "an argument of two lines": ("slurm EXPERIMENT --config.data.name=a$'\\n'b", "has an end of line"),
+    "an argument that is no text": ("slurm EXPERIMENT --config.data.name=a$'\\xff'", "is no UTF-8"),
+    "a home of nobody": ("slurm EXPERIMENT --workdir='~nobody-here/a'", "write the home folder out"),
+    "a name that is too long": ("slurm --config=$(printf %5000s | tr ' ' x)", "there is no such file"),
     "no name": ("tpu --zone=z EXPERIMENT", "give the TPU's name first"),
     "no zone": ("tpu a EXPERIMENT", "no zone given"),
     "no type": ("tpu a --zone=z EXPERIMENT", "no type of TPU given"),
@@ -562,12 +567,38 @@ WRONG = {
 def test_a_wrong_command_is_one_line(name, capsys):
     line, says = WRONG[name]
     words = subprocess.run(  # as a shell splits it
-        ["bash", "-c", f"printf '%s\\0' {line}"], capture_output=True, text=True
+        ["bash", "-c", f"printf '%s\\0' {line}"], capture_output=True, text=True, errors="surrogateescape"
     ).stdout.split("\0")[:-1]
     code = launch_main(["launch", *(EXPERIMENT if word == "EXPERIMENT" else word for word in words)])
     output, errors = capsys.readouterr()
     assert (code, output, errors.count("\n")) == (2, "", 1)
     assert says in errors
+
+
+def test_a_reader_may_leave_early():
+    line = (
+        f"{shlex.quote(sys.executable)} -m jaxcnn.launch slurm --dry-run {EXPERIMENT} | true; exit ${{PIPESTATUS[0]}}"
+    )
+    done = subprocess.run(["bash", "-c", line], cwd=ROOT, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_each_gpu_goes_to_one_process(monkeypatch):
+    monkeypatch.delenv("JAX_PLATFORMS", raising=False)
+    monkeypatch.setattr(local, "cuda_devices", lambda: ["0", "1", "2", "3", "GPU-5"])
+    assert [each.variables for each in local.shares(2, on_cpu=False)] == [
+        {"CUDA_VISIBLE_DEVICES": "0,1"}, {"CUDA_VISIBLE_DEVICES": "2,3"},
+    ]  # fmt: skip
+    assert local.shares(6, on_cpu=True)[0].variables == {}
+    with pytest.raises(UserError, match="there are 5 GPUs here"):
+        local.shares(6, on_cpu=False)
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="the system pins no process")
+def test_each_core_goes_to_one_process_while_there_are_enough(monkeypatch):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1, 2, 6, 7})
+    assert [each.cores for each in local.shares(2, on_cpu=True)] == [(0, 1), (2, 6)]
+    assert [each.cores for each in local.shares(6, on_cpu=True)] == [()] * 6
 
 
 def test_launch_sh_leads_there():

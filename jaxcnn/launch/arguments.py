@@ -1,5 +1,6 @@
 """A launch's own options, which come first, and the command behind them: `--nodes 2 train --config FILE`."""
 
+import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -111,9 +112,13 @@ def command_of(words: list[str], options: dict[str, Option], *allowed: str) -> C
         raise UserError(f"{one_line(name)[:80]} is nothing that is launched so; {nearest(name, allowed)}")
     if any("\0" in each or "\n" in each for each in arguments):
         raise UserError("an argument has an end of line or a NUL in it; take it out")
+    if any(re.search("[\ud800-\udfff]", each) for each in arguments):
+        raise UserError("an argument is no UTF-8; a script or a manifest could not hold it")
     command = Command(name, tuple(arguments))
     if command.workdir == "":
         raise UserError("--workdir is empty; leave it out for runs/<experiment>")
+    if re.match("~[^/]", command.workdir or ""):
+        raise UserError(f"--workdir={one_line(command.workdir)[:80]}: write the home folder out, or ~/")
     _check_experiment(command)
     return command
 
@@ -124,7 +129,7 @@ def _check_experiment(command: Command) -> None:
     if not files and command.name == "train":
         raise UserError("no experiment given; pass --config=experiments/NAME.py")
     for each in files:
-        if not (ROOT / each.partition(":")[0]).is_file():
+        if not os.path.isfile(ROOT / each.partition(":")[0]):
             raise UserError(f"--config={one_line(each)[:120]}: there is no such file")
 
 

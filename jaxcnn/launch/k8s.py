@@ -62,7 +62,7 @@ def launch(argv: list[str]) -> int:
     code = call(kubectl, given=text)
     if text and not code:
         tell(f"look: launch.sh k8s {name} logs    save and end: launch.sh k8s {name} delete")
-    return min(code, 1)
+    return 1 if code else 0
 
 
 def _check(values: dict[str, str], command: Command) -> None:

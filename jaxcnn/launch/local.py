@@ -6,6 +6,7 @@ run's folder. SIGTERM and Ctrl-C save and stop all; where one dies, all begin ag
 
 import contextlib
 import ctypes
+import importlib.util
 import os
 import re
 import signal
@@ -38,7 +39,7 @@ def launch(argv: list[str]) -> int:
         raise UserError(f"local {number[:20]!r}: give a number of processes first, as in: local 2 --config FILE")
     values, words = parse(rest, OPTIONS)
     command = command_of(words, OPTIONS, "train")
-    parts = shares(int(number), on_cpu="--config.platform=cpu" in command.arguments)
+    parts = shares(int(number), on_cpu="cpu" in command.values_of("config.platform"))
     words = [sys.executable, *command.words]
     if values["dry-run"]:
         for index, part in enumerate(parts):
@@ -70,6 +71,8 @@ class Share:
 def shares(number: int, *, on_cpu: bool) -> list[Share]:
     """As many equal shares. More processes than cores share them all. Raises UserError where there are fewer GPUs."""
     on_cpu = on_cpu or os.environ.get("JAX_PLATFORMS") == "cpu"
+    if number > 1 and not on_cpu and importlib.util.find_spec("libtpu") is not None:
+        raise UserError(f"local {number}: one process has all TPU cores of a host; leave `local {number}` out")
     devices = [] if on_cpu else cuda_devices()
     if devices and number > len(devices):
         raise UserError(

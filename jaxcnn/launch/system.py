@@ -18,7 +18,10 @@ ROOT = Path(__file__).resolve().parents[2]  # of the project's files
 
 def tell(text: str) -> None:
     """To the terminal."""
-    print(text, flush=True)
+    try:
+        print(text, flush=True)
+    except BrokenPipeError:  # whoever read has left
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def complain(text: object) -> None:
