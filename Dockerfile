@@ -1,11 +1,14 @@
-# Serves a run's network on port 8000, by a CPU: docs/serving.md.
+# Serves a run's network on port 8000, by a CPU: docs/serving.md. With --build-arg EXTRAS=cuda12,gcs, or tpu,gcs, it is what
+# Kubernetes trains with: docs/clusters.md.
 FROM python:3.12-slim
 
 RUN useradd --create-home --uid 10001 jaxcnn
 WORKDIR /home/jaxcnn
 COPY pyproject.toml README.md LICENSE /source/
 COPY jaxcnn /source/jaxcnn
-RUN pip install --no-cache-dir '/source[serve]' && rm -rf /source
+ARG EXTRAS=serve
+RUN pip install --no-cache-dir "/source[$EXTRAS]" && rm -rf /source
+COPY experiments experiments
 
 USER jaxcnn
 ENV JAX_PLATFORMS=cpu JAXCNN_CACHE_DIR=/tmp/jaxcnn PYTHONUNBUFFERED=1

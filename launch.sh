@@ -1,17 +1,27 @@
 #!/usr/bin/env bash
-# Sets up .venv and launches, here or (later) on a cluster.
+# Sets up .venv and launches, here or on a cluster (docs/clusters.md; each has --help and --dry-run).
 #   ./launch.sh [train ARGS…]   train; without ARGS the embedded default, experiments/digits.py
 #   ./launch.sh test [ARGS…]    the fast tests (-m slow: the long ones); ARGS go to pytest
 #   ./launch.sh check           format, lint and types
 #   ./launch.sh setup           the environment alone
+#   ./launch.sh local N ARGS…   train, in N processes on this machine
+#   ./launch.sh slurm [OPTIONS] ARGS…        as a SLURM job; also: sweep ARGS…, search ARGS…
+#   ./launch.sh tpu NAME [OPTIONS] ARGS…     on a Cloud TPU VM
+#   ./launch.sh k8s NAME [OPTIONS] ARGS…     on Kubernetes, as a JobSet
 # JAXCNN_EXTRAS (e.g. cuda12, cuda13, tpu, onednn, or nothing) overrides what is found on the machine; PYTHON names the interpreter.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")"
 
-setup() {                                     # setup EXTRA…: installs the project and these extras, once
-  local python="${PYTHON:-python3}" extras stamp
+python="${PYTHON:-python3}"
+
+check_python() {
   "$python" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' ||
     { echo "launch.sh: needs Python 3.11 to 3.13; set PYTHON=python3.12 or the like" >&2; exit 2; }
+}
+
+setup() {                                     # setup EXTRA…: installs the project and these extras, once
+  local extras stamp
+  check_python
   extras="${JAXCNN_EXTRAS-$(accelerator)}"
   for extra in "$@"; do extras="${extras:+$extras,}$extra"; done
   stamp="$(cat pyproject.toml ${PIP_CONSTRAINT:+.ci/constraints.txt} <("$python" --version) | cksum | tr ' ' '-')"
@@ -44,6 +54,7 @@ case "${1:-train}" in
   test)  shift; setup test; exec .venv/bin/python -m pytest -n 2 --dist loadfile "$@" ;;
   check) setup dev; .venv/bin/ruff format --check . && .venv/bin/ruff check . && exec .venv/bin/mypy ;;
   setup) setup ;;
-  # Clusters come here: slurm) …, tpu) …, gpu) …
-  *)     echo "launch.sh: unknown command '$1'; one of: train, test, check, setup" >&2; exit 2 ;;
+  local) setup; exec .venv/bin/python -m jaxcnn.launch "$@" ;;
+  slurm|tpu|k8s) check_python; exec "$python" -m jaxcnn.launch "$@" ;;  # nothing need be installed here
+  *)     echo "launch.sh: unknown command '$1'; one of: train, test, check, setup, local, slurm, tpu, k8s" >&2; exit 2 ;;
 esac

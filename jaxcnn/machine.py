@@ -1,10 +1,14 @@
-"""The machine that a process runs on: its private cache, the versions of what is installed, how the process begins."""
+"""The machine that a process runs on: its private cache, its GPUs, the versions of what is installed, how the process
+begins. By the standard library alone: the launcher imports it, too.
+"""
 
 import functools
+import importlib.util
 import locale
 import logging
 import os
 import platform
+import re
 import sys
 import tempfile
 from importlib import metadata
@@ -73,6 +77,17 @@ def _is_private(folder: Path) -> bool:
 def _warn(words: str) -> None:
     """Once each."""
     _log.warning("%s", words)
+
+
+def cuda_devices() -> list[str]:
+    """Names, as CUDA_VISIBLE_DEVICES has them, of the GPUs that JAX would use; none where it has no part for them."""
+    if not any(importlib.util.find_spec(f"jax_cuda{version}_plugin") for version in (12, 13)):
+        return []
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is not None:
+        return [each for each in visible.split(",") if each]
+    found = (re.fullmatch("nvidia([0-9]+)", each.name) for each in Path("/dev").iterdir())
+    return sorted((match[1] for match in found if match), key=int)
 
 
 def begin_anew() -> None:

@@ -22,7 +22,7 @@ FLOORS = {
     "config": 1, "fingerprints": 1, "layers": 1, "hosts": 1,
     "augment": 2, "models": 2, "run": 2,
     "machine": 3,
-    "command": 4, "data": 4, "transfer": 4,
+    "command": 4, "data": 4, "launch": 4, "transfer": 4,
     "tasks": 5,
     "training": 6,
     "results": 7,
@@ -146,6 +146,7 @@ OTHER_DOORS = {
     "data/label_cache.py": "the private cache", "data/resident.py": "the private cache",
     "export/runtime.py": "an archive in bytes, whose digest is pinned",
     "export/stablehlo.py": "arrays in bytes that are read and written",
+    "launch/system.py": "a login node, where none of the doors' libraries is installed",
     "layers/onednn/library.py": "what the kernel says, in files that have no size",
     "data/without_tensorflow.py": "TensorFlow's file functions, in its stead",
 }  # fmt: skip
@@ -295,6 +296,7 @@ def test_modules_say_what_they_hold():
         "export.__main__",
         "quantize",
         "compare",
+        "launch.__main__",
     ],
 )
 def test_importing_a_command_imports_no_jax(name):

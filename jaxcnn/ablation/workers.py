@@ -6,19 +6,17 @@ They tell each other nothing: what they do is in the study's folder (running.py)
 import importlib.util
 import multiprocessing
 import os
-import re
 import signal
 import threading
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
-from pathlib import Path
 from typing import Any
 
 from jaxcnn.ablation.board import Board
 from jaxcnn.ablation.running import Job, work
 from jaxcnn.ablation.study import StudyRun
 from jaxcnn.errors import Preempted, RunError, UserError
-from jaxcnn.machine import quiet_libraries
+from jaxcnn.machine import cuda_devices, quiet_libraries
 from jaxcnn.run import stopping
 from jaxcnn.terminal import one_line, take_over
 
@@ -57,17 +55,6 @@ def shares(workers: int, platform: str | None) -> list[Share]:
         )
         for number in range(workers)
     ]
-
-
-def cuda_devices() -> list[str]:
-    """Names, as CUDA_VISIBLE_DEVICES has them, of the GPUs that JAX would use; none where it has no part for them."""
-    if not any(importlib.util.find_spec(f"jax_cuda{version}_plugin") for version in (12, 13)):
-        return []
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if visible is not None:
-        return [each for each in visible.split(",") if each]
-    found = (re.fullmatch("nvidia([0-9]+)", each.name) for each in Path("/dev").iterdir())
-    return sorted((match[1] for match in found if match), key=int)
 
 
 # ---- in a worker

@@ -14,7 +14,6 @@ from contextlib import contextmanager
 from typing import Any
 
 from jaxcnn.errors import Preempted
-from jaxcnn.hosts import job
 
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 _OUTSIDE = "stopped outside of training; the same command goes on"
@@ -89,6 +88,8 @@ def _insist(reading: int) -> None:
 
 def ask_all() -> None:
     """Between two steps, in every process of a job: notes a signal to one of them, at one step in all."""
+    from jaxcnn.hosts import job  # which imports packages: a signal is answered before they are, and on a login node
+
     if job.asked_to_stop():
         _noted.append(_SIGNALS[0].name)
 
@@ -103,6 +104,8 @@ def between_steps() -> Iterator[list[str]]:
     if threading.current_thread() is not threading.main_thread():
         yield []
         return
+    from jaxcnn.hosts import job
+
     if job.number() > 1:  # whose signals are JAX's
         yield _noted
         return

@@ -26,8 +26,9 @@ LARGEST_IMAGE = 1 << 28  # values: height times width times channels
 LARGEST_SPLITS = 1 << 28  # bytes of splits.npz, and eight times that of what is in it
 FAILED = "failed.json"  # of a study's run that failed: why
 OWN_LINES = "run.log"  # of a study's run: what a terminal would have shown
+LAUNCH = "launch"  # what a launch of several processes left: scripts, logs
 _LOCK = ".lock"
-_BESIDE = {_LOCK, FAILED, OWN_LINES}  # what may lie there before the run does
+_BESIDE = {_LOCK, FAILED, OWN_LINES, LAUNCH}  # what may lie there before the run does
 _COUNT = Number(0, 2**53, integer=True)
 _METRIC = (Number(), None)  # null: it is not finite
 _RUN = {
