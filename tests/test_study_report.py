@@ -55,7 +55,7 @@ def test_the_page_is_whole_and_its_numbers_are_the_studys(made):
         assert row[2] == f"{100 * variant['mean']:.2f} %"
         versus = variant["versus_base"]
         assert row[4] == ("—" if versus is None else f"{100 * versus['difference']:+.2f}")
-        assert row[7] == ("base" if versus is None else versus["verdict"])
+        assert row[8] == ("base" if versus is None else versus["verdict"])
     assert "loss is not finite at step 12" in text
     assert "python -m jaxcnn.sweep --config experiments/digits.py" in text
     assert {path.name for path in (folder / "report").iterdir()} == {
@@ -73,6 +73,31 @@ def test_names_and_notes_are_text(made):
     assert SCRIPT not in text
     assert SCRIPT in {data for tag, data in checked(text).texts if tag == "bdi"}
     assert "Six pairs are few: &lt;b&gt;so&lt;/b&gt;." in text
+
+
+def test_both_intervals_of_a_difference_are_shown(tmp_path):
+    """Also where they differ, or one is not there."""
+    result = make_study(tmp_path, {"base": {}, "a": {"batch_size": 8}, "b": {"batch_size": 16}}, epochs=1)
+    of_a, of_b = (result["variants"][name]["versus_base"] for name in "ab")
+    of_a |= {"interval": [-0.0012, 0.0234], "bca": [0.0003, 0.0217]}
+    of_b |= {"interval": [-0.05, -0.01], "bca": None}
+    (tmp_path / "study.json").write_text(json.dumps(result))
+    assert report("--workdir", tmp_path)[0] == 0
+    rows = cells((tmp_path / "report.html").read_text(), "accuracy on test")
+    assert [row[5:7] for row in rows] == [
+        ["—", "—"], ["+0.03 to +2.17", "-0.12 to +2.34"], ["—", "-5.00 to -1.00"],
+    ]  # fmt: skip
+
+
+def test_runs_evaluated_once_have_no_curves(tmp_path):
+    """A dot a run in a row of its variant, in a curve's place."""
+    make_study(tmp_path, GRID, epochs=1)
+    assert report("--workdir", tmp_path)[0] == 0
+    text = (tmp_path / "report.html").read_text()
+    assert "Could not be made" not in text
+    assert text.count("so there are no curves") >= 2  # accuracy and loss
+    assert "over the epochs" not in text
+    assert {"accuracy.png", "loss.png"} <= {path.name for path in (tmp_path / "report").iterdir()}
 
 
 def test_many_variants_are_a_small_page(tmp_path):

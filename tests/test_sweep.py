@@ -273,6 +273,28 @@ def test_who_was_given_up_is_told_and_beats_no_more(tmp_path, monkeypatch):
     assert not json.loads(file.read_text())["released"]
 
 
+def stopped(folder):
+    """Has a claim, and is stopped where nothing can be raised, as in a compilation."""
+    claims = Claims(folder)
+    claim = claims.take("run", step=0)
+    assert claim is not None
+    stopping.while_importing()
+    with claims.held(claim, overtaken=os.abort):
+        signal.raise_signal(signal.SIGTERM)
+
+
+def test_a_stop_is_no_kill(tmp_path):
+    """However often: else a healthy run would be given up."""
+    for _ in range(running.MOST_KILLS + 1):
+        process = multiprocessing.get_context("spawn").Process(target=stopped, args=(tmp_path,))
+        process.start()
+        process.join()
+        assert process.exitcode == Preempted.exit_code
+    claim = Claims(tmp_path).take("run", step=0)
+    assert claim is not None
+    assert (claim.generation, claim.kills) == (running.MOST_KILLS + 2, 0)
+
+
 # ---- studies
 
 

@@ -11,11 +11,13 @@ import socket
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from jaxcnn.files import create, read_json, read_sizeless, to_json, write_atomically
 from jaxcnn.plain_data import Number, conforms
+from jaxcnn.run import stopping
 
 BEAT_SECONDS = 5.0
 SILENT_SECONDS = 60.0  # on another host: then its process counts as gone
@@ -81,12 +83,16 @@ class Claims:
 
     @contextlib.contextmanager
     def held(self, claim: Claim, *, overtaken: Callable[[], None]) -> Iterator[None]:
-        """Shows that this process lives until the block ends; calls `overtaken`, in a thread, where it was given up."""
+        """Shows that this process lives until the block ends; calls `overtaken`, in a thread, where it was given up.
+
+        A signal that ends the process within lets go of the claim: a stop counts as no kill.
+        """
         ended = threading.Event()
         beat = threading.Thread(target=self._beat, args=(claim, ended, overtaken), name="claim", daemon=True)
         beat.start()
         try:
-            yield
+            with stopping.before_leaving(partial(self.release, claim)):
+                yield
         finally:
             ended.set()
             beat.join()

@@ -142,7 +142,7 @@ class _Sections:
         split = study.result["split"]
         columns = [
             "variant", "n", f"mean {study.metric}", "95 % interval", f"to the base{unit.of_difference}",
-            "95 % interval", "p (Holm)", "verdict",
+            "95 % by BCa", "95 % by t", "p (Holm)", "verdict",
         ]  # fmt: skip
         body = "".join(paragraph(escape(printable(note)), css="note") for note in study.result["notes"])
         body = (
@@ -169,10 +169,11 @@ class _Sections:
             Cell(unit.words(variant["mean"]), variant["mean"]), unit.between(variant["interval"]),
         ]  # fmt: skip
         if versus is None:
-            return [*row, "—", "—", "—", "base" if name == self.study.result["base"] else "—"]
+            return [*row, "—", "—", "—", "—", "base" if name == self.study.result["base"] else "—"]
         p = versus["p_holm"]
         return [
-            *row, Cell(unit.difference(versus["difference"]), versus["difference"]), unit.signed(_ends(versus)),
+            *row, Cell(unit.difference(versus["difference"]), versus["difference"]), unit.signed(versus["bca"]),
+            unit.signed(versus["interval"]),
             "—" if p is None else Cell("< 0.001" if p < 0.001 else f"{p:.3f}", p), versus["verdict"],
         ]  # fmt: skip
 
@@ -318,25 +319,45 @@ class _Sections:
         drawings: list[str] = []
         pictures: dict[str, bytes] = {}
         for name in dict.fromkeys((study.metric, "loss")):
-            lines, several = self._lines(name, unit.scale if name == study.metric else 1.0)
+            scale = unit.scale if name == study.metric else 1.0
+            lines, several = self._lines(name, scale)
             if not lines:
                 drawings.append(absent(f"No {name}: no run has a row of validation with it."))
                 continue
             label = unit.label if name == study.metric else name
-            chart = study_figures.bands(lines, y_label=f"validation {label}")
-            band = "; the bands are 95 % intervals by Student's t" if several else ""
-            behind = (
-                f" In colours are the base and the best means, grey {len(lines) - STRONG:,} others."
-                if len(lines) > STRONG
-                else ""
-            )
-            caption = (
-                f"Validation {name} over the epochs, means over the runs of a variant while all of them go on{band}."
-                f" The axis is that of the last three quarters.{behind}"
-            )
+            if all(len(line.xs) == 1 for line in lines):
+                chart, caption = self._once(name, scale, label)
+            else:
+                chart, caption = self._over_epochs(name, lines, several, label)
             drawings.append(figure(to_svg(chart, describe=caption), caption))
             pictures[f"{name}.png"] = to_png(chart)
         return Section("Training", grid(drawings), pictures)
+
+    def _over_epochs(self, name: str, lines: list[BandLine], several: bool, label: str) -> tuple[Any, str]:
+        band = "; the bands are 95 % intervals by Student's t" if several else ""
+        others = len(lines) - STRONG
+        behind = f" In colours are the base and the best means, grey {others:,} others." if others > 0 else ""
+        caption = (
+            f"Validation {name} over the epochs, means over the runs of a variant while all of them go on{band}."
+            f" The axis is that of the last three quarters.{behind}"
+        )
+        return study_figures.bands(lines, y_label=f"validation {label}"), caption
+
+    def _once(self, name: str, scale: float, label: str) -> tuple[Any, str]:
+        """What stands in a curve's place where the runs of each variant share one evaluation."""
+        study, base = self.study, self.study.result["base"]
+        bands = {variant: band_of(study.curves[variant], name) for variant in study.ranked}
+        shown, left_out = _some([variant for variant in study.ranked if len(bands[variant].epochs)], keep=base)
+        rows = []
+        for variant in shown:
+            (epoch,), (mean,) = bands[variant].epochs, bands[variant].mean
+            dots = [curve.values[name][curve.epochs.index(epoch)] for curve in study.curves[variant]]
+            rows.append(Estimate(printable(variant), scale * mean, dots=[scale * dot for dot in dots]))
+        caption = (
+            f"Validation {name} of every run, a dot each, and each variant's mean as a bar. The runs share one "
+            f"evaluation, so there are no curves.{left_out}"
+        )
+        return study_figures.strips(rows, x_label=f"validation {label}", base=printable(base)), caption
 
     def _lines(self, name: str, scale: float) -> tuple[list[BandLine], bool]:
         """The lines, those behind first; and whether any has a band."""

@@ -9,8 +9,8 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from typing import Any
 
 from jaxcnn.errors import Preempted
@@ -18,6 +18,7 @@ from jaxcnn.errors import Preempted
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 _OUTSIDE = "stopped outside of training; the same command goes on"
 _noted: list[str] = []
+_before_leaving: list[Callable[[], object]] = []
 _training = False
 
 
@@ -42,8 +43,21 @@ def _is_importing(frame: Any) -> bool:
 
 
 def _leave(number: int, frame: Any = None) -> None:
+    for what in _before_leaving:
+        with suppress(Exception):
+            what()
     os.write(2, f"jaxcnn: {signal.Signals(number).name}: {_OUTSIDE}\n".encode())
     os._exit(Preempted.exit_code)
+
+
+@contextmanager
+def before_leaving(what: Callable[[], object]) -> Iterator[None]:
+    """Has a signal that ends the process at once, where no block ends any more, call `what` first."""
+    _before_leaving.append(what)
+    try:
+        yield
+    finally:
+        _before_leaving.remove(what)
 
 
 def hold() -> None:
