@@ -45,6 +45,8 @@ def main(argv: list[str], start: float) -> int:
         return 0
     study, experiment, folder = _study(argv, values)
     check_study(study)
+    if values.in_one_program and values.workers > 1:
+        raise UserError("--in_one_program trains in one process; leave --workers out")
     parts = shares(values.workers, study.config.platform) if values.workers > 1 else []
     console = PatientConsole(soft_wrap=True)
     if values.dry_run:
@@ -61,6 +63,8 @@ def main(argv: list[str], start: float) -> int:
             job = Job(study, experiment, place, wait=values.wait, fresh=not board.standing.finished)
             if parts:
                 supervise(job, parts, board)
+            elif values.in_one_program:
+                _in_one_program(job, board, console)
             else:
                 work(job, board.standing.left, tell=board.look)
         board.look(now=True)
@@ -71,6 +75,17 @@ def main(argv: list[str], start: float) -> int:
     finally:
         board.close()
     return _close(board.standing, folder, console)
+
+
+def _in_one_program(job: Job, board: Board, console: PatientConsole) -> None:
+    """What has no checkpoint yet by programs of many runs; the rest, and what others leave, one by one."""
+    from jaxcnn.ablation.one_program import work_in_one_program
+
+    new = [run for run in board.standing.left if workdir_lib.newest_step(epath.Path(job.folder / run.folder)) is None]
+    work_in_one_program(job, new, tell=board.look, say=console.print)
+    board.look(now=True)
+    if board.standing.left:
+        work(job, board.standing.left, tell=board.look)
 
 
 def _forget_plan(folder: Path) -> None:
@@ -95,6 +110,7 @@ def _flags() -> flags.FlagValues:
     text("workdir", None, "the study's folder; default runs/<experiment>-<fields>", flag_values=values)
     switch("dry_run", False, "list the variants, time and memory, and run nothing", flag_values=values)
     number("workers", 1, "processes on this host, each on its share of it", 1, 4096, flag_values=values)
+    switch("in_one_program", False, "runs that differ in what can be traced, as one program", flag_values=values)
     switch("retry_failed", False, "run again what has failed", flag_values=values)
     switch("wait", True, "at the end wait for runs that other processes have", flag_values=values)
     return values

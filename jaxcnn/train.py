@@ -118,9 +118,9 @@ def _check(order: Order) -> None:
     trackers.check(config.trackers, workdir)
 
 
-def _trackers(order: Order) -> Callable[[int], trackers.Trackers]:
-    return lambda step: trackers.Trackers(
-        order.config.trackers, order.workdir, step, study=order.study, config=flatten(order.config)
+def _trackers(order: Order) -> Callable[[list[dict[str, Any]]], trackers.Trackers]:
+    return lambda rows: trackers.Trackers(
+        order.config.trackers, order.workdir, rows, study=order.study, config=flatten(order.config)
     )
 
 
@@ -159,9 +159,9 @@ def _train(
     from jaxcnn.run.checkpoint import Checkpoints
     from jaxcnn.training import loop
 
-    config, experiment, workdir = order.config, order.experiment, order.workdir
+    config, workdir = order.config, order.workdir
     num_params = sum(leaf.size for leaf in jax.tree.leaves(run.abstract_state().params))
-    job.from_first(lambda: _begin_folder(run, order, log, num_params))
+    job.from_first(lambda: begin_folder(run, order, log, num_params))
     checkpoints = Checkpoints(
         workdir / "checkpoints",
         keep_last=config.checkpoint.keep_last,
@@ -179,26 +179,33 @@ def _train(
         )
     finally:
         checkpoints.close()
-    summary = {
-        "experiment": experiment,
-        "status": "finished",
-        "examples": run.task.examples,
-        **result,
-        "num_params": num_params,
-        "seconds": {"setup": set_up_seconds, **result["seconds"]},
-        "platform": run.parallel.devices[0].platform,
-        "num_devices": run.parallel.num_devices,
-        "num_processes": jax.process_count(),
-        "seed": config.seed,
-        "versions": versions(),
-    }
+    result["seconds"] = {"setup": set_up_seconds, **result["seconds"]}
+    summary = summary_of(run, order, result, num_params)
     log.summary(summary)
     closing_table(log.console, summary)
     log.say(f"everything is in {workdir}")
     return summary
 
 
-def _begin_folder(run: Any, order: Order, log: RunLog, num_params: int) -> None:
+def summary_of(run: Any, order: Order, result: dict[str, Any], num_params: int) -> dict[str, Any]:
+    """What summary.json says: `result` is what training.loop.train gives, with the seconds of the set-up."""
+    import jax
+
+    return {
+        "experiment": order.experiment,
+        "status": "finished",
+        "examples": run.task.examples,
+        **result,
+        "num_params": num_params,
+        "platform": run.parallel.devices[0].platform,
+        "num_devices": run.parallel.num_devices,
+        "num_processes": jax.process_count(),
+        "seed": order.config.seed,
+        "versions": versions(),
+    }
+
+
+def begin_folder(run: Any, order: Order, log: RunLog, num_params: int) -> None:
     """Makes the folder this run's, and says what it is. Raises UserError."""
     from jaxcnn.training.preview import describe
 

@@ -25,6 +25,7 @@ from jaxcnn.data import (
     channel_statistics,
     load_arrays,
     open_source,
+    order,
     resident_bytes,
 )
 from jaxcnn.data import resident as resident_module
@@ -579,3 +580,13 @@ def test_channel_statistics_are_exact() -> None:
 
 def test_resident_bytes() -> None:
     assert resident_bytes(open_source(DataConfig())) == 1797 * (64 + 4)
+
+
+def test_a_large_sets_next_order_is_made_ahead(monkeypatch):
+    monkeypatch.setattr(order, "MADE_AHEAD", 50)
+    order._being_made.cache_clear()
+    for epoch in range(3):
+        found = batch_indices(7, epoch * 10, num_examples=100, batch_size=10)
+        np.testing.assert_array_equal(found, order.permutation(7, epoch, 100)[:10])
+        assert order._being_made.cache_info().currsize == epoch + 2
+    assert not found.flags.writeable

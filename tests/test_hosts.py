@@ -240,10 +240,10 @@ def test_any_number_of_processes_is_one(tmp_path: Path, mode: str, resident: str
 def test_a_fault_ends_all_and_the_same_command_goes_on(tmp_path: Path, seed: int, undisturbed: Path) -> None:
     """SIGKILL, SIGSTOP or SIGTERM to a random process at a random time; the run ends as one that was let alone."""
     draw = np.random.default_rng(seed)
-    number = 2 if seed < 20 else 3
+    number = 2 if seed < 20 else 4
     options = (*OPTIONS, *FEW, "--config.num_epochs=8", f"--workdir={tmp_path}/run")
     fault = (signal.SIGKILL, signal.SIGSTOP, signal.SIGTERM)[seed % 3]
-    started = Job(number, 6 // number, *options)
+    started = Job(number, 4 // number, *options)
     started.wait_for(tmp_path / "run" / "config.json", "")
     time.sleep(draw.uniform(0, 8))
     victim = started.processes[draw.integers(number)]
@@ -260,7 +260,7 @@ def test_a_fault_ends_all_and_the_same_command_goes_on(tmp_path: Path, seed: int
     if codes != [0] * number:
         for process, code, said in zip(started.processes, codes, errors, strict=True):
             assert process is victim or (code in (75, 134, -6) and (said or code == 75)), (codes, errors)
-        codes, errors = Job(number, 6 // number, *options).wait()
+        codes, errors = Job(number, 4 // number, *options).wait()
         assert codes == [0] * number, errors
     assert (tmp_path / "run" / "metrics.jsonl").read_bytes() == (undisturbed / str(number)).read_bytes()
 
@@ -268,8 +268,8 @@ def test_a_fault_ends_all_and_the_same_command_goes_on(tmp_path: Path, seed: int
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("undisturbed")
-    for number in (2, 3):
+    for number in (2, 4):
         options = (*OPTIONS, *FEW, "--config.num_epochs=8", f"--workdir={folder}/run{number}")
-        assert Job(number, 6 // number, *options).wait()[0] == [0] * number
+        assert Job(number, 4 // number, *options).wait()[0] == [0] * number
         os.link(folder / f"run{number}" / "metrics.jsonl", folder / str(number))
     return folder

@@ -82,6 +82,11 @@ def failure_of(workdir: epath.PathLike) -> Failure | None:
         return Failure(f"{file} cannot be read ({one_line(error)})", RunError.exit_code)
 
 
+def write_failure(workdir: Path, failure: Failure) -> None:
+    """Tells in a run's folder how it failed. Raises OSError."""
+    write_atomically(workdir / FAILED, to_json(vars(failure), indent=1) + "\n")
+
+
 def seconds_of(summary: dict[str, Any]) -> float:
     """What a run took in all."""
     return float(sum(summary["seconds"].values()))
@@ -106,7 +111,7 @@ def run_one(order: Order, *, build: Callable[..., Any] | None = None) -> Failure
         with appending(workdir / OWN_LINES) as lines, contextlib.redirect_stderr(lines):
             failure = _train(order, PatientConsole(file=lines, width=120), build)
         if failure is not None:
-            write_atomically(workdir / FAILED, to_json(vars(failure), indent=1) + "\n")
+            write_failure(workdir, failure)
         return failure
     except OSError as error:  # of run.log and failed.json
         raise RunError(f"{order.workdir} cannot be written ({one_line(error)}); make room, then run it again") from None
@@ -236,7 +241,7 @@ def _attempt(job: Job, run: StudyRun, claims: Claims, build: Callable[..., Any])
     if claim is None:
         return False
     try:
-        with claims.held(claim, overtaken=lambda: _leave(run)):
+        with claims.held(claim, overtaken=lambda: leave(run)):
             if outcome_of(workdir) is None:  # whoever had it before may just have ended it
                 _run_or_give_up(job, run, claim, build)
         return True
@@ -258,10 +263,10 @@ def _run_or_give_up(job: Job, run: StudyRun, claim: Claim, build: Callable[..., 
     )
     workdir = job.folder / run.folder
     workdir.mkdir(parents=True, exist_ok=True)
-    write_atomically(workdir / FAILED, to_json(vars(failure), indent=1) + "\n")
+    write_failure(workdir, failure)
 
 
-def _leave(run: StudyRun) -> None:
+def leave(run: StudyRun) -> None:
     """Ends the process, at once: nothing that it would write belongs there."""
     words = f"{run.folder}: another process took the run over while this one stood still; the same command goes on"
     os.write(2, f"jaxcnn: {words}\n".encode())

@@ -16,7 +16,8 @@ VIEWS = ("none", "flip", "flip_translate", "shifts")
 
 def make_normalise(mean: Sequence[float], std: Sequence[float]) -> Normalise:
     """Levels 0..255 [..., C] to float32 (x / 255 - mean) / std, with mean and std a channel in 0..1."""
-    mean_array, std_array = np.asarray(mean, np.float32), np.asarray(std, np.float32)
+    as_array = jnp.asarray if isinstance(mean, jax.Array) else np.asarray  # traced, where many runs are one program
+    mean_array, std_array = as_array(mean, np.float32), as_array(std, np.float32)
 
     def normalise(images: jax.Array) -> jax.Array:
         channels = images.shape[-1]

@@ -5,7 +5,9 @@ compiled program does; with balanced sampling, classes in turn, each through per
 carries something from batch to batch, streams in their own order. Never touches the data itself; imports no JAX.
 """
 
+import os
 from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -18,6 +20,8 @@ AUGMENT_STREAM = 2
 HOLDOUT_STREAM = 3
 BALANCE_STREAM = 4
 LIMIT_STREAM = 5
+
+MADE_AHEAD = 100_000  # examples: of so many an epoch's order is made ahead, as 1.28 million take half a second
 
 
 def permutation(seed: Any, epoch: Any, num_examples: int, *, xp: Any = np) -> Any:
@@ -46,11 +50,30 @@ def _rotate(x: Any, bits: int) -> Any:
     return (x << np.uint32(bits)) | (x >> np.uint32(32 - bits))
 
 
-@lru_cache(maxsize=4)  # a batch rarely spans more epochs than two, and ImageNet's permutation takes 10 MB
 def _permutation(seed: int, epoch: int, num_examples: int) -> np.ndarray:
+    """An epoch's order, read-only; that of a large set is made while the epoch before runs."""
+    if num_examples < MADE_AHEAD:
+        return _made(seed, epoch, num_examples)
+    order: np.ndarray = _being_made(os.getpid(), seed, epoch, num_examples).result()
+    _being_made(os.getpid(), seed, epoch + 1, num_examples)
+    return order
+
+
+@lru_cache(maxsize=4)  # a batch rarely spans more epochs than two, and ImageNet's permutation takes 10 MB
+def _made(seed: int, epoch: int, num_examples: int) -> np.ndarray:
     order: np.ndarray = permutation(seed, epoch, num_examples)
     order.flags.writeable = False
     return order
+
+
+@lru_cache(maxsize=4)
+def _being_made(process: int, seed: int, epoch: int, num_examples: int) -> Future:
+    return _thread(process).submit(_made, seed, epoch, num_examples)
+
+
+@lru_cache(maxsize=1)  # a process that was forked has none of its parent's threads
+def _thread(process: int) -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(1, thread_name_prefix="order")
 
 
 @dataclass(frozen=True, eq=False)  # compared by identity, so that an epoch's order can be remembered for it

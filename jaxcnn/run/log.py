@@ -90,11 +90,11 @@ class RunLog:
         workdir: epath.Path,
         *,
         tensorboard: bool = True,
-        trackers: Callable[[int], Trackers] | None = None,
+        trackers: Callable[[list[dict[str, Any]]], Trackers] | None = None,
         console: Console | None = None,
         start: float | None = None,
     ):
-        """`start` is time.perf_counter() when the command began; `trackers` opens them for the step to begin at."""
+        """`start` is time.perf_counter() when the command began; `trackers` opens them, by the rows so far."""
         self._workdir = workdir
         self._start = time.perf_counter() if start is None else start
         self._remote = is_remote(workdir)
@@ -125,7 +125,7 @@ class RunLog:
         if self._with_tensorboard:
             self.tensorboard = TensorBoard(self._workdir / "tensorboard", step)
         if self._open_trackers:
-            self._trackers = self._open_trackers(step)
+            self._trackers = self._open_trackers(self._rows["metrics.jsonl"])
 
     def metrics(self, step: int, epoch: float, split: str, values: dict[str, float]) -> None:
         """A row of metrics.jsonl and its points in TensorBoard."""

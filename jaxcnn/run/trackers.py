@@ -1,6 +1,7 @@
 """Trackers beside TensorBoard: Weights & Biases and MLflow, a thin writer each. Off by default; extras of the package.
 
-What they are told is what metrics.jsonl holds. A tracker that fails is given up with one line, and the run goes on.
+What they are told is what metrics.jsonl holds, each row once, however often the run was killed. A tracker that fails is
+given up with one line, and the run goes on.
 """
 
 import contextlib
@@ -9,8 +10,9 @@ import math
 import os
 import re
 import secrets
+import shutil
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -19,12 +21,26 @@ from etils import epath
 from jaxcnn.errors import UserError, nearest
 from jaxcnn.files import is_remote, read_json, to_json, write_atomically
 from jaxcnn.plain_data import conforms
+from jaxcnn.run.workdir import check_links
 from jaxcnn.terminal import complain, one_line
 
 PROJECT = "jaxcnn"  # unless $WANDB_PROJECT or $MLFLOW_EXPERIMENT_NAME name another
 _IDS = "trackers.json"  # in a run's folder: what each tracker calls the run
 _ID = re.compile("[0-9a-f]{16,32}")
 _FOLDERS = {"wandb": "wandb", "mlflow": "mlruns"}  # in a run's folder, unless they are told to write elsewhere
+_PATIENCE = 30  # seconds for a server of W&B's to begin, and to take what is left at the end
+# What the packages read of the environment, unless it says otherwise. Nothing but the run itself is told to anyone; a
+# server that does not answer costs seconds, where MLflow's own number of tries took four minutes.
+_ENVIRONMENT = {
+    "wandb": {"WANDB_MODE": "offline", "WANDB_ERROR_REPORTING": "false"},
+    "mlflow": {
+        "MLFLOW_DISABLE_TELEMETRY": "true",
+        "DO_NOT_TRACK": "true",
+        "MLFLOW_ALLOW_FILE_STORE": "true",
+        "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",
+        "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
+    },
+}
 
 
 class Tracker(Protocol):
@@ -50,6 +66,8 @@ def check(names: Sequence[str], workdir: epath.Path) -> None:
         folder = os.path.join(workdir, _FOLDERS[name])
         if not is_remote(workdir) and os.path.islink(folder):
             raise UserError(f"{folder} is a link, and nothing is written through it; move what it leads to there")
+    if "mlflow" in names:  # W&B's folder has links of its own
+        check_links(workdir, _FOLDERS["mlflow"])
 
 
 def _is_local(name: str) -> bool:
@@ -61,21 +79,31 @@ def _is_local(name: str) -> bool:
 class Trackers:
     """All trackers of a run."""
 
-    def __init__(self, names: Sequence[str], workdir: epath.Path, step: int, *, study: str, config: Mapping[str, Any]):
-        """`step` is where the run is resumed, or 0; `config` is flat; `study` names its group, "" is none."""
-        ids = _ids(workdir) if names else {}
+    def __init__(
+        self,
+        names: Sequence[str],
+        workdir: epath.Path,
+        rows: Iterable[Mapping[str, Any]],
+        *,
+        study: str,
+        config: Mapping[str, Any],
+    ):
+        """`rows` are those of metrics.jsonl so far; `config` is flat; `study` names the run's group, "" is none."""
+        ids = _ids(workdir)
         self._open: dict[str, Tracker] = {}
         for name in names:
-            ids.setdefault(name, "")
             with self._or_give_up(name):
-                tracker, ids[name] = _MADE_BY[name](ids[name], workdir, step, study, config)
-                self._open[name] = tracker
-        if self._open:
-            write_atomically(workdir / _IDS, to_json(ids) + "\n")
+                for variable, value in _ENVIRONMENT[name].items():
+                    os.environ.setdefault(variable, value)
+                self._open[name], ids[name] = _MADE_BY[name](ids.get(name, ""), workdir, study, config)
+                write_atomically(workdir / _IDS, to_json(ids) + "\n")
+        for row in rows:
+            values = {name: value for name, value in row.items() if name not in ("step", "epoch", "split")}
+            self.scalars(row["split"], row["step"], values)
 
-    def scalars(self, split: str, step: int, values: Mapping[str, float]) -> None:
-        """Tells each of them; what is not finite is left out."""
-        finite = {name: float(value) for name, value in values.items() if math.isfinite(value)}
+    def scalars(self, split: str, step: int, values: Mapping[str, float | None]) -> None:
+        """Tells each of them; values that are not finite, or None, are left out."""
+        finite = {name: float(v) for name, v in values.items() if v is not None and math.isfinite(v)}
         self._tell(lambda tracker: tracker.scalars(split, step, finite))
 
     def close(self, summary: Mapping[str, Any] | None) -> None:
@@ -89,7 +117,7 @@ class Trackers:
                 what(tracker)
 
     @contextlib.contextmanager
-    def _or_give_up(self, name: str) -> Any:
+    def _or_give_up(self, name: str) -> Iterator[None]:
         try:
             yield
         except Exception as error:  # of a network, a server, a disk: whatever a library has for it
@@ -106,34 +134,39 @@ def _ids(workdir: epath.Path) -> dict[str, str]:
     return {name: own for name, own in found.items() if _ID.fullmatch(own)} if conforms(found, {str: str}) else {}
 
 
-def _of_wandb(known: str, workdir: epath.Path, step: int, study: str, config: Mapping[str, Any]) -> tuple[Tracker, str]:
+def _of_wandb(known: str, workdir: epath.Path, study: str, config: Mapping[str, Any]) -> tuple[Tracker, str]:
     import wandb
 
-    own = known or secrets.token_hex(8)
+    own, online = known or secrets.token_hex(8), os.environ["WANDB_MODE"] == "online"
     folder = None if is_remote(workdir) else os.fspath(workdir)
+    if folder is not None and not online:
+        # A kill loses what W&B had not written yet, and files of one run are not merged: this one is told all anew.
+        for part in (Path(folder) / _FOLDERS["wandb"]).glob(f"offline-run-*-{own}"):
+            shutil.rmtree(part)
     run = wandb.init(
         project=os.environ.get("WANDB_PROJECT", PROJECT),
         id=own,
         name=_name(workdir, study),
         group=study or None,
         dir=folder,
-        mode=os.environ.get("WANDB_MODE", "offline"),  # type: ignore[arg-type]
-        resume="allow" if known and os.environ.get("WANDB_MODE") == "online" else None,
+        resume="allow" if known and online else None,
         config=dict(config),
-        settings=wandb.Settings(silent=True, console="off", save_code=False, disable_git=True, x_disable_stats=True),
-    )
-    return _Wandb(run, step), own
+        settings=wandb.Settings(
+            silent=True, console="off", save_code=False, disable_git=True, x_disable_stats=True,
+            init_timeout=_PATIENCE, finish_timeout=_PATIENCE, finish_timeout_raises=True,
+        ),
+    )  # fmt: skip
+    return _Wandb(run), own
 
 
 class _Wandb:
-    """A run of Weights & Biases. Its rows are by our step; of rows that come twice the server keeps the first."""
+    """A run of Weights & Biases. Rows are by our step; a server's run that goes on ignores those before its last."""
 
-    def __init__(self, run: Any, step: int):
-        self._run, self._step = run, step
+    def __init__(self, run: Any):
+        self._run = run
 
     def scalars(self, split: str, step: int, values: Mapping[str, float]) -> None:
-        if step > self._step:
-            self._run.log({f"{split}/{name}": value for name, value in values.items()}, step=step)
+        self._run.log({f"{split}/{name}": value for name, value in values.items()}, step=step)
 
     def close(self, summary: Mapping[str, Any] | None) -> None:
         if summary is not None:
@@ -141,11 +174,7 @@ class _Wandb:
         self._run.finish(exit_code=0 if summary is not None else 1)
 
 
-def _of_mlflow(
-    known: str, workdir: epath.Path, step: int, study: str, config: Mapping[str, Any]
-) -> tuple[Tracker, str]:
-    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-    os.environ.setdefault("MLFLOW_ALLOW_FILE_STORE", "true")
+def _of_mlflow(known: str, workdir: epath.Path, study: str, config: Mapping[str, Any]) -> tuple[Tracker, str]:
     from mlflow.tracking import MlflowClient
 
     place = os.environ.get("MLFLOW_TRACKING_URI") or (Path(workdir) / "mlruns").as_uri()
@@ -204,5 +233,5 @@ def _results(summary: Mapping[str, Any]) -> dict[str, Any]:
     return {"result/weights": summary["weights"], **results}
 
 
-# What each name stands for: (its name for the run or "", the folder, the step, the study, the config) -> tracker, name.
+# What each name stands for: (its name for the run or "", the folder, the study, the config) -> tracker, name.
 _MADE_BY: dict[str, Callable[..., tuple[Tracker, str]]] = {"wandb": _of_wandb, "mlflow": _of_mlflow}

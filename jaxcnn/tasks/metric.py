@@ -120,6 +120,6 @@ class Selection:
         """How checkpoints are ranked by it, plain data."""
         return {"best_metric": self.name, "higher_is_better": self.metric.higher_is_better}
 
-    def gain(self, value: float, best: float) -> float:
-        """By how much `value` is better than `best`; negative where it is worse."""
+    def gain(self, value: Any, best: Any) -> Any:
+        """By how much `value` is better than `best`, numbers or arrays; negative where it is worse."""
         return value - best if self.metric.higher_is_better else best - value

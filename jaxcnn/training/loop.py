@@ -86,7 +86,7 @@ def train(
             before = standing.step
             stepper.advance(standing, profile)
             ask_all()
-            evaluates, saves = _is_evaluated(run, before, standing.step), _is_saved(run, before, standing.step)
+            evaluates, saves = is_evaluated(run, before, standing.step), _is_saved(run, before, standing.step)
             if not (evaluates or saves or signals):
                 continue
             stepper.catch_up(standing)
@@ -136,9 +136,15 @@ def _is_over(run: Run, standing: Standing) -> bool:
     return standing.step >= run.learning.total_steps or standing.watch.is_over(run.config)
 
 
-def _is_evaluated(run: Run, before: int, step: int) -> bool:
+def is_evaluated(run: Run, before: int, step: int) -> bool:
+    """Whether an evaluation follows a call that goes from one step to another."""
     every = run.config.eval_every_epochs * run.learning.steps_per_epoch
     return step == run.learning.total_steps or _crossed(before, step, every)
+
+
+def has_row(run: Run, before: int, step: int) -> bool:
+    """Whether a call that goes from one step to another ends with a row of train."""
+    return is_evaluated(run, before, step) or _crossed(before, step, run.config.log_every_steps)
 
 
 def _is_saved(run: Run, before: int, step: int) -> bool:
@@ -191,8 +197,7 @@ class _Stepper:
         profile.after(standing.step, self._ticket)
         self._telemetry.fetch()
         self.interval.fetch(standing.state, self._clock)
-        every = self._run.config.log_every_steps
-        if _is_evaluated(self._run, before, standing.step) or _crossed(before, standing.step, every):
+        if has_row(self._run, before, standing.step):
             standing.totals = self.interval.end(standing.step, standing.totals)
 
     def catch_up(self, standing: Standing) -> None:

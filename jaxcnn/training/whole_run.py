@@ -7,6 +7,7 @@ Nothing is logged or saved: `train_in_chunks` hands the state out between progra
 import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
+from itertools import pairwise
 from typing import Any
 
 import flax.struct
@@ -16,13 +17,15 @@ import numpy as np
 
 from jaxcnn.data.order import permutation
 from jaxcnn.errors import UserError
-from jaxcnn.tasks.metric import AVERAGED, Metrics
+from jaxcnn.tasks.metric import AVERAGED, Metrics, Selection, Totals
 from jaxcnn.training.build import Run
 from jaxcnn.training.feed import ResidentFeed, evaluation_inputs
+from jaxcnn.training.loop import has_row, is_evaluated
 from jaxcnn.training.optim import make_optimizer
 from jaxcnn.training.step import TrainState, batch_size, examples_of, gather, guarded_step, scan
 
 Data = dict[str, dict[str, jax.Array]]  # split -> what ResidentFeed.data has of it, arrays [n, ...]
+Places = dict[str, jax.Array]  # split -> which of its arrays' examples these are, int32 [m]; none: all of them
 Curves = dict[str, dict[str, jax.Array]]  # train [steps], other splits [evaluations]: named as in metrics.jsonl
 
 
@@ -33,6 +36,15 @@ class Hyperparameters:
     learning_rate: Any = None  # a factor on the schedule
     weight_decay: Any = None
     label_smoothing: Any = None
+    facts: Any = None  # that the task has measured on train, arrays by name
+
+
+@flax.struct.dataclass
+class Best:
+    """The weights that validation has chosen so far."""
+
+    value: jax.Array  # of the metric that chooses; NaN before the first that is finite
+    state: TrainState
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,10 +55,13 @@ class Pieces:
     from_data: bool  # whether the init needs examples
     steps: Callable[[Hyperparameters], tuple[Callable, Callable]]  # the train step and the evaluation step with these
     metrics: Metrics
+    selection: Selection  # of the weights
     total_steps: int
     batch_size: int  # global
     eval_batch_size: int  # global
     eval_every_steps: int
+    eval_steps: tuple[int, ...]  # those after which the loop evaluates
+    row_steps: tuple[int, ...]  # those after which it writes a row of train
     axis_name: str | None  # over the devices that share the batches
 
 
@@ -69,30 +84,72 @@ def pieces_of(run: Run, *, eval_every_steps: int | None = None) -> Pieces:
             raise UserError(f"{name} lets evaluations decide, which one program of a whole run does not; turn it off")
     if run.learning.stream_steps is not None:
         raise UserError(f"model.name={config.model.name} reads streams, which a whole run in one program does not")
-    if run.learning.total_steps * config.batch_size >= 2**31:
+    total_steps = run.learning.total_steps
+    if total_steps * config.batch_size >= 2**31:
         raise UserError(
-            f"{run.learning.total_steps} steps of {config.batch_size} {run.task.examples} are too many for one "
-            "program: 2**31"
+            f"{total_steps} steps of {config.batch_size} {run.task.examples} are too many for one program: 2**31"
         )
+    ends = [*range(run.calls.steps_per_call, total_steps, run.calls.steps_per_call), total_steps]
+    calls = list(pairwise([0, *ends]))
     return Pieces(
         init=run.init_from,
         from_data=hasattr(run.learning.model, "from_data"),
         steps=partial(_steps_with, run=run),
         metrics=run.learning.metrics,
-        total_steps=run.learning.total_steps,
+        selection=run.learning.selections.best,
+        total_steps=total_steps,
         batch_size=config.batch_size,
         eval_batch_size=run.calls.eval_batch_size,
         eval_every_steps=eval_every_steps or max(1, round(config.eval_every_epochs * run.learning.steps_per_epoch)),
+        eval_steps=tuple(end for start, end in calls if is_evaluated(run, start, end)),
+        row_steps=tuple(end for start, end in calls if has_row(run, start, end)),
         axis_name=run.parallel.axis_name,
     )
 
 
 def train_run(
-    seed: jax.Array, data: Data, hyperparameters: Hyperparameters, *, pieces: Pieces
+    seed: jax.Array, data: Data, hyperparameters: Hyperparameters, places: Places | None = None, *, pieces: Pieces
 ) -> tuple[TrainState, Curves]:
     """Trains from the init to the last step. `seed` is the config's: the run's key and the order come from it."""
-    state = pieces.init(jax.random.key(seed), examples_of(data["train"]) if pieces.from_data else None)
-    return train_chunk(state, data, seed, hyperparameters, num_steps=pieces.total_steps, pieces=pieces)
+    state = _begin(seed, data, places or {}, pieces)
+    length = pieces.total_steps
+    return train_chunk(state, data, seed, hyperparameters, places, num_steps=length, pieces=pieces)
+
+
+def _begin(seed: jax.Array, data: Data, places: Places, pieces: Pieces) -> TrainState:
+    examples = examples_of(data["train"]) if pieces.from_data else None
+    if "train" in places:
+        examples = jax.tree.map(lambda x: x[places["train"]], examples)
+    return pieces.init(jax.random.key(seed), examples)
+
+
+def train_and_choose(
+    seed: jax.Array, data: Data, hyperparameters: Hyperparameters, places: Places, *, pieces: Pieces, keep_best: bool
+) -> tuple[TrainState, TrainState, Any, dict[str, Totals]]:
+    """`train_run`, and what the loop makes of it: its result is measured on test, where there is one.
+
+    Returns:
+      The last state; the state that is the result: the best of validation's, or with `keep_best` off the last; the
+      metrics' sums of train [steps] and of validation [evaluations]; and those of test. `means` divides them.
+    """
+    state = _begin(seed, data, places, pieces)
+    seen = {split: data[split] for split in data if split != "test"}
+    nothing = Best(jnp.float32(jnp.nan), state) if keep_best and "validation" in data else None
+    state, best, curves = _train_chunk(
+        state, seen, seed, hyperparameters, places, nothing, evaluated=pieces.eval_steps, pieces=pieces
+    )
+    result = state if best is None else best.state
+    if best is not None:  # none was finite
+        result = jax.tree.map(lambda chosen, last: jnp.where(jnp.isnan(best.value), last, chosen), best.state, state)
+    if "test" not in data:
+        return state, result, curves, {}
+    _, eval_step = pieces.steps(hyperparameters)
+    return (
+        state,
+        result,
+        curves,
+        _evaluate(result, data["test"], places.get("test"), eval_step=eval_step, pieces=pieces),
+    )
 
 
 def train_chunk(
@@ -100,6 +157,7 @@ def train_chunk(
     data: Data,
     seed: jax.Array,
     hyperparameters: Hyperparameters,
+    places: Places | None = None,
     *,
     num_steps: int,
     pieces: Pieces,
@@ -108,32 +166,101 @@ def train_chunk(
 
     All splits in `data` but train are evaluated. As in the loop, nothing is applied once a loss is not finite.
     """
+    evaluated = (*range(pieces.eval_every_steps, num_steps, pieces.eval_every_steps), num_steps)
+    state, _, curves = _train_chunk(
+        state, data, seed, hyperparameters, places or {}, None, evaluated=evaluated, pieces=pieces
+    )
+    of_others = {split: jax.vmap(means)(curves[split]) for split in curves if split != "train"}
+    return state, {"train": jax.vmap(lambda sums: sums.compute())(curves["train"]), **of_others}
+
+
+def _train_chunk(
+    state: TrainState,
+    data: Data,
+    seed: jax.Array,
+    hyperparameters: Hyperparameters,
+    places: Places,
+    best: Best | None,
+    *,
+    evaluated: Sequence[int],
+    pieces: Pieces,
+) -> tuple[TrainState, Best | None, Any]:
+    """(state, the best so far where there is one to begin with, the metrics' sums by split).
+
+    `evaluated` are the steps on from here after which it evaluates, the last of all among them.
+    """
     key = jax.random.key(seed)
     train_step, eval_step = pieces.steps(hyperparameters)
-    count = batch_size(data["train"])
-    inputs = batches_from(seed, state.step, num_steps, num_examples=count, batch_size=pieces.batch_size)
+    count = _count(data["train"], places.get("train"))
+    inputs = batches_from(seed, state.step, evaluated[-1], num_examples=count, batch_size=pieces.batch_size)
     inputs = _own_columns(inputs, pieces.axis_name)
 
-    def train(carry, inputs):
+    def train(carry, xs):
+        inputs, active = xs
         state, totals = carry
-        state, totals, metrics = guarded_step(state, totals, gather(data["train"], inputs), key, step=train_step)
-        return (state, totals), metrics.compute()
+        batch = gather(data["train"], _at(inputs, places.get("train")))
+        stepped, totals, metrics = guarded_step(state, totals, batch, key, step=train_step)
+        if active is not None:
+            stepped = jax.tree.map(lambda new, old: jnp.where(active, new, old), stepped, state)
+        return (stepped, totals), metrics
 
     def train_and_evaluate(carry, inputs):
-        carry, curve = scan(train, carry, inputs)
-        evaluate = partial(_evaluate, carry[0], eval_step=eval_step, pieces=pieces)
-        return carry, {"train": curve} | {split: evaluate(data[split]) for split in data if split != "train"}
+        (state, totals), curve = scan(train, carry[:2], inputs)
+        evaluate = partial(_evaluate, state, eval_step=eval_step, pieces=pieces)
+        sums = {split: evaluate(data[split], places.get(split)) for split in data if split != "train"}
+        best = carry[2]
+        if best is not None:
+            best = _better(best, state, means(sums["validation"])[pieces.selection.name], pieces.selection)
+        return (state, totals, best), {"train": curve} | sums
 
-    carry: Any = (state, pieces.metrics.empty())
-    num_blocks, rest = divmod(num_steps, pieces.eval_every_steps)
-    whole, parts = num_steps - rest, []
-    for start, blocks, length in ((0, num_blocks, pieces.eval_every_steps), (whole, min(rest, 1), rest)):
-        if blocks:
-            cut = partial(jax.lax.slice_in_dim, start_index=start, limit_index=start + blocks * length)
-            xs = jax.tree.map(lambda x, n=blocks, cut=cut: cut(x).reshape(n, -1, x.shape[-1]), inputs)
-            carry, curves = scan(train_and_evaluate, carry, xs)
-            parts.append(jax.tree.map(lambda x: x.reshape(-1), curves))
-    return carry[0], jax.tree.map(lambda *each: jnp.concatenate(each), *parts)
+    carry: Any = (state, pieces.metrics.empty(), best)
+    parts = []
+    for steps, active in _blocks(evaluated):
+        xs = jax.tree.map(lambda x, steps=steps: x[steps], inputs), None if active.all() else active
+        carry, curves = scan(train_and_evaluate, carry, xs)
+        own = partial(_flat, places=np.flatnonzero(active))
+        parts.append({**curves, "train": jax.tree.map(own, curves["train"])})
+    return carry[0], carry[2], jax.tree.map(lambda *each: jnp.concatenate(each), *parts)
+
+
+def _flat(x: jax.Array, *, places: np.ndarray) -> jax.Array:
+    """Of an array [blocks, length, ...] some entries, [n, ...]."""
+    return x.reshape(-1, *x.shape[2:])[places]
+
+
+def _blocks(evaluated: Sequence[int]) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Steps between evaluations in rows of one length, int [blocks, length], and which of them are to be applied.
+
+    Where epochs are no whole number of steps, their blocks differ by one, and shorter ones repeat their last step for
+    nothing. A last block that is far shorter is an array of its own, and so a loop of its own in the program.
+    """
+    ends = np.asarray(evaluated)
+    starts = np.append(0, ends[:-1])
+    lengths = ends - starts
+    alone = len(ends) - 1 if lengths[-1] < lengths.max() - 1 else len(ends)
+    found = []
+    for block in (slice(0, alone), slice(alone, None)):
+        if len(ends[block]):
+            places = np.arange(lengths[block].max())
+            active = places < lengths[block, None]
+            found.append((np.minimum(starts[block, None] + places, ends[block, None] - 1), active))
+    return found
+
+
+def _better(best: Best, state: TrainState, value: jax.Array, selection: Selection) -> Best:
+    """The better of two, the later of equals; one that is not finite is never the best."""
+    first = jnp.isnan(best.value)
+    wins = jnp.isfinite(value) & (first | (selection.gain(value, best.value) >= 0))
+    return jax.tree.map(lambda new, old: jnp.where(wins, new, old), Best(value, state), best)
+
+
+def _count(data: dict[str, jax.Array], places: jax.Array | None) -> int:
+    return batch_size(data) if places is None else places.shape[0]
+
+
+def _at(inputs: dict[str, jax.Array], places: jax.Array | None) -> dict[str, jax.Array]:
+    """A batch's `index` among all examples of its arrays."""
+    return inputs if places is None else {**inputs, "index": places[inputs["index"]]}
 
 
 def batches_from(
@@ -201,25 +328,33 @@ def _steps_with(hyperparameters: Hyperparameters, *, run: Run) -> tuple[Callable
         smoothed = dataclasses.replace(run.config.loss, label_smoothing=hyperparameters.label_smoothing)
         losses = run.task.losses(smoothed)
         step, eval_step = partial(step, loss=losses.train), partial(eval_step, loss=losses.evaluate)
+    if hyperparameters.facts is not None:
+        prepare = run.task.prepare(hyperparameters.facts)
+        step, eval_step = partial(step, prepare=prepare), partial(eval_step, prepare=prepare)
     return partial(step, optimizer=optimizer), eval_step
 
 
 def _evaluate(
-    state: TrainState, data: dict[str, jax.Array], *, eval_step: Callable, pieces: Pieces
-) -> dict[str, jax.Array]:
-    """Means over a split under the weights, and with AVERAGED before the name under their average."""
+    state: TrainState, data: dict[str, jax.Array], places: jax.Array | None, *, eval_step: Callable, pieces: Pieces
+) -> dict[str, Totals]:
+    """Sums over a split under the weights, by "", and under their average, by AVERAGED."""
     variables = {"": {"params": state.params, "batch_stats": state.batch_stats}}
     if state.ema is not None:
         variables[AVERAGED] = state.ema
 
     def add(totals, inputs):
-        batch = gather(data, inputs)
+        batch = gather(data, _at(inputs, places))
         return {kind: totals[kind].merge(eval_step(variables[kind], batch)) for kind in variables}, None
 
-    inputs = evaluation_inputs(batch_size(data), pieces.eval_batch_size)
+    inputs = evaluation_inputs(_count(data, places), pieces.eval_batch_size)
     inputs = _own_columns(jax.tree.map(jnp.asarray, inputs), pieces.axis_name)
     totals, _ = scan(add, {kind: pieces.metrics.empty() for kind in variables}, inputs)
-    return {kind + name: value for kind, sums in totals.items() for name, value in sums.compute().items()}
+    return totals
+
+
+def means(sums: dict[str, Totals]) -> dict[str, Any]:
+    """Of what an evaluation has summed: with AVERAGED before the name those under the weights' average."""
+    return {kind + name: value for kind, each in sums.items() for name, value in each.compute().items()}
 
 
 def _own_columns(tree: Any, axis_name: str | None) -> Any:
