@@ -181,7 +181,7 @@ def test_a_signal_comes_to_all_as_sigterm(tmp_path, number):
     process.send_signal(number)
     _, errors = process.communicate(timeout=30)
     assert (process.returncode, attempts(tmp_path)) == (75, 1)
-    assert f"{signal.Signals(number).name}: all save and stop" in errors
+    assert errors == f"jaxcnn: {signal.Signals(number).name}: all save and stop\n"
 
 
 def test_a_second_signal_ends_all(tmp_path):

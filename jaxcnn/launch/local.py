@@ -207,7 +207,7 @@ class _Job:
     def show_others(self, code: int) -> None:
         """The end of what each process but the first one said, where it was the first to fail."""
         index = next((index for index, each in self.ended.items() if each), 0)
-        if code and index and (text := last_lines(self.logs[index])):
+        if code not in (0, Preempted.exit_code) and index and (text := last_lines(self.logs[index])):
             complain(f"process {index} said last ({self.logs[index]}):")
             tell(text)
 
