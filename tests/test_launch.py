@@ -396,6 +396,8 @@ def test_a_tpus_worker_sets_up_runs_and_shows(tmp_path, project):
     first = worker(line)
     wait_for_line(1)
     second = worker(line)
+    assert second.stdout is not None
+    assert second.stdout.readline() == "began\n"  # it shows the first one's run, which has not ended
     (place / "end").touch()
     outputs = [each.communicate(timeout=30)[0] for each in (first, second)]
     assert (first.returncode, second.returncode) == (3, 3)
