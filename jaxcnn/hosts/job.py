@@ -180,7 +180,8 @@ def _leave(error: BaseException) -> NoReturn:
         _exit(code)
     if _is_of_another(error):
         _say_lost(job, error)
-    if isinstance(error, UserError | RunError | OSError | KeyboardInterrupt):
+    out_of_memory = isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error)
+    if out_of_memory or isinstance(error, UserError | RunError | OSError | KeyboardInterrupt):
         code, line = getattr(error, "exit_code", 1), f"{job.names[job.index]} failed: {one_line(error)}"
         complain(line)
     elif isinstance(error, SystemExit):
