@@ -59,7 +59,7 @@ def train(
     log = RunLog(
         workdir,
         tensorboard=config.tensorboard,
-        trackers=_trackers(order) if config.trackers else None,
+        trackers=trackers_of(order),
         console=console,
         start=start,
     )
@@ -118,7 +118,10 @@ def _check(order: Order) -> None:
     trackers.check(config.trackers, workdir)
 
 
-def _trackers(order: Order) -> Callable[[list[dict[str, Any]]], trackers.Trackers]:
+def trackers_of(order: Order) -> Callable[[list[dict[str, Any]]], trackers.Trackers] | None:
+    """What opens the run's trackers, by its rows so far; None where it has none."""
+    if not order.config.trackers:
+        return None
     return lambda rows: trackers.Trackers(
         order.config.trackers, order.workdir, rows, study=order.study, config=flatten(order.config)
     )

@@ -112,9 +112,42 @@ def test_a_run_that_fails_is_a_row_and_the_rate_varies(tmp_path: Path) -> None:
         (("--config.data.sampling=balanced",), "data.sampling=balanced is not for a whole run in one program"),
         (("--folds=3", "--config.loss.class_weights=balanced"), "loss.class_weights are of each fold's own train"),
         (("--config.profile.steps=2:4", "--config.tensorboard=true"), "profile.steps is not for --in_one_program"),
+        (("--metric=acuracy",), "--metric=acuracy is not measured"),
+        (("--config.trackers=('wandbb',)",), "trackers='wandbb' is not known"),
+        (("--over=schedule.name=cosine,plateau",), "schedule.name=plateau lets evaluations decide"),
         (("--config.telemetry.every_steps=5",), "telemetry.every_steps is not for --in_one_program"),
     ],
 )
 def test_what_is_not_for_one_program_is_named(tmp_path: Path, options: tuple[str, ...], says: str) -> None:
     assert says in sweep(tmp_path / "study", "--seeds=2", "--in_one_program", *options, code=2)
     assert not list(tmp_path.glob("study/runs/*/*/config.json"))
+
+
+def test_weights_that_end_as_no_numbers_are_a_failure_as_in_the_loop(tmp_path: Path) -> None:
+    """The only loss is finite, and what the step makes of the weights is not."""
+    options = (
+        "--config.num_steps=1",
+        "--config.optimizer.name=adamw",
+        "--config.optimizer.weight_decay=100",
+        "--config.optimizer.learning_rate=9e37",
+        "--config.schedule.name=constant",
+        "--config.schedule.warmup_epochs=0",
+        "--seeds=1",
+    )
+    output = sweep(tmp_path / "one", *options, "--in_one_program", code=1)
+    assert "NaN or Inf at step 2" in output
+
+
+def test_test_is_not_looked_at_where_it_is_not_to_be_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    splits: list[set[str]] = []
+    group = one_program._group
+
+    def looked_at(*arguments: Any) -> Any:
+        found = group(*arguments)
+        splits.append(set(found.data))
+        return found
+
+    monkeypatch.setattr(one_program, "_group", looked_at)
+    options = ("--seeds=1", "--config.measure_test=false", "--split=validation", "--in_one_program")
+    sweep(tmp_path / "study", *options)
+    assert splits == [{"train", "validation"}]

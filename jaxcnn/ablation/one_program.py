@@ -18,20 +18,22 @@ import numpy as np
 from etils import epath
 
 from jaxcnn.ablation.claims import Claim, Claims
-from jaxcnn.ablation.running import CLAIMS, Failure, Job, claim_name, leave, outcome_of, write_failure
+from jaxcnn.ablation.running import CLAIMS, Failure, Job, check_first, claim_name, leave, outcome_of, write_failure
 from jaxcnn.ablation.study import StudyRun
 from jaxcnn.command import is_out_of_memory
 from jaxcnn.config import Config, to_dict
 from jaxcnn.errors import RunError, UserError
 from jaxcnn.files import appending, to_json
+from jaxcnn.run import trackers
 from jaxcnn.run.checkpoint import Checkpoints
 from jaxcnn.run.log import EXAMPLES_PER_SECOND, RunLog
-from jaxcnn.run.workdir import OWN_LINES, TakenError, claimed
+from jaxcnn.run.workdir import OWN_LINES, TakenError, claimed, is_taken
 from jaxcnn.tasks.metric import AVERAGED
 from jaxcnn.terminal import PatientConsole, complain
-from jaxcnn.train import Order, begin_folder, summary_of
-from jaxcnn.training.build import Run, build, peak_rate
+from jaxcnn.train import Order, begin_folder, summary_of, trackers_of
+from jaxcnn.training.build import Run, peak_rate
 from jaxcnn.training.feed import ResidentFeed
+from jaxcnn.training.kept import Kept
 from jaxcnn.training.patience import Watch
 from jaxcnn.training.whole_run import Hyperparameters, Pieces, means, pieces_of, train_and_choose, train_run
 
@@ -71,11 +73,17 @@ def work_in_one_program(
 
     config = job.study.config
     set_up(config.platform, compilation_cache=config.compilation_cache)
+    kept, groups = Kept(), grouped(job, left)
+    check_first(job, kept)
+    for runs in groups:  # all, before the first is trained
+        order = job.order(runs[0])
+        trackers.check(order.config.trackers, order.workdir)
+        _check(order.config, kept.build(order.config)[0], folds=runs[0].fold is not None)
     claims = Claims(job.folder / CLAIMS)
-    for runs in grouped(job, left):
+    for runs in groups:
         with contextlib.ExitStack() as stack:
             mine = [run for run in runs if _take(job, run, claims, stack)]
-            for group in _built(job, mine):
+            for group in _built(job, mine, kept):
                 _train(group, say)
                 tell()
 
@@ -98,7 +106,8 @@ def _untraced(config: Config) -> Config:
 
 def _take(job: Job, run: StudyRun, claims: Claims, stack: contextlib.ExitStack) -> bool:
     """Claims a run until the stack is left; whether nobody else has it."""
-    if outcome_of(job.folder / run.folder) is not None or not claims.is_free(claim_name(run)):
+    workdir = job.folder / run.folder
+    if outcome_of(workdir) is not None or not claims.is_free(claim_name(run)) or is_taken(epath.Path(workdir)):
         return False
     claim = claims.take(claim_name(run), step=0)
     if claim is None:
@@ -116,7 +125,7 @@ def _release(claims: Claims, claim: Claim) -> None:
 # ---- what a program is made of
 
 
-def _built(job: Job, runs: list[StudyRun]) -> list[Group]:
+def _built(job: Job, runs: list[StudyRun], kept: Kept) -> list[Group]:
     """Groups of as many examples and steps: folds may differ by one. Raises UserError."""
     pieces: dict[str, tuple[Run, ResidentFeed]] = {}  # by fold
     members: dict[tuple[int, ...], list[Member]] = {}
@@ -124,7 +133,7 @@ def _built(job: Job, runs: list[StudyRun]) -> list[Group]:
         order = job.order(run)
         fold = str(order.config.data.fold)
         if fold not in pieces:
-            built, feed = build(order.config)
+            built, feed = kept.build(order.config)
             _check(order.config, built, folds=run.fold is not None)
             assert isinstance(feed, ResidentFeed)
             pieces[fold] = built, feed
@@ -154,7 +163,8 @@ def _check(config: Config, run: Run, *, folds: bool) -> None:
 
 def _group(members: list[Member], pieces: dict[str, tuple[Run, ResidentFeed]]) -> Group:
     base, feed = pieces[str(members[0].order.config.data.fold)]
-    data = {split: {**feed.arrays(split)[0], "valid": feed.arrays(split)[1]} for split in base.source.splits}
+    seen = [split for split in base.source.splits if split != "test" or base.config.measure_test]
+    data = {split: {**feed.arrays(split)[0], "valid": feed.arrays(split)[1]} for split in seen}
     if feed.count_damaged():
         raise UserError(f"{base.source.name} has damaged records; leave --in_one_program out")
     places: dict[str, np.ndarray] = {}
@@ -274,9 +284,12 @@ def _write(member: Member, results: Any, pieces: Pieces, seconds: dict[str, floa
     """A run's folder, as it would have written it; of one whose loss was not finite, why it failed."""
     workdir = Path(member.order.workdir)
     workdir.mkdir(parents=True, exist_ok=True)
-    _, _, curves, _ = results
+    last, result, curves, _ = results
     sums = curves["train"]
     bad = np.flatnonzero(~np.isfinite(sums.loss.total))
+    weights = [leaf for leaf in jax.tree.leaves((last, result)) if leaf.dtype.kind == "f"]
+    if not len(bad) and not all(np.isfinite(leaf).all() for leaf in weights):
+        bad = np.array([int(last.step)])
     with appending(workdir / OWN_LINES) as lines:
         console = PatientConsole(file=lines, width=120)
         if len(bad):
@@ -288,7 +301,8 @@ def _write(member: Member, results: Any, pieces: Pieces, seconds: dict[str, floa
             write_failure(workdir, failure)
             return
         with contextlib.suppress(TakenError), claimed(epath.Path(workdir)):  # taken: by a command of its own, since
-            _write_finished(member, results, pieces, seconds, console, keep_best=keep_best)
+            if outcome_of(workdir) is None:
+                _write_finished(member, results, pieces, seconds, console, keep_best=keep_best)
 
 
 def _write_finished(
@@ -302,7 +316,7 @@ def _write_finished(
 ) -> None:
     last, result, curves, test = results
     run, order, config = member.built, member.order, member.order.config
-    log = RunLog(order.workdir, tensorboard=config.tensorboard, console=console)
+    log = RunLog(order.workdir, tensorboard=config.tensorboard, trackers=trackers_of(order), console=console)
     with contextlib.closing(log):
         num_params = sum(leaf.size for leaf in jax.tree.leaves(run.abstract_state().params))
         begin_folder(run, order, log, num_params)

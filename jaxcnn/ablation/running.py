@@ -182,7 +182,7 @@ def work(job: Job, left: list[StudyRun], *, tell: Callable[[], None] = lambda: N
 
     config, kept = job.study.config, Kept()
     set_up(config.platform, compilation_cache=config.compilation_cache)
-    _check(job, kept)
+    check_first(job, kept)
     try:
         claims = Claims(job.folder / CLAIMS)
     except OSError as error:
@@ -200,7 +200,7 @@ def work(job: Job, left: list[StudyRun], *, tell: Callable[[], None] = lambda: N
             tell()
 
 
-def _check(job: Job, kept: Any) -> None:
+def check_first(job: Job, kept: Any) -> None:
     """Raises UserError where a model is not known, the metric is not recorded, or the first run cannot begin."""
     from jaxcnn.models.make import check_name
 
