@@ -12,7 +12,6 @@ from rich.console import Console
 
 from jaxcnn.config import Config, check_unread, flatten, to_dict
 from jaxcnn.errors import UserError
-from jaxcnn.files import to_json
 from jaxcnn.hosts import job
 from jaxcnn.machine import versions
 from jaxcnn.run import trackers
@@ -54,7 +53,7 @@ def train(
       Preempted: a signal came, and everything is saved.
     """
     config, workdir = order.config, order.workdir
-    job.check_same("settings", to_json([order.experiment, os.fspath(workdir), to_dict(config), versions()]))
+    job.check_same("settings", lambda: [order.experiment, os.fspath(workdir), to_dict(config), versions()])
     job.from_first(lambda: _check(order))
     log = RunLog(
         workdir,
@@ -85,7 +84,7 @@ def train(
         stack.enter_context(contextlib.closing(log))
         with job.together():
             run, feed = (build or build_anew)(config, progress=log.work, **before)
-        job.check_same("data", to_json([run.source.fingerprint, run.data_facts()]))
+        job.check_same("data", run.data_facts)
         stack.enter_context(contextlib.closing(feed))
         return _train(run, feed, order, log, start, after_evaluation)
 

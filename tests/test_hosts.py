@@ -100,7 +100,7 @@ def test_without_a_job_there_is_one_process(capsys: pytest.CaptureFixture) -> No
         assert job.tell_all({"a": 1}) == [{"a": 1}]
         assert job.from_first(lambda: 5) == 5
         assert not job.asked_to_stop()
-        job.check_same("data", "x")
+        job.check_same("data", lambda: 1 / 0)  # is not made
 
 
 # ---- jobs

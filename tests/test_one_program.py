@@ -6,8 +6,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+from etils import epath
 
 from jaxcnn.ablation import one_program
+from jaxcnn.ablation.claims import Claims
+from jaxcnn.ablation.running import CLAIMS
+from jaxcnn.errors import Preempted, RunError
+from jaxcnn.run import trackers
+from jaxcnn.run.workdir import claimed
 from tests.commands import run_here
 
 OPTIONS = (
@@ -151,3 +157,49 @@ def test_test_is_not_looked_at_where_it_is_not_to_be_measured(tmp_path: Path, mo
     options = ("--seeds=1", "--config.measure_test=false", "--split=validation", "--in_one_program")
     sweep(tmp_path / "study", *options)
     assert splits == [{"train", "validation"}]
+
+
+def test_trackers_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[tuple[str, int]] = []
+
+    class Told:
+        def __init__(self, names: Any, workdir: Any, rows: Any, *, study: str, config: Any):
+            assert (tuple(names), list(rows), study) == (("mlflow",), [], "study")
+
+        def scalars(self, split: str, step: int, values: dict[str, float]) -> None:
+            told.append((split, step))
+
+        def close(self, summary: Any) -> None:
+            if summary is not None:
+                told.append((summary["status"], summary["seed"]))
+
+    monkeypatch.setattr(trackers, "Trackers", Told)
+    monkeypatch.setattr(trackers, "check", lambda names, workdir: None)
+    sweep(tmp_path / "study", "--seeds=2", "--config.trackers=('mlflow',)", "--in_one_program")
+    assert [each for each in told if each[0] == "finished"] == [("finished", 0), ("finished", 1)]
+    assert told.count(("train", 20)) == told.count(("validation", 20)) == 2
+
+
+def test_what_is_stopped_leaves_nothing_and_begins_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def stopped(*arguments: Any) -> None:
+        raise RunError("stopped")
+
+    options = ("--seeds=1", "--in_one_program")
+    with monkeypatch.context() as patched:
+        patched.setattr(one_program, "_train", stopped)
+        sweep(tmp_path / "study", *options, code=RunError.exit_code)
+    assert not list(tmp_path.glob("study/runs/*/*"))
+    assert "1 finished" in sweep(tmp_path / "study", *options)
+
+
+def test_runs_that_others_have_are_left_to_them(tmp_path: Path) -> None:
+    """One by a claim of a process that lives, this one; one by the lock of a command of its own."""
+    study = tmp_path / "study"
+    sweep(study, "--seeds=1", "--in_one_program")
+    assert Claims(study / CLAIMS).take("base@seed-1", step=0)
+    locked = study / "runs" / "base" / "seed-2"
+    locked.mkdir()
+    with claimed(epath.Path(locked)):
+        output = sweep(study, "--seeds=4", "--in_one_program", "--nowait", code=Preempted.exit_code)
+    assert "2 finished, 2 left to others" in output
+    assert [name[-6:] for name in rows(study)] == ["seed-0", "seed-3"]

@@ -44,7 +44,6 @@ TRIED_STEPS = 8  # that each way is timed over; the first call compiles and is n
 class Member:
     """One run of a program."""
 
-    run: StudyRun
     order: Order
     built: Run  # of its fold and its config
     rate: float  # of its learning rate, on the schedule in `built`
@@ -140,7 +139,7 @@ def _built(job: Job, runs: list[StudyRun], kept: Kept) -> list[Group]:
         of_fold = pieces[fold][0]
         rate = peak_rate(order.config) / peak_rate(of_fold.config)
         sizes = tuple(len(each) for each in of_fold.source.splits.values())
-        members.setdefault(sizes, []).append(Member(run, order, of_fold.with_seed(order.config), rate))
+        members.setdefault(sizes, []).append(Member(order, of_fold.with_seed(order.config), rate))
     return [_group(each, pieces) for each in members.values()]
 
 

@@ -88,7 +88,7 @@ def joined(distributed: str) -> Iterator[None]:
     _job = _begin(cluster)
     try:
         yield
-        _end(0)
+        _end()
     except BaseException as error:
         _leave(error)
     _job = None
@@ -156,7 +156,7 @@ def _check_coordinator(cluster: Cluster) -> None:
         time.sleep(0.5)
 
 
-def _end(code: int) -> None:
+def _end() -> None:
     """Waits for all, then disconnects."""
     import jax
 
@@ -176,7 +176,7 @@ def _leave(error: BaseException) -> NoReturn:
         if job.index == 0:
             complain(error)
         with contextlib.suppress(Exception):
-            _end(code)
+            _end()
         _exit(code)
     if _is_of_another(error):
         _say_lost(job, error)
@@ -349,11 +349,11 @@ def from_first(make: Callable[[], Any]) -> Any:
     return serialization.msgpack_restore(_broadcast(_job, content))["it"]
 
 
-def check_same(what: str, value: str) -> None:
-    """Raises UserError where a process has another value than process 0."""
+def check_same(what: str, value: Callable[[], Any]) -> None:
+    """Raises UserError where a process has another plain value than process 0; a lone one does not make it."""
     if _job is None:
         return
-    told = _tell_all(_job, value)
+    told = _tell_all(_job, to_json(value()))
     other = next((name for name, each in zip(_job.names, told, strict=True) if each != told[0]), None)
     if other is not None:
         _job.agreed = UserError(f"{other} has other {what} than {_job.names[0]}; give each the same")

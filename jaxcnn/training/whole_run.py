@@ -138,18 +138,14 @@ def train_and_choose(
     state, best, curves = _train_chunk(
         state, seen, seed, hyperparameters, places, nothing, evaluated=pieces.eval_steps, pieces=pieces
     )
-    result = state if best is None else best.state
-    if best is not None:  # none was finite
+    result = state
+    if best is not None:  # the last again where validation was never finite
         result = jax.tree.map(lambda chosen, last: jnp.where(jnp.isnan(best.value), last, chosen), best.state, state)
     if "test" not in data:
         return state, result, curves, {}
     _, eval_step = pieces.steps(hyperparameters)
-    return (
-        state,
-        result,
-        curves,
-        _evaluate(result, data["test"], places.get("test"), eval_step=eval_step, pieces=pieces),
-    )
+    test = _evaluate(result, data["test"], places.get("test"), eval_step=eval_step, pieces=pieces)
+    return state, result, curves, test
 
 
 def train_chunk(
