@@ -377,13 +377,13 @@ def test_a_run_that_takes_its_process_along_is_given_up(tmp_path):
     command = [DIGITS, "--seeds=1", *SHORT, f"--workdir={folder}"]
     assert sweep(*command, "--dry_run")[0] == 0
     write_claim_of.mkdir()
-    write_claim(write_claim_of, running.claim_name(run), 1, step=0, kills=2)
+    write_claim(write_claim_of, running.claim_name(run), 1, step=0, kills=running.MOST_KILLS - 1)
     plan = tmp_path / "other"
     assert sweep(*command[:-1], f"--workdir={plan}", "--config.num_steps=1")[0] == 0
     (folder / "plan.json").write_text((plan / "plan.json").read_text().replace('"num_steps": 1', '"num_steps": 24'))
     code, output, _ = sweep(*command)
     assert code == 1
-    assert "3 processes in a row died in it" in output
+    assert f"{running.MOST_KILLS} processes in a row died in it" in output
     assert sweep(*command, "--retry_failed")[0] == 0
 
 

@@ -26,7 +26,9 @@ from jaxcnn.run.workdir import FAILED, OWN_LINES, TakenError, is_taken, newest_s
 from jaxcnn.terminal import PatientConsole, one_line
 from jaxcnn.train import Order, train
 
-MOST_KILLS = 3  # of processes in a row that died in a run without a new checkpoint
+# Of processes in a row that died in a run without a new checkpoint. What dies of itself (no memory, a crash) dies every
+# time; a person or a cluster that kills does not hit one run's start so often.
+MOST_KILLS = 12
 POLL_SECONDS = 2.0  # between two looks at runs that others have
 CLAIMS = "claims"
 _FAILURE = {"line": str, "exit_code": Number(1, 255, integer=True)}
