@@ -1,7 +1,9 @@
 """Several processes as one run: which they are, that they compute what one does, and how the end of one ends all."""
 
+import contextlib
 import json
 import os
+import resource
 import signal
 import socket
 import subprocess
@@ -238,31 +240,55 @@ def test_any_number_of_processes_is_one(tmp_path: Path, mode: str, resident: str
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", range(30))
 def test_a_fault_ends_all_and_the_same_command_goes_on(tmp_path: Path, seed: int, undisturbed: Path) -> None:
-    """SIGKILL, SIGSTOP or SIGTERM to a random process at a random time; the run ends as one that was let alone."""
+    """A random process meets a fault at a random time; the run ends as one that was let alone."""
     draw = np.random.default_rng(seed)
     number = 2 if seed < 20 else 4
     options = (*OPTIONS, *FEW, "--config.num_epochs=8", f"--workdir={tmp_path}/run")
-    fault = (signal.SIGKILL, signal.SIGSTOP, signal.SIGTERM)[seed % 3]
+    fault = ("SIGKILL", "SIGSTOP", "SIGTERM", "full disk", "partial checkpoint")[seed % 5]
     started = Job(number, 4 // number, *options)
-    started.wait_for(tmp_path / "run" / "config.json", "")
+    if fault == "partial checkpoint":
+        started.wait_for(tmp_path / "run" / "metrics.jsonl", '"validation"')
+    else:
+        started.wait_for(tmp_path / "run" / "config.json", "")
     time.sleep(draw.uniform(0, 8))
-    victim = started.processes[draw.integers(number)]
+    victim = started.processes[0 if fault == "full disk" else draw.integers(number)]
     others = [each for each in started.processes if each is not victim]
     before = time.monotonic()
-    victim.send_signal(fault)
+    if fault == "full disk":  # files cannot grow
+        with contextlib.suppress(ProcessLookupError):
+            resource.prlimit(victim.pid, resource.RLIMIT_FSIZE, (100, resource.RLIM_INFINITY))
+    else:
+        victim.send_signal(signal.SIGKILL if fault == "partial checkpoint" else getattr(signal, fault))
     for each in others:
         each.wait(timeout=60)
-    print(f"{fault.name}: the others ended within {time.monotonic() - before:.1f} s")
+    print(f"{fault}: the others ended within {time.monotonic() - before:.1f} s")
     assert time.monotonic() - before < 60
-    if fault == signal.SIGSTOP:
+    if fault == "SIGSTOP":
         victim.kill()
     codes, errors = started.wait()
+    print(codes)
     if codes != [0] * number:
         for process, code, said in zip(started.processes, codes, errors, strict=True):
-            assert process is victim or (code in (75, 134, -6) and (said or code == 75)), (codes, errors)
+            assert process is victim or (code in (1, 75, 134, -6) and (said or code == 75)), (codes, errors)
+        if fault == "full disk":
+            assert codes[0] == 1, codes
+            assert errors[0].splitlines()[-1].startswith("jaxcnn: "), errors
+        if fault == "partial checkpoint":
+            tear_newest_checkpoint(tmp_path / "run", draw)
         codes, errors = Job(number, 4 // number, *options).wait()
         assert codes == [0] * number, errors
     assert (tmp_path / "run" / "metrics.jsonl").read_bytes() == (undisturbed / str(number)).read_bytes()
+
+
+def tear_newest_checkpoint(workdir: Path, draw: np.random.Generator) -> None:
+    """Of its largest files one loses its second half, as when a machine dies before its disk has all."""
+    newest = max(
+        (each for each in (workdir / "checkpoints").iterdir() if each.name.isdigit()), key=lambda x: int(x.name)
+    )
+    files = sorted((each for each in newest.rglob("*") if each.is_file()), key=lambda each: -each.stat().st_size)[:3]
+    torn = files[draw.integers(len(files))]
+    os.truncate(torn, torn.stat().st_size // 2)
+    print(f"torn: {torn.relative_to(workdir)}")
 
 
 @pytest.fixture(scope="module")
