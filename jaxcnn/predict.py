@@ -94,6 +94,8 @@ def _define_flags(values: flags.FlagValues) -> None:
     flags.DEFINE_string("csv", None, "a file to write, or -, instead of the table", flag_values=values)
     flags.DEFINE_string("json", None, "a file to write, or -, instead of the table", flag_values=values)
     flags.DEFINE_string("explain", None, "a folder for what Grad-CAM shows of each image, as PNG", flag_values=values)
+    flags.DEFINE_string("masks", None, "segmentation: a folder for the mask of each image, as PNG", flag_values=values)
+    flags.DEFINE_string("drawn", None, "segmentation: a folder for images with masks drawn in", flag_values=values)
     flags.DEFINE_string("target", None, "explain: the class to explain; default the predicted", flag_values=values)
 
 
@@ -106,6 +108,9 @@ def _check(values: flags.FlagValues, given: Sequence[str]) -> None:
     check_outputs(values, "csv", "json")
     check_outputs(values, "explain", folder=True)
     _keep_images(values, given)
+    for option in ("masks", "drawn"):
+        if values[option].value is not None:
+            raise UserError(f"--{option} is for masks, and this network tells classes of images; leave it out")
     if values.target is not None and values.explain is None:
         raise UserError("--target is the class to explain; say where to: --explain DIR")
 

@@ -4,10 +4,12 @@ import contextlib
 import os
 import secrets
 import shutil
+import signal
 import socket
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 PROGRAMS = ("slurmctld", "slurmd", "munged", "srun", "sbatch", "unshare")
@@ -38,6 +40,8 @@ SchedulerParameters=sched_interval=1,batch_sched_delay=1
 CommunicationParameters=NoInAddrAny,NoCtldInAddrAny
 MailProg=/bin/true
 LaunchParameters=disable_send_gids
+SlurmdTimeout=10
+ReturnToService=2
 """
 
 
@@ -47,19 +51,42 @@ def missing() -> str | None:
     return "SLURM's daemons need root" if os.getuid() else f"not installed: {', '.join(absent)}" if absent else None
 
 
+@dataclass
+class Cluster:
+    """Two nodes: the environment of SLURM's commands, and each node's daemon, in a mount namespace of its own."""
+
+    environment: dict[str, str]
+    begin: Callable[[list[str]], subprocess.Popen]
+    commands: list[list[str]]
+    nodes: list[subprocess.Popen]
+
+    def kill_node(self, index: int) -> None:
+        """Kills all that runs on a node, as when its power fails."""
+        here = os.readlink(f"/proc/{self.nodes[index].pid}/ns/mnt")
+        for process in Path("/proc").glob("[0-9]*"):
+            with contextlib.suppress(OSError):
+                if os.readlink(process / "ns/mnt") == here:
+                    os.kill(int(process.name), signal.SIGKILL)
+        self.nodes[index].wait()
+
+    def start_node(self, index: int) -> None:
+        """Has a node come back."""
+        self.nodes[index] = self.begin(self.commands[index])
+
+
 @contextlib.contextmanager
-def cluster(here: Path) -> Iterator[dict[str, str]]:
-    """The environment of SLURM's commands."""
+def cluster(here: Path) -> Iterator[Cluster]:
+    """Daemons that run until the end."""
     (here / "state").mkdir(parents=True)
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    nodes = "".join(
+    listed = "".join(
         f"NodeName=node{index} NodeHostname={socket.gethostname()} NodeAddr=127.0.0.1 Port={port + 1 + index} CPUs=2\n"
         for index in range(2)
     )
     conf, hosts, key = here / "slurm.conf", here / "hosts", here / "munge.key"
-    conf.write_text(f"{CONF.format(here=here, port=port)}{nodes}PartitionName=main Nodes=node[0-1] Default=YES\n")
+    conf.write_text(f"{CONF.format(here=here, port=port)}{listed}PartitionName=main Nodes=node[0-1] Default=YES\n")
     hosts.write_text(Path("/etc/hosts").read_text() + "127.0.0.1 node0\n127.0.0.1 node1\n")
     key.write_bytes(secrets.token_bytes(1024))
     key.chmod(0o400)
@@ -70,16 +97,22 @@ def cluster(here: Path) -> Iterator[dict[str, str]]:
         ["munged", "--foreground", "--force", f"--key-file={key}", f"--socket={here}/munge.socket",
          f"--pid-file={here}/munged.pid", f"--seed-file={here}/munged.seed", f"--log-file={here}/munged.log"],
         ["slurmctld", "-D", "-c"],
-        *(["unshare", "-m", "sh", "-c", as_node, str(hosts), f"node{index}"] for index in range(2)),
     ]  # fmt: skip
+    nodes = [["unshare", "-m", "sh", "-c", as_node, str(hosts), f"node{index}"] for index in range(2)]
     running = []
+
+    def begin(daemon: list[str]) -> subprocess.Popen:
+        with open(here / "daemons.log", "ab") as log:
+            running.append(subprocess.Popen(daemon, env=environment, stdout=log, stderr=log))
+        time.sleep(0.5)
+        return running[-1]
+
     try:
-        with open(here / "daemons.log", "wb") as log:
-            for daemon in daemons:
-                running.append(subprocess.Popen(daemon, env=environment, stdout=log, stderr=log))
-                time.sleep(0.5)
+        for daemon in daemons:
+            begin(daemon)
+        found = Cluster(environment, begin, nodes, [begin(node) for node in nodes])
         _wait_until_idle(environment)
-        yield environment
+        yield found
         subprocess.run(["scancel", "--user=root"], env=environment)
     finally:
         for each in reversed(running):

@@ -90,6 +90,7 @@ def test_no_loops_within_a_room():
 READERS = {
     "data": (("data", "config.data", "_config.data"), ("data", "build", "feed", "tasks")),
     "forecast": (("options", "config.forecast"), ("tasks",)),
+    "segmentation": (("options", "config.segmentation"), ("tasks",)),
     "table": (("options", "config.table"), ("tasks",)),
     "text": (("options", "config.text"), ("tasks",)),
     "language": (("options", "config.language"), ("tasks",)),

@@ -1,5 +1,7 @@
 """Affine maps against scipy and Pillow, boxes against Pillow and the streaming side's, on real photographs."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -65,7 +67,8 @@ def test_positive_angles_turn_counter_clockwise_as_pillows() -> None:
 
 def test_resized_crop_is_pillows_crop_resized() -> None:
     height, width = 40, 56
-    image, ranges = photo("china.jpg", height, width), {"area": (0.08, 1.0), "aspect": (3 / 4, 4 / 3)}
+    image = photo("china.jpg", height, width)
+    ranges: Any = {"area": (0.08, 1.0), "aspect": (3 / 4, 4 / 3)}
 
     @jax.jit
     @jax.vmap
@@ -130,7 +133,7 @@ def test_nothing_asked_is_nothing_done_bit_for_bit() -> None:
 
     @jax.jit
     def unmoved(zero: jax.Array) -> list[jax.Array]:
-        still = {"rotation": zero, "shift": jnp.stack([zero, zero]), "shear": zero, "zoom": 1 + zero}
+        still: Any = {"rotation": zero, "shift": jnp.stack([zero, zero]), "shear": zero, "zoom": 1 + zero}
         return [affine(image, **still, fill=fill) for fill in SCIPY_MODES]
 
     for result in unmoved(jnp.zeros(())):

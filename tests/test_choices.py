@@ -148,7 +148,8 @@ def test_what_one_task_reads_is_refused_under_another(monkeypatch: pytest.Monkey
     with pytest.raises(UserError) as error:
         validate(config)
     assert str(error.value) == (
-        "augment.flip=True is read by task=classification, multilabel only, and task is counting; leave it at False"
+        "augment.flip=True is read by task=classification, multilabel, segmentation only, and task is counting; "
+        "leave it at False"
     )
     with pytest.raises(UserError, match="task='countin' is not known; did you mean 'counting'"):
         validate(Config(task="countin"))

@@ -25,7 +25,7 @@ VARIANTS = [
     "imagenet_resnet50.py", "imagenet_resnet50.py:resnet18", "folder.py", "folder.py:small",
     "transfer_cifar10.py:pretrain", "transfer_cifar10.py:scratch", "transfer_cifar10.py", "transfer_cifar10.py:gradual",
     "transfer_vgg16.py", "transfer_mobilenet.py", "iris.py", "table.py", "table.py:regression",
-    "multilabel.py", "multilabel.py:small", "text_generation.py", "text_generation.py:transformer",
+    "multilabel.py", "multilabel.py:small", "segmentation.py", "text_generation.py", "text_generation.py:transformer",
     "sentiment.py", "sentiment.py:text_bag", "sentiment.py:text_lstm", "sentiment.py:text_transformer",
     *(f"forecasting.py{model}" for model in ("", ":rnn", ":lstm", ":gru", ":tcn", ":nbeats")),
 ]  # fmt: skip

@@ -134,7 +134,7 @@ def test_bad_series_are_one_line(tmp_path, lines, options, message):
         ({"data__name": "csv:nowhere.csv"}, "there is no 'nowhere.csv'"),
         (
             {"loss__name": "cross_entropy"},
-            "loss.name=cross_entropy is for classes, and series are of numbers; set loss.name",
+            "loss.name=cross_entropy is for classes and pixels, and series are of numbers; set loss.name",
         ),
         ({"loss__quantiles": (0.9, 0.5)}, "must increase, with 0.5, the forecast, among them"),
         ({"loss__quantiles": (0.1, 0.9)}, "must increase, with 0.5, the forecast, among them"),
@@ -144,7 +144,10 @@ def test_bad_series_are_one_line(tmp_path, lines, options, message):
             "loss.quantiles=(0.2, 0.5) is read by loss.name=pinball",
         ),
         ({"forecast__recursive": True}, "forecast.recursive=true is for model.name=forecast_rnn, forecast_lstm"),
-        ({"data__exclude": "list"}, "data.exclude=list is read by task=classification, multilabel, tabular, text only"),
+        (
+            {"data__exclude": "list"},
+            "data.exclude=list is read by task=classification, multilabel, tabular, text, segmentation only",
+        ),
         ({"data__sampling": "balanced"}, "data.sampling=balanced is read by task=classification"),
         ({"table__encode": True}, "table.encode=True is read by task=tabular only"),
         (

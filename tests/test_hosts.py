@@ -247,7 +247,9 @@ def test_a_fault_ends_all_and_the_same_command_goes_on(tmp_path: Path, seed: int
     fault = ("SIGKILL", "SIGSTOP", "SIGTERM", "full disk", "partial checkpoint")[seed % 5]
     started = Job(number, 4 // number, *options)
     if fault == "partial checkpoint":
-        started.wait_for(tmp_path / "run" / "metrics.jsonl", '"validation"')
+        while len(checkpoints(tmp_path / "run")) < 2:  # one is left when the other is torn
+            assert any(process.poll() is None for process in started.processes)
+            time.sleep(0.05)
     else:
         started.wait_for(tmp_path / "run" / "config.json", "")
     time.sleep(draw.uniform(0, 8))
@@ -280,11 +282,14 @@ def test_a_fault_ends_all_and_the_same_command_goes_on(tmp_path: Path, seed: int
     assert (tmp_path / "run" / "metrics.jsonl").read_bytes() == (undisturbed / str(number)).read_bytes()
 
 
+def checkpoints(workdir: Path) -> list[Path]:
+    found = [each for each in workdir.glob("checkpoints/*") if each.name.isdigit()]
+    return sorted(found, key=lambda each: int(each.name))
+
+
 def tear_newest_checkpoint(workdir: Path, draw: np.random.Generator) -> None:
     """Of its largest files one loses its second half, as when a machine dies before its disk has all."""
-    newest = max(
-        (each for each in (workdir / "checkpoints").iterdir() if each.name.isdigit()), key=lambda x: int(x.name)
-    )
+    newest = checkpoints(workdir)[-1]
     files = sorted((each for each in newest.rglob("*") if each.is_file()), key=lambda each: -each.stat().st_size)[:3]
     torn = files[draw.integers(len(files))]
     os.truncate(torn, torn.stat().st_size // 2)

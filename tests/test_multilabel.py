@@ -187,7 +187,10 @@ def test_a_label_that_validation_has_not_is_named() -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"loss__name": "cross_entropy"}, "loss.name=cross_entropy is for classes, and task=multilabel has sets of"),
+        (
+            {"loss__name": "cross_entropy"},
+            "loss.name=cross_entropy is for classes and pixels, and task=multilabel has sets of",
+        ),
         ({"multilabel__thresholds": (0.5, 0.4)}, r"multilabel.thresholds has 2 values, and there are 3 labels; give"),
         ({"loss__class_weights": "balanced"}, "weigh classes, of which an image has one"),
     ],

@@ -22,6 +22,7 @@ trap 'echo $SLURM_PROCID saved; exit 75' TERM
 echo "$SLURM_PROCID of $SLURM_STEP_NUM_TASKS began on $SLURM_STEP_NODELIST as $$ after ${SLURM_RESTART_COUNT:-0}"
 while [ ! -e end ]; do sleep 0.1; done
 """
+SHORT = ("--config.model.name=mlp", "--config.num_epochs=5", "--config.tensorboard=false")
 TRAINING = f"""#!/usr/bin/env bash
 export PYTHONPATH={ROOT}
 exec {sys.executable} "$@"
@@ -29,27 +30,31 @@ exec {sys.executable} "$@"
 
 
 @pytest.fixture(scope="module")
-def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[slurm.Cluster]:
     with slurm.cluster(tmp_path_factory.mktemp("slurm") / "here") as found:
-        yield {**environment(), **found}
+        yield found
 
 
 @pytest.fixture
 def project(tmp_path: Path) -> Path:
     """The project, installed: what its interpreter is each test says."""
+    return installed(tmp_path)
+
+
+def installed(folder: Path) -> Path:
     for each in ("jaxcnn", "experiments"):
-        shutil.copytree(ROOT / each, tmp_path / each)
-    (tmp_path / "launch.sh").write_text("#!/usr/bin/env bash\necho set up\n")
-    (tmp_path / "launch.sh").chmod(0o755)
-    (tmp_path / ".venv/bin").mkdir(parents=True)
-    return tmp_path
+        shutil.copytree(ROOT / each, folder / each)
+    (folder / "launch.sh").write_text("#!/usr/bin/env bash\necho set up\n")
+    (folder / "launch.sh").chmod(0o755)
+    (folder / ".venv/bin").mkdir(parents=True)
+    return folder
 
 
 class Job:
     """A job of two nodes, a core each."""
 
-    def __init__(self, project: Path, cluster: dict[str, str], python: str, *arguments: str, name: str = "run"):
-        self.cluster, self.folder = cluster, project / name
+    def __init__(self, project: Path, cluster: slurm.Cluster, python: str, *arguments: str, name: str = "run"):
+        self.environment, self.folder = {**environment(), **cluster.environment}, project / name
         interpreter = project / ".venv/bin/python"
         interpreter.write_text(python)
         interpreter.chmod(0o755)
@@ -58,7 +63,7 @@ class Job:
         self.number = output.split()[1]
 
     def run(self, *command: str, cwd: Path | None = None) -> str:
-        done = subprocess.run(command, env=self.cluster, cwd=cwd, capture_output=True, text=True)
+        done = subprocess.run(command, env=self.environment, cwd=cwd, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
         return done.stdout
 
@@ -110,16 +115,35 @@ def test_a_job_that_is_cancelled_is_not_queued_again(project, cluster):
     assert job.told(r"JobState=(\w+)") == "CANCELLED"
 
 
-def test_a_training_that_was_queued_again_is_the_same(project, cluster):
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory, cluster: slurm.Cluster) -> Path:
+    """The metrics of a run that nothing disturbs."""
+    job = Job(installed(tmp_path_factory.mktemp("whole")), cluster, TRAINING, *SHORT)
+    job.wait_for_state("COMPLETED")
+    return job.folder / "metrics.jsonl"
+
+
+def test_a_training_that_was_queued_again_is_the_same(project, cluster, whole):
     """As one that nothing disturbs. `launch.sh local` gives each process fewer cores: equal to rounding alone."""
-    short = ["--config.model.name=mlp", "--config.num_epochs=5", "--config.tensorboard=false"]
-    whole = Job(project, cluster, TRAINING, *short, name="whole")
-    whole.wait_for_state("COMPLETED")
-    job = Job(project, cluster, TRAINING, *short)
+    job = Job(project, cluster, TRAINING, *SHORT)
     metrics = job.folder / "metrics.jsonl"
     job.wait(lambda: metrics.exists() and metrics.read_text().count("validation") >= 2)
     job.signal()
     job.wait_for_state("COMPLETED")
     assert job.told(r"Restarts=(\d+)") == "1"
     assert "SIGTERM: saved at step" in job.log()
-    assert metrics.read_bytes() == (whole.folder / "metrics.jsonl").read_bytes()
+    assert metrics.read_bytes() == whole.read_bytes()
+
+
+@pytest.mark.parametrize("node", [0, 1])
+def test_a_node_that_dies_costs_what_was_not_saved(project, cluster, whole, node):
+    """The first has the coordinator and writes the run; SLURM finds out by itself, and queues the job again."""
+    job = Job(project, cluster, TRAINING, *SHORT)
+    metrics = job.folder / "metrics.jsonl"
+    job.wait(lambda: metrics.exists() and metrics.read_text().count("validation") >= 2)
+    cluster.kill_node(node)
+    job.wait(lambda: job.told(r"JobState=(\w+)") in ("PENDING", "REQUEUED"), seconds=120)
+    cluster.start_node(node)
+    job.wait_for_state("COMPLETED")
+    assert int(job.told(r"Restarts=(\d+)")) >= 1
+    assert metrics.read_bytes() == whole.read_bytes()

@@ -135,9 +135,9 @@ def test_a_wrong_name_is_one_line(name, message):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"augment__flip": True}, "augment.flip=True is read by task=classification, multilabel only"),
-        ({"eval_tta": "flip"}, "eval_tta=flip is read by task=classification, multilabel only"),
-        ({"data__image_size": 8}, "data.image_size=8 is read by task=classification, multilabel only"),
+        ({"augment__flip": True}, "augment.flip=True is read by task=classification, multilabel, segmentation only"),
+        ({"eval_tta": "flip"}, "eval_tta=flip is read by task=classification, multilabel, segmentation only"),
+        ({"data__image_size": 8}, "data.image_size=8 is read by task=classification, multilabel, segmentation only"),
         ({"task": "classification", "table__encode": True}, "table.encode=True is read by task=tabular only"),
         ({"loss__huber_delta": 2.0}, "loss.huber_delta=2.0 is read by loss.name=huber only"),
     ],
@@ -154,7 +154,7 @@ def test_options_of_another_task_are_refused(changes, message):
         (
             "diabetes",
             {},
-            "loss.name=cross_entropy is for classes, and the target 'target' is of numbers; "
+            "loss.name=cross_entropy is for classes and pixels, and the target 'target' is of numbers; "
             "set loss.name=mse, or one of: mae, huber; or, to learn each value as a class, table.kind=classification",
         ),
         ("diabetes", {"loss__name": "mse", "data__sampling": "balanced"}, "data.sampling=balanced is for classes"),

@@ -129,7 +129,7 @@ def test_a_wrong_name_is_one_line(name, message):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"augment__flip": True}, "augment.flip=True is read by task=classification, multilabel only"),
+        ({"augment__flip": True}, "augment.flip=True is read by task=classification, multilabel, segmentation only"),
         ({"task": "tabular"}, "text.embedding_size=8 is read by task=text only"),
         ({"text__channels": "static"}, "text.channels=static keeps word vectors as they are; name them"),
     ],

@@ -1,6 +1,7 @@
 """Boxes of an image: cropped and enlarged, or blotted out. One image [H, W, C] and its key each."""
 
 import math
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -48,12 +49,17 @@ def draw_box(key: jax.Array, shape: tuple[int, int], *, area: Range, aspect: Ran
     return Box(top, left, box_height, box_width, fits)
 
 
-def random_resized_crop(key: jax.Array, image: jax.Array, *, area: Range, aspect: Range) -> jax.Array:
-    """A box of the image, enlarged bilinearly to the image's size (Szegedy et al. 2015, section 6); float32."""
+def random_resized_crop(
+    key: jax.Array, image: jax.Array, *, area: Range, aspect: Range, read: Callable[..., jax.Array] = sample
+) -> jax.Array:
+    """A box of the image, enlarged to the image's size (Szegedy et al. 2015, section 6), bilinearly and in float32.
+
+    `read`: what reads between pixels in place of that.
+    """
     height, width, _ = image.shape
     box = draw_box(key, (height, width), area=area, aspect=aspect)
     rows = _positions(box.top, box.height, height)[:, None]
-    return sample(image, rows, _positions(box.left, box.width, width), fill="nearest")
+    return read(image, rows, _positions(box.left, box.width, width), fill="nearest")
 
 
 def _positions(start: jax.Array, length: jax.Array, size: int) -> jax.Array:

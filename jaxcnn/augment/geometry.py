@@ -3,7 +3,7 @@
 Mirroring and shifting keep the type; what interpolates gives float32 levels.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -56,8 +56,9 @@ def affine(
     shear: jax.Array | float,
     zoom: jax.Array | float,
     fill: str,
+    read: Callable[..., jax.Array] | None = None,
 ) -> jax.Array:
-    """Affine map: zoom, shear, rotation about the centre, then shift, in one bilinear interpolation; float32.
+    """Affine map: zoom, shear, rotation about the centre, then shift, in one interpolation.
 
     Args:
       image: [H, W, C].
@@ -66,6 +67,7 @@ def affine(
       shear: degrees by which vertical lines lean to the right, downwards.
       zoom: factor; above 1 enlarges.
       fill: see `sample`.
+      read: what reads between pixels; none: `sample`.
     """
     height, width, _ = image.shape
     turn, slope = jnp.deg2rad(rotation), jnp.tan(jnp.deg2rad(shear))
@@ -74,7 +76,7 @@ def affine(
     columns = jnp.arange(width) - middle_column - shift[1] * width
     down = (jnp.sin(turn) * columns + jnp.cos(turn) * rows) / zoom
     right = (jnp.cos(turn) * columns - jnp.sin(turn) * rows) / zoom - slope * down
-    return sample(image, down + middle_row, right + middle_column, fill=fill)
+    return (read or sample)(image, down + middle_row, right + middle_column, fill=fill)
 
 
 def sample(image: jax.Array, rows: jax.Array, columns: jax.Array, *, fill: str) -> jax.Array:
@@ -96,6 +98,16 @@ def sample(image: jax.Array, rows: jax.Array, columns: jax.Array, *, fill: str) 
     corners = [[_pixels(image, top + i, left + j, fill).astype(jnp.float32) for j in (0, 1)] for i in (0, 1)]
     upper, lower = ((1 - beside) * left_one + beside * right_one for left_one, right_one in corners)
     return (1 - below) * upper + below * lower
+
+
+def sample_labels(labels: jax.Array, rows: jax.Array, columns: jax.Array, *, fill: str, void: int) -> jax.Array:
+    """Labels [h, w, 1] of the pixels whose centres are nearest to positions, as `sample` has them; `void` outside."""
+    rows, columns = (jnp.floor(x + 0.5).astype(jnp.int32) for x in jnp.broadcast_arrays(rows, columns))
+    if fill != "constant":
+        return _pixels(labels, rows, columns, fill)
+    inside = (rows >= 0) & (rows < labels.shape[0]) & (columns >= 0) & (columns < labels.shape[1])
+    found = _pixels(labels, rows, columns, "nearest")
+    return jnp.where(inside[..., None], found, jnp.array(void, labels.dtype))
 
 
 def sample_nearest(image: jax.Array, rows: jax.Array, columns: jax.Array) -> jax.Array:

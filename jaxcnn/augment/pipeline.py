@@ -67,32 +67,14 @@ def make_augment(
     crops_here = augment.random_resized_crop and not cropped_at_decode
 
     def augment_image(key: jax.Array, image: jax.Array, mirrored: jax.Array | None) -> jax.Array:
-        if augment.alternating_flip:
-            image = jnp.where(jnp.asarray(mirrored), image[:, ::-1], image)
-        if augment.flip:
-            image = geometry.flip(jax.random.fold_in(key, _FLIP), image)
-        if augment.crop_padding:
-            image = geometry.pad_and_crop(jax.random.fold_in(key, _CROP), image, padding=augment.crop_padding)
-        if crops_here:
-            crop_key = jax.random.fold_in(key, _RESIZED_CROP)
-            image = boxes.random_resized_crop(crop_key, image, area=augment.crop_area, aspect=augment.crop_aspect)
-        image = _apply_affine(key, image, augment)
+        image = _move(key, image, mirrored, augment, crops=crops_here)
         image = _apply_policy(key, image, augment)
-        image = normalise(_change_colours(key, image, augment))
-        if augment.cutout:
-            image = boxes.cutout(jax.random.fold_in(key, _CUTOUT), image, size=augment.cutout)
-        if augment.random_erasing:
-            erasing_key = jax.random.fold_in(key, _RANDOM_ERASING)
-            image = boxes.random_erasing(erasing_key, image, probability=augment.random_erasing)
-        return image
+        return _erase(key, normalise(_change_colours(key, image, augment)), augment)
 
     def augment_batch(
         keys: jax.Array, images: jax.Array, labels: jax.Array, mirrored: jax.Array | None = None
     ) -> tuple[jax.Array, jax.Array]:
-        if augment.alternating_flip and mirrored is None:
-            raise UserError(
-                "augment.alternating_flip needs batches that say which examples they hold, and in which epoch"
-            )
+        _check_mirrored(augment, mirrored)
         images = jax.vmap(augment_image)(keys, images, mirrored)
         if not mixes:
             return images, labels
@@ -104,8 +86,83 @@ def make_augment(
     return augment_batch
 
 
-def _apply_affine(key: jax.Array, image: jax.Array, augment: AugmentConfig) -> jax.Array:
-    """Applies rotation, shift, shear and zoom as one affine map; float32 levels; where all are off, the image."""
+def make_augment_masks(
+    augment: AugmentConfig,
+    *,
+    mean: Sequence[float],
+    std: Sequence[float],
+    image_shape: tuple[int, int, int],
+    void: int,
+) -> Augment:
+    """(keys [B], images uint8 [B, H, W, C], classes of pixels uint8 [B, H, W], mirrored) to (images float32, classes).
+
+    Classes move as their image does, and each pixel keeps one that was there; `void` is what comes in from outside.
+    Arguments as for `make_augment`; nothing is mixed, and policies, which would move images alone, are not applied.
+    """
+    check_augment(augment, image_shape)
+    normalise = make_normalise(mean, std)
+    nearest = partial(geometry.sample_labels, void=void)
+
+    def augment_both(
+        key: jax.Array, image: jax.Array, classes: jax.Array, mirrored: jax.Array | None
+    ) -> tuple[jax.Array, jax.Array]:
+        crops = augment.random_resized_crop
+        image = _move(key, image, mirrored, augment, crops=crops)
+        classes = _move(key, classes[..., None], mirrored, augment, crops=crops, read=nearest)[..., 0]
+        return _erase(key, normalise(_change_colours(key, image, augment)), augment), classes
+
+    def augment_batch(
+        keys: jax.Array, images: jax.Array, classes: jax.Array, mirrored: jax.Array | None = None
+    ) -> tuple[jax.Array, jax.Array]:
+        _check_mirrored(augment, mirrored)
+        return jax.vmap(augment_both)(keys, images, classes, mirrored)
+
+    return augment_batch
+
+
+def _check_mirrored(augment: AugmentConfig, mirrored: jax.Array | None) -> None:
+    if augment.alternating_flip and mirrored is None:
+        raise UserError("augment.alternating_flip needs batches that say which examples they hold, and in which epoch")
+
+
+def _move(
+    key: jax.Array,
+    image: jax.Array,
+    mirrored: jax.Array | None,
+    augment: AugmentConfig,
+    *,
+    crops: bool,
+    read: Callable[..., jax.Array] = geometry.sample,
+) -> jax.Array:
+    """Geometry alone: the same of anything [H, W, C] of an example, by its key; `read` reads between pixels."""
+    if augment.alternating_flip:
+        image = jnp.where(jnp.asarray(mirrored), image[:, ::-1], image)
+    if augment.flip:
+        image = geometry.flip(jax.random.fold_in(key, _FLIP), image)
+    if augment.crop_padding:
+        image = geometry.pad_and_crop(jax.random.fold_in(key, _CROP), image, padding=augment.crop_padding)
+    if crops:
+        crop_key = jax.random.fold_in(key, _RESIZED_CROP)
+        image = boxes.random_resized_crop(
+            crop_key, image, area=augment.crop_area, aspect=augment.crop_aspect, read=read
+        )
+    return _apply_affine(key, image, augment, read)
+
+
+def _erase(key: jax.Array, image: jax.Array, augment: AugmentConfig) -> jax.Array:
+    """Parts of a normalised image set to the mean."""
+    if augment.cutout:
+        image = boxes.cutout(jax.random.fold_in(key, _CUTOUT), image, size=augment.cutout)
+    if augment.random_erasing:
+        erasing_key = jax.random.fold_in(key, _RANDOM_ERASING)
+        image = boxes.random_erasing(erasing_key, image, probability=augment.random_erasing)
+    return image
+
+
+def _apply_affine(
+    key: jax.Array, image: jax.Array, augment: AugmentConfig, read: Callable[..., jax.Array]
+) -> jax.Array:
+    """Applies rotation, shift, shear and zoom as one affine map; where all are off, the image."""
     if not (augment.rotation or augment.shift or augment.shear or augment.zoom):
         return image
 
@@ -119,6 +176,7 @@ def _apply_affine(key: jax.Array, image: jax.Array, augment: AugmentConfig) -> j
         shear=draw(_SHEAR, augment.shear),
         zoom=1 + draw(_ZOOM, augment.zoom),
         fill=augment.fill,
+        read=read,
     )
 
 

@@ -58,7 +58,7 @@ class TaskChoice(Choice):
 class LossChoice(Choice):
     """A loss, with what it compares."""
 
-    of: tuple[Literal["classes", "numbers", "labels", "series"], ...] = (
+    of: tuple[Literal["classes", "numbers", "labels", "series", "pixels"], ...] = (
         "classes",
     )  # the targets that it can be used for
     of_logits: bool = False  # logits with targets, not probabilities: a mean of probabilities has no such loss
@@ -184,14 +184,22 @@ TASKS: dict[str, TaskChoice] = {
         reads=("forecast.", "loss.name", "loss.huber_delta", "loss.quantiles"),
         sections="jaxcnn.report.from_forecasts:sections",
     ),
+    "segmentation": TaskChoice(
+        "jaxcnn.tasks.segmentation:SEGMENTATION",
+        reads=("segmentation.", *_OF_IMAGES, *_DRAWN),
+        predict="jaxcnn.results.segmented:predict_command",
+        sections="jaxcnn.report.from_masks:sections",
+    ),
 }  # fmt: skip
 
 # (logits [B, K], targets [B, K], LossConfig) -> [B], in float32
 LOSSES: dict[str, LossChoice] = {
     "cross_entropy": LossChoice(
-        "jaxcnn.tasks.classification.losses:cross_entropy", reads=("loss.label_smoothing",)
+        "jaxcnn.tasks.classification.losses:cross_entropy", reads=("loss.label_smoothing",), of=("classes", "pixels")
     ),
-    "focal": LossChoice("jaxcnn.tasks.classification.losses:focal", reads=("loss.focal_gamma",)),
+    "focal": LossChoice(
+        "jaxcnn.tasks.classification.losses:focal", reads=("loss.focal_gamma",), of=("classes", "pixels")
+    ),
     "kl": LossChoice("jaxcnn.tasks.classification.losses:kl"),
     "mse": LossChoice("jaxcnn.tasks.classification.losses:mse", of=("classes", "numbers"), of_logits=True),
     "mae": LossChoice("jaxcnn.tasks.classification.losses:mae", of=("classes", "numbers"), of_logits=True),
@@ -202,6 +210,15 @@ LOSSES: dict[str, LossChoice] = {
     ),
     "pinball": LossChoice(
         "jaxcnn.tasks.forecasting:pinball", reads=("loss.quantiles",), check=_increasing_quantiles, of=("series",)
+    ),
+    # of an image's pixels together: (logits [B, N, K], targets [B, N, K], LossConfig) -> [B]
+    "dice": LossChoice("jaxcnn.tasks.segmentation.losses:dice", of=("pixels",)),
+    "jaccard": LossChoice("jaxcnn.tasks.segmentation.losses:jaccard", of=("pixels",)),
+    "tversky": LossChoice(
+        "jaxcnn.tasks.segmentation.losses:tversky", reads=("loss.tversky_alpha",), of=("pixels",)
+    ),
+    "dice_cross_entropy": LossChoice(
+        "jaxcnn.tasks.segmentation.losses:dice_cross_entropy", reads=("loss.label_smoothing",), of=("pixels",)
     ),
 }  # fmt: skip
 
@@ -280,6 +297,13 @@ TABLES: dict[str, SourceChoice] = {
 SERIES: dict[str, SourceChoice] = {
     "csv": SourceChoice("jaxcnn.tasks.forecasting.series:read_csv", takes="FILE"),
     "make_seasonal": SourceChoice("jaxcnn.tasks.forecasting.series:make_seasonal"),
+}
+
+# (DataConfig, SegmentationConfig, what stands after the colon, progress) -> StoredSet of images and masks
+MASKS: dict[str, SourceChoice] = {
+    "folder": SourceChoice("jaxcnn.tasks.segmentation.files:read_folder", takes="FOLDER"),
+    "npz": SourceChoice("jaxcnn.tasks.segmentation.arrays:read_npz", takes="FILE"),
+    "scenes": SourceChoice("jaxcnn.tasks.segmentation.scenes:read_scenes", takes="NAME"),
 }
 
 # Which field chooses from which. data.name does too, by its kind, which is told where sets are opened.

@@ -112,6 +112,14 @@ class ForecastConfig:
 
 
 @dataclass(slots=True)
+class SegmentationConfig:
+    """What the values of masks mean, for task=segmentation."""
+
+    classes: tuple[str, ...] = ()  # names of the values 0, 1, …; empty: by the set's classes.txt, else by its masks
+    void: int = field(default=255, metadata=_range(0, 65535))  # a value of pixels that count nowhere
+
+
+@dataclass(slots=True)
 class AugmentConfig:
     """What the images go through in training, on the device and in this order. 0 and false turn a piece off."""
 
@@ -183,6 +191,7 @@ class LossConfig:
     label_smoothing: float = field(default=0.0, metadata=_range(0, 0.99))
     focal_gamma: float = field(default=2.0, metadata=_range(0))  # Lin et al. 2017, eq. 4
     huber_delta: float = field(default=1.0, metadata=_range(above=0))  # errors beyond it count linearly
+    tversky_alpha: float = field(default=0.3, metadata=_range(0, 1))  # of false positives; the rest of false negatives
     # pinball: of the steps of a series; they increase, and 0.5, which is the forecast, is among them
     quantiles: tuple[float, ...] = field(default=(0.1, 0.5, 0.9), metadata=_range(above=0, high=0.999))
     # Weights multiply an example's loss in training; the loss of validation and test is without them.
@@ -344,6 +353,7 @@ class Config:
     text: TextConfig = field(default_factory=TextConfig)
     language: LanguageConfig = field(default_factory=LanguageConfig)
     forecast: ForecastConfig = field(default_factory=ForecastConfig)
+    segmentation: SegmentationConfig = field(default_factory=SegmentationConfig)
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     multilabel: MultilabelConfig = field(default_factory=MultilabelConfig)
     model: ModelConfig = field(default_factory=ModelConfig)

@@ -18,9 +18,9 @@ from jaxcnn.files import open_regular
 from jaxcnn.fingerprints import fingerprint_of
 from jaxcnn.terminal import short_line
 
-# Where the images and the labels of a split may stand; {} is the split's name.
-_KEYS = (("x_{}", "y_{}"), ("{}_images", "{}_labels"))
-_WHOLE = (("images", "labels"), ("x", "y"))  # of a set that has no splits
+# Where the images and what is said of them may stand; {} is the split's name, and without it a set has no splits.
+Names = tuple[tuple[str, str], ...]
+LABELS: Names = (("x_{}", "y_{}"), ("{}_images", "{}_labels"), ("images", "labels"), ("x", "y"))
 _SPLITS = {"train": ("train",), "validation": ("validation", "val", "valid"), "test": ("test",)}
 _CLASS_NAMES = "class_names"  # may stand in the file too
 
@@ -71,17 +71,16 @@ def open_npz(full_name: str, file: Path, *, channels: int | None = None, partial
 
     Labels float [N, K] whose rows sum to one stay soft. `partial`: it is measured on, not learned from: as open_files.
     """
-    keys, read = _load(full_name, file, partial=partial)
+    keys, read = load_pairs(full_name, file, LABELS, partial=partial)
     names = read[_CLASS_NAMES].tolist() if _CLASS_NAMES in read else None
     arrays = {split: (read.pop(images), read.pop(labels)) for split, (images, labels) in keys.items()}
-    brightest = max((float(images.max()) for images, _ in arrays.values() if images.dtype.kind == "f"), default=0.0)
-    scale = 255 if brightest <= 1 else 1  # one for all splits
+    scale = scale_of([images for images, _ in arrays.values()])
     targets = {split: _targets(full_name, keys[split][1], labels) for split, (_, labels) in arrays.items()}
     labelled = {keys[split][1]: targets[split] for split in keys}
     class_names = _class_names(full_name, names, labelled, partial=partial)
     splits, facts = {}, []
     for split, (key, _) in keys.items():
-        images, labels = _levels(full_name, key, arrays.pop(split)[0], scale), targets[split]
+        images, labels = levels(full_name, key, arrays.pop(split)[0], scale), targets[split]
         contents = [hashlib.sha256(np.ascontiguousarray(array).data).hexdigest() for array in (images, labels)]
         facts.append((split, images.shape, contents))
         images = images if channels is None else with_channels(images, channels)
@@ -96,15 +95,26 @@ def open_npz(full_name: str, file: Path, *, channels: int | None = None, partial
     return StoredSet(class_names, shapes.pop(), splits, fingerprint_of("npz", class_names, facts))
 
 
-def _load(full_name: str, file: Path, *, partial: bool) -> tuple[dict[str, tuple[str, str]], dict[str, np.ndarray]]:
-    """Names of each split's images and labels, and the arrays under these names; class names are str."""
+def scale_of(images: Sequence[np.ndarray]) -> int:
+    """What the images of all splits are multiplied by to be levels: 255 where they are floats up to 1."""
+    brightest = max((float(each.max()) for each in images if each.dtype.kind == "f"), default=0.0)
+    return 255 if brightest <= 1 else 1
+
+
+def load_pairs(
+    full_name: str, file: Path, names: Names, *, partial: bool = False
+) -> tuple[dict[str, tuple[str, str]], dict[str, np.ndarray]]:
+    """Names of each split's images and of what is said of them, and the arrays under these names; class names are str.
+
+    Raises UserError, RunError.
+    """
     try:
         with open_regular(file) as opened:
             if not zipfile.is_zipfile(opened):
                 raise RunError(f"{full_name} is no npz file, or damaged; save it again by np.savez(images=…, labels=…)")
             archive = zipfile.ZipFile(opened)
             members = {name.removesuffix(".npy"): name for name in archive.namelist()}
-            keys = _find_keys(full_name, list(members), partial=partial)
+            keys = _find_keys(full_name, list(members), names, partial=partial)
             used = {name for pair in keys.values() for name in pair} | ({_CLASS_NAMES} & members.keys())
             headers = {name: _header(archive, members[name]) for name in used}
             _check_headers(full_name, keys, headers, file.stat().st_size)
@@ -171,14 +181,14 @@ def _check_headers(
         )
 
 
-def _find_keys(full_name: str, found: Sequence[str], *, partial: bool) -> dict[str, tuple[str, str]]:
+def _find_keys(full_name: str, found: Sequence[str], names: Names, *, partial: bool) -> dict[str, tuple[str, str]]:
     """The names of each split's images and labels."""
     pairs = [
         (split, images.format(spelling), labels.format(spelling))
-        for images, labels in _KEYS
-        for split, spellings in _SPLITS.items()
+        for images, labels in names
+        for split, spellings in (_SPLITS.items() if "{}" in images else [("train", ("",))])
         for spelling in spellings
-    ] + [("train", *pair) for pair in _WHOLE]
+    ]
     keys: dict[str, tuple[str, str]] = {}
     for split, images, labels in pairs:
         if images in found and labels in found:
@@ -188,10 +198,15 @@ def _find_keys(full_name: str, found: Sequence[str], *, partial: bool) -> dict[s
     if ("train" not in keys and not (partial and keys)) or unpaired:
         odd = [name for name in found if name not in known and name != _CLASS_NAMES] or unpaired or [""]
         raise UserError(
-            f"{full_name} has {', '.join(found) or 'no arrays'}; expected x_train and y_train, train_images and "
-            f"train_labels, or images and labels; {odd[0]!r}: {nearest(odd[0], known)}"
+            f"{full_name} has {', '.join(found) or 'no arrays'}; expected {_words(names)}; {odd[0]!r}: "
+            f"{nearest(odd[0], known)}"
         )
     return keys
+
+
+def _words(names: Names) -> str:
+    said = [" and ".join(each.format("train") for each in pair) for pair in names[:3]]
+    return f"{', '.join(said[:-1])}, or {said[-1]}"
 
 
 def _check_images(full_name: str, key: str, array: np.ndarray) -> None:
@@ -205,7 +220,7 @@ def _check_images(full_name: str, key: str, array: np.ndarray) -> None:
         raise UserError(f"{full_name}: {key} has shape {shape}; expected [N, H, W, C]: {advice}")
 
 
-def _levels(full_name: str, key: str, array: np.ndarray, scale: int) -> np.ndarray:
+def levels(full_name: str, key: str, array: np.ndarray, scale: int) -> np.ndarray:
     """Images uint8 [N, H, W, C], from values that are exact levels after `scale`."""
     array = array if array.ndim == 4 else array[..., None]
     if array.dtype == np.uint8:
@@ -215,13 +230,13 @@ def _levels(full_name: str, key: str, array: np.ndarray, scale: int) -> np.ndarr
     result = np.empty(array.shape, np.uint8)
     for start in range(0, len(array), 1024):  # in pieces, as each takes eight times its memory
         piece = array[start : start + 1024].astype(np.float64) * scale
-        levels = np.round(piece)
-        if not (np.abs(piece - levels).max() <= tolerance and levels.min() >= 0 and levels.max() <= 255):  # nor NaN
+        rounded = np.round(piece)
+        if not (np.abs(piece - rounded).max() <= tolerance and rounded.min() >= 0 and rounded.max() <= 255):  # nor NaN
             raise UserError(
                 f"{full_name}: {key} is {array.dtype} from {array.min():g} to {array.max():g}, which is not exactly 8 "
                 "bits a level (0 to 255, or those / 255); save the uint8 that it was made from"
             )
-        result[start : start + 1024] = levels
+        result[start : start + 1024] = rounded
     return result
 
 

@@ -50,7 +50,7 @@ def each_image(images: Any) -> Iterator[Given]:
 
 
 def prepared(
-    given: Iterable[Given], *, image_shape: ImageShape, ahead: int, resized: int | None = None
+    given: Iterable[Given], *, image_shape: ImageShape, ahead: int, resized: int | None = None, whole: bool = False
 ) -> Iterator[tuple[str, np.ndarray | ValueError]]:
     """(what it is called, uint8 of image_shape, or what is wrong with it) of each, in the order given.
 
@@ -59,12 +59,13 @@ def prepared(
       image_shape: height, width, channels of what is cropped.
       ahead: so many images are decoded, or being decoded, before they are asked for.
       resized: see decoding.fit_image.
+      whole: images keep their size; of image_shape the channels count.
     """
     waiting: deque[tuple[str, Future[np.ndarray | ValueError]]] = deque()
     threads = ThreadPoolExecutor(min(num_cores(), _MAX_THREADS))
     try:
         for name, image in given:
-            waiting.append((name, threads.submit(_prepare, image, image_shape, resized)))
+            waiting.append((name, threads.submit(_prepare, image, image_shape, resized, whole)))
             if len(waiting) > ahead:
                 name, result = waiting.popleft()
                 yield name, result.result()
@@ -75,7 +76,7 @@ def prepared(
         threads.shutdown(cancel_futures=True)
 
 
-def _prepare(image: Any, image_shape: ImageShape, resized: int | None) -> np.ndarray | ValueError:
+def _prepare(image: Any, image_shape: ImageShape, resized: int | None, whole: bool) -> np.ndarray | ValueError:
     import cv2
 
     channels = image_shape[2]
@@ -92,7 +93,7 @@ def _prepare(image: Any, image_shape: ImageShape, resized: int | None) -> np.nda
             pixels = from_pillow(image, channels)
         else:
             pixels = from_array(np.asarray(image), channels)
-        return fit_image(pixels, image_shape, resized=resized)
+        return pixels if whole else fit_image(pixels, image_shape, resized=resized)
     except OSError as error:
         return ValueError(error.strerror or short_line(error))
     except cv2.error as error:  # of sides beyond what OpenCV resizes

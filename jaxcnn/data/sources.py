@@ -63,7 +63,7 @@ def open_source(
     """
     tolerant = damaged or data.damaged == "skip" or data.exclude is not None  # which may name the damaged ones
     stored = open_stored(data, progress=progress, damaged=tolerant, partial=partial)
-    image_shape = _run_shape(data, stored)
+    image_shape = run_shape(data, stored)
     numbers = class_numbers(data, stored.class_names)
     if numbers:
         chosen = only_classes(stored.splits, numbers, data.name, progress)
@@ -273,7 +273,8 @@ def _check_expected(data: DataConfig, stored: StoredSet) -> None:
             )
 
 
-def _run_shape(data: DataConfig, stored: StoredSet) -> ImageShape:
+def run_shape(data: DataConfig, stored: StoredSet) -> ImageShape:
+    """The shape that a run's images have. Raises UserError where they have many, and the config chooses none."""
     height, width, channels = stored.image_shape
     if data.image_size is not None:
         return data.image_size, data.image_size, channels

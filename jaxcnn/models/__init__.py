@@ -89,6 +89,7 @@ from jaxcnn.models.tcn import TCN
 from jaxcnn.models.text_cnn import TextBag, TextCNN
 from jaxcnn.models.text_recurrent import text_gru, text_lstm
 from jaxcnn.models.text_transformer import TextTransformer
+from jaxcnn.models.unet import UNet
 from jaxcnn.models.vgg import vgg11, vgg11_bn, vgg13, vgg13_bn, vgg16, vgg16_bn, vgg19, vgg19_bn
 from jaxcnn.models.vit import vit_b_16, vit_b_32, vit_l_16, vit_l_32, vit_s_16, vit_ti_16
 from jaxcnn.models.wide_resnet import wide_resnet50_2, wide_resnet101_2, wrn_16_4, wrn_28_10, wrn_40_2
@@ -232,4 +233,9 @@ FORECASTERS: dict[str, Callable[..., nn.Module]] = {
     "forecast_gru": forecast_gru,
     "tcn": TCN,
     "nbeats": NBeats,
+}
+
+# Of images, pixel by pixel, task=segmentation: -> logits of each pixel [batch, height, width, num_classes]
+SEGMENTERS: dict[str, Callable[..., nn.Module]] = {
+    "unet": UNet,
 }

@@ -16,7 +16,7 @@ from jaxcnn.layers.conv import by
 from jaxcnn.layers.initializers import INITIALIZERS
 from jaxcnn.layers.norm import BatchNorm, GroupNorm, NoNorm, without_axis
 from jaxcnn.layers.widths import narrowed
-from jaxcnn.models import FORECASTERS, LANGUAGE_MODELS, MODELS, TEXT_MODELS
+from jaxcnn.models import FORECASTERS, LANGUAGE_MODELS, MODELS, SEGMENTERS, TEXT_MODELS
 
 IMAGENET_STEM_PIXELS = 64  # from this size on a stem that shrinks the image pays
 _BLOCKS = ("stage_sizes", "num_blocks", "num_layers")  # the fields that models count their blocks in
@@ -24,7 +24,7 @@ _BLOCKS = ("stage_sizes", "num_blocks", "num_layers")  # the fields that models 
 
 def all_models() -> dict[str, Any]:
     """Every model by its name."""
-    return {**MODELS, **LANGUAGE_MODELS, **TEXT_MODELS, **FORECASTERS}
+    return {**MODELS, **LANGUAGE_MODELS, **TEXT_MODELS, **FORECASTERS, **SEGMENTERS}
 
 
 def check_name(config: ModelConfig) -> None:
@@ -46,6 +46,7 @@ _OF_TASKS: dict[str, tuple[str, dict[str, Any], tuple[str, ...]]] = {
     "language": ("vocabulary", LANGUAGE_MODELS, ()),
     "text": ("vocabulary_size", TEXT_MODELS, ()),
     "forecasting": ("horizon", FORECASTERS, ("mlp",)),
+    "segmentation": ("of_pixels", SEGMENTERS, ()),
 }
 
 # What may be asked of a model that has no such option.

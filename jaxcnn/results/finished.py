@@ -126,9 +126,10 @@ def _finite_answers(finished: Finished, outputs: Any, top_k: int) -> Sequence[di
 def predict_command(values: Any, given: list[str]) -> int:
     """What `python -m jaxcnn.predict` does for such a run. Raises UserError, RunError."""
     task = task_of(values.workdir)
-    for option in ("tta", "explain", "target"):
+    for option in ("tta", "explain", "target", "masks", "drawn"):
         if values[option].value is not None:
-            raise UserError(f"--{option} is for classes of images, and the run is of task={task}; leave it out")
+            what = "masks" if option in ("masks", "drawn") else "classes of images"
+            raise UserError(f"--{option} is for {what}, and the run is of task={task}; leave it out")
     if not given or "-" in given:
         raise UserError("no files given; pass those that the run's task reads: docs/tasks.md")
     if values.csv == values.json == "-":
@@ -149,12 +150,12 @@ def predict_command(values: Any, given: list[str]) -> int:
                 rows.append({"path": path, **row} if len(given) > 1 else row)
     console = PatientConsole()
     if values.csv or values.json:
-        for output, text in ((values.csv, _as_csv), (values.json, _as_json)):
+        for output, text in ((values.csv, as_csv), (values.json, as_json)):
             if output:
                 with writing(output) as file:
                     file.write(text(rows))
     else:
-        _print_table(rows, console)
+        print_table(rows, console)
     if "-" not in (values.csv, values.json):
         told = [f"{len(rows):,} {run.finished.task.examples} predicted by {run.folder}, step {run.step:,}"]
         told += [f"{faults:,} left out"] if faults else []
@@ -163,7 +164,8 @@ def predict_command(values: Any, given: list[str]) -> int:
     return 1 if faults else 0
 
 
-def _as_csv(rows: list[dict[str, Any]]) -> str:
+def as_csv(rows: list[dict[str, Any]]) -> str:
+    """Rows under their names."""
     text = io.StringIO()
     writer = csv.DictWriter(text, list(rows[0]) if rows else [], lineterminator="\n")
     writer.writeheader()
@@ -171,11 +173,13 @@ def _as_csv(rows: list[dict[str, Any]]) -> str:
     return text.getvalue()
 
 
-def _as_json(rows: list[dict[str, Any]]) -> str:
+def as_json(rows: list[dict[str, Any]]) -> str:
+    """A list, a row a line."""
     return "[\n" + ",\n".join(map(to_json, rows)) + "\n]\n" if rows else "[]\n"
 
 
-def _print_table(rows: list[dict[str, Any]], console: Any) -> None:
+def print_table(rows: list[dict[str, Any]], console: Any) -> None:
+    """Rows on a terminal."""
     from rich.table import Table
 
     table = Table(*(rows[0] if rows else ()))

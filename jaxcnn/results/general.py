@@ -14,6 +14,7 @@ from functools import partial
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from jaxcnn.data import Source, num_shared
@@ -120,14 +121,14 @@ def evaluate_run(
         _pass_over, run, source, wanted=eval_batch_size or run.batch_size, num_devices=num_devices,
         tell=progress or (lambda *_: None),
     )  # fmt: skip
-    outputs, targets, places = pass_over(split)
+    metrics = Metrics(run.finished.task.metrics)
+    outputs, targets, places, values = pass_over(split, metrics)
     measure = partial(_measure, run, outputs, targets)
-    metrics, values = measure(run.finished.task.metrics)
     scores = _scores(metrics, values)
     calibration: CalibratedScores | NotCalibrated | None = None
     if fit := run.finished.calibrate:
         calibration = reason_not_to_fit(source, split, is_asked=calibrate)
-        calibration = calibration or _calibrate(fit, pass_over("validation"), measure, scores)
+        calibration = calibration or _calibrate(fit, pass_over("validation", Metrics()), measure, scores)
     records = source.splits[split]
     classes = ClassScores.of(outputs, targets) if run.finished.class_names else None
     return Evaluation(
@@ -176,12 +177,12 @@ def reason_not_to_fit(source: Source, split: str, *, is_asked: bool) -> NotCalib
 
 def _calibrate(
     fit: Callable[[Any, Any], Calibrated],
-    validation: tuple[Any, Any, np.ndarray],
+    validation: tuple[Any, Any, np.ndarray, Any],
     measure: Callable[[tuple[Metric, ...]], tuple[Metrics, dict[str, np.ndarray]]],
     scores: dict[str, float | None],
 ) -> CalibratedScores:
     """What is fitted on validation, as `_pass_over` gives it; `measure` and `scores` are of the reported split."""
-    outputs, targets, places = validation
+    outputs, targets, places, _ = validation
     fitted = fit(outputs, targets)
     after = _scores(*measure(fitted.metrics))
     names = [metric.name for metric in fitted.metrics]
@@ -237,9 +238,16 @@ def _own_source(run: FinishedRun, data_dir: str | None, progress: Progress | Non
 
 
 def _pass_over(
-    run: FinishedRun, source: Source, split: str, *, wanted: int, num_devices: int | None, tell: Progress
-) -> tuple[Any, Any, np.ndarray]:
-    """(outputs, targets, which of the split's examples these are), each [n, ...].
+    run: FinishedRun,
+    source: Source,
+    split: str,
+    metrics: Metrics,
+    *,
+    wanted: int,
+    num_devices: int | None,
+    tell: Progress,
+) -> tuple[Any, Any, np.ndarray, dict[str, np.ndarray]]:
+    """(outputs, targets, which of the split's examples these are, what each metric averages), each [n, ...].
 
     Raises RunError where outputs are not finite.
     """
@@ -250,23 +258,35 @@ def _pass_over(
     feed: Feed = feed_kind(run.config, only, parallel, tell)
     batch_size = math.ceil(min(wanted, len(examples)) / parallel.num_devices) * parallel.num_devices
     try:
-        (outputs,), targets, places = collect(
-            [(run.outputs, run.variables)],
+        (found,), _, places = collect(
+            [(partial(_of_batch, run, metrics), run.variables)],
             feed.evaluation("measured", batch_size),
-            targets=run.targets,
+            targets=lambda batch: (),
             fetch=feed.fetch,
             parallel=parallel,
             num_examples=lambda: feed.num_counted("measured"),
         )
     finally:
         feed.close()
-    bad = sum(int((~np.isfinite(each)).reshape(len(each), -1).any(axis=1).sum()) for each in jax.tree.leaves(outputs))
-    if bad:
+    outputs, targets = found["kept"]
+    if bad := int((~found["finite"]).sum()):
         raise RunError(
             f"the outputs of {run.folder}, step {run.step:,}, are not finite for {bad:,} of {len(places):,} examples "
             f"of {split}: the run has diverged; train with a lower optimizer.learning_rate"
         )
-    return outputs, targets, places
+    return outputs, targets, places, found["values"]
+
+
+def _of_batch(run: FinishedRun, metrics: Metrics, variables: Any, batch: Any) -> dict[str, Any]:
+    """Of a batch, what is kept of outputs and targets, what each metric averages, and whether outputs are finite."""
+    outputs, targets = run.outputs(variables, batch), run.targets(batch)
+    losses = run.finished.task.losses(run.config.loss).evaluate(outputs, targets)
+    finite = [jnp.isfinite(each).reshape(len(each), -1).all(axis=1) for each in jax.tree.leaves(outputs)]
+    return {
+        "kept": run.finished.kept(outputs, targets),
+        "values": metrics.of_examples(outputs, targets, losses),
+        "finite": jnp.stack(finite).all(axis=0),
+    }
 
 
 def _number(value: float) -> float | None:

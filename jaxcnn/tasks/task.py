@@ -108,7 +108,7 @@ class Calibrated:
 class Finished:
     """A task as its run's folder alone makes it, without the data, and what the host makes of outputs.
 
-    Outputs and targets are those of some examples, arrays [n, ...] on the host.
+    Outputs and targets are those of some examples, arrays [n, ...] on the host; in evaluation, what `kept` leaves.
     """
 
     task: Task
@@ -124,3 +124,5 @@ class Finished:
     rows: Callable[[dict[str, Any], dict[str, np.ndarray], dict[str, Any]], list[dict[str, Any]]] = (
         lambda named, arrays, answer: [{**named, **answer}]
     )
+    # in evaluation, of a batch's (outputs, targets) [B, ...], what is kept of each to be compared; metrics see all
+    kept: Callable[[Any, Any], tuple[Any, Any]] = lambda outputs, targets: (outputs, targets)

@@ -1,0 +1,96 @@
+"""Images and masks as a run has them: which set is meant, its splits, and how often each class occurs in train."""
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+from jaxcnn.config import Config
+from jaxcnn.config.choices import MASKS
+from jaxcnn.data.exclusion import read_exclusion, without
+from jaxcnn.data.folder import find_path
+from jaxcnn.data.records import ImageShape, Source, StoredSet
+from jaxcnn.data.splits import Progress, assign_splits, record_numbers, restore_splits
+from jaxcnn.errors import UserError
+from jaxcnn.tasks.segmentation.classes import Classes
+from jaxcnn.tasks.segmentation.losses import VOID
+
+_COUNTED = 1024  # masks of train, at most, that classes are counted in
+
+
+@dataclass(frozen=True, kw_only=True)
+class MaskSource(Source):
+    """Images with masks, and their splits."""
+
+    shape: ImageShape  # of an image, as the model gets it
+    classes: Classes
+
+    def facts(self) -> dict[str, Any]:
+        """With the shape, and what the masks' values mean."""
+        return {**super().facts(), "shape": list(self.shape), "classes": self.classes.to_plain()}
+
+    def words(self) -> str:
+        """`64x64x3, 11 classes`."""
+        return f"{'x'.join(map(str, self.shape))}, {len(self.classes)} classes"
+
+    @cached_property
+    def pixels(self) -> np.ndarray:
+        """How many pixels each class has in train, int64 [K]: of masks that are evenly spaced, at most 1,024."""
+        train, counts = self.splits["train"], np.zeros(VOID + 1, np.int64)
+        chosen = np.unique(np.linspace(0, len(train) - 1, min(len(train), _COUNTED)).round().astype(int))
+        for example in train.records.read(train.indices[chosen]):
+            counts += np.bincount(example["label"].ravel(), minlength=VOID + 1)
+        return counts[: len(self.classes)]
+
+
+def open_source(
+    config: Config, *, progress: Progress | None = None, kept: dict[str, np.ndarray] | None = None
+) -> MaskSource:
+    """Finds a set of images and masks, and splits it as sets of images are.
+
+    Args:
+      config: validated.
+      progress: told while files are read.
+      kept: the splits of a run that exists, as Source.record_numbers had them: they are its splits for good.
+
+    Raises:
+      UserError: there is no such set, or nothing can be learned of it as it is.
+      RunError: files of it cannot be read.
+    """
+    data = config.data
+    stored = _stored(config, progress or (lambda *_: None))
+    exclusion = None if data.exclude is None else read_exclusion(data.exclude)
+    available, num_excluded = stored.splits, 0
+    if exclusion is not None:
+        available, num_excluded = without(stored.splits, exclusion, data.name)
+    if kept is None:
+        splits = assign_splits(data, available, progress)
+    else:
+        splits = restore_splits(kept, stored.splits, stored.fingerprint)
+    records: Any = next(iter(stored.splits.values())).records
+    return MaskSource(
+        name=data.name,
+        class_names=stored.class_names,
+        image_shape=None,
+        splits=splits,
+        fingerprint=stored.fingerprint,
+        stored_sizes=stored.stored_sizes,
+        record_numbers=record_numbers(splits, stored.splits, stored.fingerprint),
+        num_excluded=num_excluded,
+        exclusion_digest=None if exclusion is None else exclusion.digest,
+        shape=records.shape,
+        classes=records.classes,
+    )
+
+
+def _stored(config: Config, progress: Progress) -> StoredSet:
+    data = config.data
+    kind, colon, rest = data.name.partition(":")
+    choice = MASKS.get(kind)
+    if choice is None or not colon or (choice.takes == "NAME" and not rest):
+        valid = [f"{name}:{'NAME' if each.takes == 'NAME' else 'PATH'}" for name, each in MASKS.items()]
+        raise UserError(f"data.name={data.name!r} is no known set of images and masks: one of {', '.join(valid)}")
+    where = rest if choice.takes == "NAME" else find_path(data.name, kind, rest, data.dir)
+    stored: StoredSet = choice.load()(data, config.segmentation, where, progress)
+    return stored
