@@ -18,7 +18,7 @@ from jaxcnn.command import HELP_FLAGS, check_outputs, flags_help, parse_flags, r
 from jaxcnn.config import Config, from_dict, validate
 from jaxcnn.config.choices import TASKS, load_function
 from jaxcnn.data.folder import SUFFIXES
-from jaxcnn.data.given import Given, each_image
+from jaxcnn.data.given import Given, each_image, folder_of_all
 from jaxcnn.errors import UserError, nearest
 from jaxcnn.results import choosing
 from jaxcnn.results.rows import Rows, as_csv, as_json, print_tables, write
@@ -70,7 +70,7 @@ def predict_images(values: flags.FlagValues, given: list[str]) -> int:
     model = choosing.open_model(values)
     answers = _answers(model, itertools.chain([first], images), values)
     top_k = min(values.top_k, len(class_names))
-    rows = Rows(model, answers, top_k=top_k, explain=values.explain, images_folder=_folder_of_all(given))
+    rows = Rows(model, answers, top_k=top_k, explain=values.explain, images_folder=folder_of_all(given))
     console = PatientConsole()
     if not console.is_terminal:  # a pipe has no width
         console.width = 140
@@ -178,15 +178,6 @@ def _from_stdin() -> Iterator[Given]:
             yield from each_image(path) if path else ()
         except UserError as error:
             yield path, ValueError(str(error))
-
-
-def _folder_of_all(arguments: list[str]) -> str:
-    """The deepest folder that all of the images lie in."""
-    if "-" in arguments:
-        return os.path.abspath(os.sep)
-    return os.path.commonpath(
-        os.path.abspath(each) if os.path.isdir(each) else os.path.dirname(os.path.abspath(each)) for each in arguments
-    )
 
 
 if __name__ == "__main__":

@@ -136,6 +136,7 @@ OPTIONS = {
     "evaluate": ("workdir", "split", "data", "data_dir", "step", "tta", "resamples", "output"),
     "predict": (
         "workdir", "init_from", "model", "step", "top_k", "tta", "batch_size", "csv", "json", "explain", "target",
+        "masks", "drawn",
     ),
     "generate": ("workdir", "step", "prompt", "length", "temperature", "top_k", "top_p", "beam", "num", "seed"),
     "report": ("workdir", "output", "split", "step", "image", "data_dir"),

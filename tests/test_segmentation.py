@@ -26,6 +26,7 @@ from jaxcnn.results.finished import load
 from jaxcnn.results.general import evaluate_run
 from jaxcnn.results.segmented import Segmenter
 from jaxcnn.tasks.metric import Metrics
+from jaxcnn.tasks.segmentation import average_mirrored
 from jaxcnn.tasks.segmentation.losses import VOID, make_loss
 from jaxcnn.tasks.segmentation.metrics import iou_names, metrics_for
 from jaxcnn.tasks.segmentation.records import fit_labels, fit_whole
@@ -242,6 +243,39 @@ def test_a_bad_folder_is_one_line(tmp_path, spoil, message):
     assert "\n" not in str(error.value)
 
 
+def test_what_a_list_leaves_out_may_be_damaged(tmp_path):
+    """And with data.damaged=skip training goes on without it, in evaluation it is masked."""
+    name = write_set(tmp_path / "set", 24)
+    torn(tmp_path / "set")
+    Image.fromarray(np.full((16, 16), 9, np.uint8)).save(tmp_path / "set" / "masks" / "5.png")  # no class's
+    (tmp_path / "out.txt").write_text("images/3.png\nimages/5.png\n")
+    source = open_source(mask_config(name, data__exclude=str(tmp_path / "out.txt"), segmentation__classes=tuple("abc")))
+    assert sum(map(len, source.splits.values())) == 22
+    assert source.num_excluded == 2
+    skipping = mask_config(name, data__damaged="skip", segmentation__classes=tuple("abc"), num_devices=1)
+    source = open_source(skipping)
+    assert sum(map(len, source.splits.values())) == 24
+    assert source.pixels.sum() % 256 == 0
+    train(skipping, tmp_path / "run")
+    rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").open()]
+    assert all(np.isfinite(row["loss"]) for row in rows)
+
+
+def test_palettes_and_greys_are_colours_where_others_are(tmp_path):
+    name = write_set(tmp_path, write=as_colours)
+    _, masks = squares(12)
+    as_palette(masks[4]).save(tmp_path / "masks" / "4.png")
+    as_colours(np.zeros((16, 16), np.uint8)).save(tmp_path / "masks" / "5.png")  # black alone, no colour
+    (tmp_path / "classes.txt").write_text("ground 0 0 0\nbright 255 0 0\ndark 0 128 64\n")
+    source = open_source(mask_config(name))
+    found = {}
+    for split in source.splits.values():
+        for record, example in zip(split.indices, split.records.read(split.indices), strict=True):
+            found[Path(split.records.identifier(record)).stem] = example["label"]
+    np.testing.assert_array_equal(found["4"], masks[4])
+    assert not found["5"].any()
+
+
 def save_npz(file: Path, **arrays_of: Any) -> str:
     np.savez(file, **arrays_of)
     return f"npz:{file}"
@@ -317,19 +351,13 @@ def test_scenes_are_a_function_of_their_set(monkeypatch):
     assert names == tuple("0123456789")
     assert fingerprint == same
     np.testing.assert_array_equal(scenes["train"].images, again["train"].images)
-    for image, mask, boxes, classes in zip(
-        scenes["train"].images, scenes["train"].masks, scenes["train"].boxes, scenes["train"].classes, strict=True
-    ):
-        assert len(boxes) == len(classes) <= 5
-        assert set(np.unique(mask)) - {0} == {each + 1 for each in classes}
-        covered = np.zeros(mask.shape, bool)
-        for x1, y1, x2, y2 in boxes.astype(int):
-            assert 0 <= x1 < x2 <= 64
-            assert 0 <= y1 < y2 <= 64
-            covered[y1:y2, x1:x2] = True
-        assert not (mask > 0)[~covered].any()
-        background = image[mask == 0].mean()
-        assert abs(image[mask > 0].mean() - background) > 20 or len(boxes) > 1
+    masks = scenes["train"].masks
+    assert set(np.unique(masks)) <= set(range(11))
+    shares = (masks > 0).mean(axis=(1, 2))
+    assert 0.01 < shares.min() < shares.max() < 0.7
+    edges = ((masks > 0) != (np.roll(masks, 1, axis=2) > 0))[:, :, 1:]  # where figures begin, levels jump
+    jumps = np.abs(np.diff(scenes["train"].images.astype(int), axis=2)).mean(axis=3)
+    assert jumps[edges].mean() > 1.5 * jumps.mean()
 
 
 # ---- geometry
@@ -512,7 +540,7 @@ def test_commands_on_a_run(trained, tmp_path):
     code, output, errors = run_here(*command, f"--csv={tmp_path / 'shares.csv'}", module="predict")
     assert code == 1
     assert "b.png: no image of a known type" in errors
-    assert "1 images segmented" in output
+    assert "1 images predicted" in output
     found = np.asarray(Image.open(outputs["masks"] / "deep" / "a.png"))
     assert found.shape == (20, 20)
     assert (found == masks[0]).mean() > 0.6
@@ -526,7 +554,7 @@ def test_commands_on_a_run(trained, tmp_path):
     ("options", "message"),
     [
         (["--explain=x"], "--explain is for classes of images, and the run is of task=segmentation"),
-        ([], "no images given; pass files or folders"),
+        ([], "no files given; pass those that the run's task reads"),
         (["--masks=m", "--drawn=m", "a.png"], "--masks and --drawn would write the same files"),
         (["--csv=-", "--json=-", "a.png"], "would both write to stdout"),
         (["--masks={}", "{}/a.png"], "holds the images themselves; write to another folder"),
@@ -538,6 +566,32 @@ def test_a_bad_prediction_is_one_line(trained, tmp_path, options, message):
     assert code == 2
     assert message in errors
     assert errors.count("\n") == 1
+
+
+def test_mirrored_answers_are_mirrored_back(trained):
+    run = load(str(trained))
+    images = squares(3, side=20, seed=2)[0]
+    inputs, _ = run.prepare({"image": images})
+    model = partial(run.module.apply, run.variables, train=False)
+    plain, mirrored = model(inputs), model(inputs[:, :, ::-1])
+    found = average_mirrored(model, inputs, flip=True)
+    np.testing.assert_allclose(found, (plain + mirrored[:, :, ::-1]) / 2, atol=1e-5)
+    assert np.abs(found - plain).max() > 1e-3
+
+
+def test_two_images_of_one_name_and_a_network_gone_wrong_are_told(trained, tmp_path):
+    for name in ("a.png", "a.jpg"):
+        Image.fromarray(squares(1, side=20)[0][0]).save(tmp_path / name)
+    command = (f"--workdir={trained}", tmp_path / "a.png", tmp_path / "a.jpg", f"--masks={tmp_path / 'masks'}")
+    code, output, errors = run_here(*command, module="predict")
+    assert code == 1
+    assert "a.jpg: another image has been written as a.png" in errors
+    assert "1 images predicted" in output
+    assert "1 left out" in output
+    run = load(str(trained))
+    run.variables["params"]["head"]["bias"] = np.full(3, np.inf, np.float32)
+    with pytest.raises(ValueError, match="output is not finite"):
+        Segmenter(run, 2).probabilities(squares(1, side=20)[0][0])
 
 
 def test_tiles_are_the_whole_where_it_fits_and_agree_beyond(trained):

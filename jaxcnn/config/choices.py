@@ -186,7 +186,7 @@ TASKS: dict[str, TaskChoice] = {
     ),
     "segmentation": TaskChoice(
         "jaxcnn.tasks.segmentation:SEGMENTATION",
-        reads=("segmentation.", *_OF_IMAGES, *_DRAWN),
+        reads=("segmentation.", *(each for each in _OF_IMAGES if each != "data.cache"), *_DRAWN),
         predict="jaxcnn.results.segmented:predict_command",
         sections="jaxcnn.report.from_masks:sections",
     ),

@@ -49,6 +49,15 @@ def each_image(images: Any) -> Iterator[Given]:
         raise UserError(f"{_what(images)} is no image: give paths, bytes, Pillow's images or arrays")
 
 
+def folder_of_all(arguments: list[str]) -> str:
+    """The deepest folder that all images of a command's arguments lie in; the root where paths come from stdin."""
+    if "-" in arguments:
+        return os.path.abspath(os.sep)
+    return os.path.commonpath(
+        os.path.abspath(each) if os.path.isdir(each) else os.path.dirname(os.path.abspath(each)) for each in arguments
+    )
+
+
 def prepared(
     given: Iterable[Given], *, image_shape: ImageShape, ahead: int, resized: int | None = None, whole: bool = False
 ) -> Iterator[tuple[str, np.ndarray | ValueError]]:

@@ -1,4 +1,4 @@
-"""Scenes: figures of a set of images, such as digits, placed at random on textures, with a mask and boxes of each.
+"""Scenes: figures of a set of images, such as digits, placed at random on textures, with their masks.
 
 No registry has a real set of images with masks that is small: these show whether a network learns to find things, and
 serve tests and figures. They are a function of the set and a seed alone.
@@ -20,9 +20,7 @@ from jaxcnn.fingerprints import fingerprint_of
 SIDE = 64  # pixels of a scene, unless data.image_size says
 MOST_FIGURES = 5  # in a scene; at least one
 FIGURE_SIDES = (0.25, 0.5)  # of a figure, as a share of the scene's
-FIGURES_A_SCENE = 1  # images of the set for each scene
-MOST_SCENES = 8000  # of a split
-VISIBLE = 0.25  # a figure of which others leave less is taken out again
+MOST_SCENES = 8000  # of a split; else as many as the set has images
 _THRESHOLD = 96  # level from which a pixel is the figure's
 
 
@@ -32,13 +30,11 @@ class Scenes:
 
     images: np.ndarray  # uint8 [N, S, S, 3]
     masks: np.ndarray  # uint8 [N, S, S]: 0 the background, then the classes of the set
-    boxes: list[np.ndarray]  # of each scene float32 [n, 4], x1, y1, x2, y2 in pixels, of what is visible
-    classes: list[np.ndarray]  # of each scene int32 [n], those of the set
 
 
 def make_scenes(data: DataConfig, inner: str) -> tuple[tuple[str, ...], dict[str, Scenes], str]:
     """(names of the set's classes, the scenes of each of its splits, their fingerprint). Raises UserError."""
-    set_config = DataConfig(name=inner or "digits", dir=data.dir)
+    set_config = DataConfig(name=inner, dir=data.dir)
     stored = open_stored(set_config)
     height, width, _ = stored.image_shape
     if height is None or width is None or max(height, width) > 64:
@@ -46,7 +42,7 @@ def make_scenes(data: DataConfig, inner: str) -> tuple[tuple[str, ...], dict[str
     side = data.image_size or SIDE
     found, facts = {}, []
     for place, (name, split) in enumerate(sorted(stored.splits.items())):
-        count = min(MOST_SCENES, max(1, len(split) // FIGURES_A_SCENE))
+        count = min(MOST_SCENES, len(split))
         generator = np.random.default_rng([place, count, side])
         scenes = _scenes(split, count, side, generator)
         found[name] = scenes
@@ -61,15 +57,12 @@ def _scenes(split: Split, count: int, side: int, generator: np.random.Generator)
     figures = [_grey(each["image"]) for each in examples]
     labels = [int(each["label"]) for each in examples]
     images, masks = np.empty((count, side, side, 3), np.uint8), np.empty((count, side, side), np.uint8)
-    boxes, classes = [], []
     for number in range(count):
         chosen = generator.integers(0, len(figures), generator.integers(1, MOST_FIGURES + 1))
-        images[number], masks[number], of_scene, which = _scene(
+        images[number], masks[number] = _scene(
             [figures[each] for each in chosen], [labels[each] for each in chosen], side, generator
         )
-        boxes.append(of_scene)
-        classes.append(which)
-    return Scenes(images, masks, boxes, classes)
+    return Scenes(images, masks)
 
 
 def _grey(image: np.ndarray) -> np.ndarray:
@@ -78,33 +71,17 @@ def _grey(image: np.ndarray) -> np.ndarray:
 
 def _scene(
     figures: Sequence[np.ndarray], labels: Sequence[int], side: int, generator: np.random.Generator
-) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Image, mask, boxes and classes of one scene; later figures lie over earlier ones."""
-    image = _texture(side, generator)
-    owner = np.full((side, side), -1, np.int32)
-    whole = []
-    for place, figure in enumerate(figures):
+) -> tuple[np.ndarray, np.ndarray]:
+    """Image and mask of one scene; later figures lie over earlier ones."""
+    image, mask = _texture(side, generator), np.zeros((side, side), np.uint8)
+    for figure, label in zip(figures, labels, strict=True):
         alpha = _placed(figure, side, generator)
         seen = alpha >= _THRESHOLD
-        whole.append(int(seen.sum()))
         strength = (alpha / 255.0)[..., None]
-        colour = _contrasting(image[seen].mean(axis=0) if whole[-1] else image.mean(axis=(0, 1)), generator)
+        colour = _contrasting(image[seen] if seen.any() else image, generator)
         image = image * (1 - strength) + colour * strength
-        owner[seen] = place
-    mask, boxes, classes = np.zeros((side, side), np.uint8), [], []
-    for place, label in enumerate(labels):
-        rows, columns = np.nonzero(owner == place)
-        if len(rows) < max(1, VISIBLE * whole[place]):
-            continue
-        mask[rows, columns] = label + 1
-        boxes.append((columns.min(), rows.min(), columns.max() + 1, rows.max() + 1))
-        classes.append(label)
-    return (
-        np.clip(np.rint(image), 0, 255).astype(np.uint8),
-        mask,
-        np.array(boxes, np.float32).reshape(-1, 4),
-        np.array(classes, np.int32),
-    )
+        mask[seen] = label + 1
+    return np.clip(np.rint(image), 0, 255).astype(np.uint8), mask
 
 
 def _texture(side: int, generator: np.random.Generator) -> np.ndarray:

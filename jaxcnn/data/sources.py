@@ -19,18 +19,16 @@ from jaxcnn.config.choices import SOURCES
 from jaxcnn.data.arrays import open_npz
 from jaxcnn.data.decoding import with_channels
 from jaxcnn.data.digits import open_digits
-from jaxcnn.data.exclusion import read_exclusion, without
 from jaxcnn.data.folder import find_path, open_csv, open_folder
 from jaxcnn.data.records import ChosenClasses, ImageShape, ImagesInMemory, Source, Split, StoredSet, classes_of
 from jaxcnn.data.splits import (
     Progress,
     assign_splits,
+    choose_splits,
     class_numbers,
     labels_of,
     named_split,
     only_classes,
-    record_numbers,
-    restore_splits,
 )
 from jaxcnn.data.tfds import TfdsRecords, open_tfds, prepared_sets, tfds_directory
 from jaxcnn.errors import UserError, nearest
@@ -69,15 +67,8 @@ def open_source(
         chosen = only_classes(stored.splits, numbers, data.name, progress)
         stored = replace(stored, splits=chosen, class_names=tuple(stored.class_names[number] for number in numbers))
     _check_expected(data, stored)
-    exclusion = None if data.exclude is None else read_exclusion(data.exclude)
-    available, num_excluded = stored.splits, 0
-    if exclusion is not None:
-        available, num_excluded = without(stored.splits, exclusion, data.name)
-    if kept is None:
-        splits = assign_splits(data, available, progress)
-    else:
-        splits = restore_splits(kept, stored.splits, stored.fingerprint)
-    numbered_by_record = record_numbers(splits, stored.splits, stored.fingerprint)
+    chosen_splits = choose_splits(data, stored.splits, stored.fingerprint, kept=kept, progress=progress)
+    splits = chosen_splits.splits
     if numbers:
         splits = {name: Split(ChosenClasses(each.records, numbers), each.indices) for name, each in splits.items()}
     prepared = data.name.startswith("tfds:")  # shuffled, and its labels take a pass over all records, once
@@ -91,9 +82,9 @@ def open_source(
         fingerprint=stored.fingerprint,
         class_counts=None if prepared else _class_counts(stored.class_names, splits),
         stored_sizes=stored.stored_sizes,
-        record_numbers=numbered_by_record,
-        num_excluded=num_excluded,
-        exclusion_digest=None if exclusion is None else exclusion.digest,
+        record_numbers=chosen_splits.record_numbers,
+        num_excluded=chosen_splits.num_excluded,
+        exclusion_digest=chosen_splits.exclusion_digest,
     )
 
 

@@ -29,7 +29,8 @@ class UpConv(nn.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         """Maps [batch, h, w, c] to [batch, 2 h, 2 w, features]."""
         batch, height, width, channels = x.shape
-        kernel = self.param("kernel", nn.initializers.he_normal(), (2, 2, channels, self.features), jnp.float32)
+        he_normal = nn.initializers.he_normal(in_axis=2, out_axis=3, batch_axis=(0, 1))  # a pixel comes from one pixel
+        kernel = self.param("kernel", he_normal, (2, 2, channels, self.features), jnp.float32)
         bias = self.param("bias", nn.initializers.zeros_init(), (self.features,), jnp.float32)
         four = jnp.einsum("bhwc,ijcf->bhiwjf", x.astype(self.dtype), kernel.astype(self.dtype))
         return four.reshape(batch, 2 * height, 2 * width, self.features) + bias.astype(self.dtype)

@@ -1,5 +1,6 @@
 """A finished run of any task, measured on a split when a section first asks: what the sections of tasks share."""
 
+from collections.abc import Container
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -47,13 +48,13 @@ class Evaluated:
         things = self.finished.finished.task.examples
         return f"{evaluation.split.capitalize()} split, n = {count:,} {things}; step {self.finished.step:,}."
 
-    def scores_table(self) -> str:
-        """A row a score, with its interval where it has one."""
+    def scores_table(self, *, without: Container[str] = ()) -> str:
+        """A row a score, with its interval where it has one. `without`: scores that are shown elsewhere."""
         evaluation = self.evaluation
         units = {metric.name: metric.unit for metric in evaluation.metrics}
         rows = []
         for name, value in evaluation.scores.items():
-            if value is None:
+            if value is None or name in without:
                 continue
             interval = evaluation.intervals.get(name)
             between = "" if interval is None else " – ".join(map(number_in_words, interval))

@@ -12,7 +12,6 @@ from jaxcnn.report.files import RunFiles, shown_name
 from jaxcnn.report.page import Cell, Section, escape, figure, grid, paragraph, picture, sheet, table
 from jaxcnn.results.segmented import Segmenter, overlay
 from jaxcnn.run.log import number_in_words
-from jaxcnn.tasks.segmentation.classes import Classes
 from jaxcnn.tasks.segmentation.losses import VOID
 from jaxcnn.tasks.segmentation.metrics import iou_names
 from jaxcnn.training.feed import Progress
@@ -37,28 +36,19 @@ class _Sections(Evaluated):
         return Segmenter(self.finished, min(8, self.finished.batch_size))
 
     @cached_property
-    def _each(self) -> Classes:
-        return self.segmenter.classes
+    def names(self) -> tuple[str, ...]:
+        return self.segmenter.classes.names
 
     def scores(self) -> Section:
         """The scores of the split, without those of single classes."""
-        found = self.evaluation.scores
-        of_classes = set(iou_names(self._each.names))
-        units = {name: value for name, value in found.items() if name not in of_classes and value is not None}
-        rows = []
-        for name, value in units.items():
-            bounds = self.evaluation.intervals.get(name)
-            rows.append(
-                [name, number_in_words(value), "" if bounds is None else " – ".join(map(number_in_words, bounds))]
-            )
-        body = paragraph(escape(self.of_what)) + table(["", "value", "95 % interval"], rows, label="scores")
+        body = paragraph(escape(self.of_what)) + self.scores_table(without=iou_names(self.names))
         return Section("Scores", body + paragraph("Means are over classes; pixels are counted over the whole split."))
 
     def classes(self) -> Section:
         """IoU of each class with its interval, and how many images of the split have it."""
         evaluation = self.evaluation
         rows: list[list[str | Cell]] = []
-        for name, score in zip(self._each.names, iou_names(self._each.names), strict=True):
+        for name, score in zip(self.names, iou_names(self.names), strict=True):
             value, bounds = evaluation.scores[score], evaluation.intervals.get(score)
             count = sum(1 for cell in evaluation.columns[score] if cell != "")
             rows.append(
@@ -103,6 +93,11 @@ class _Sections(Evaluated):
         valid = truth != VOID
         errors = np.where(valid[..., None], np.where((said == truth)[..., None], RIGHT, WRONG), NOTHING)
         plain = np.broadcast_to(image, (*image.shape[:2], 3)) if image.shape[2] == 1 else image
-        mask = overlay(image, np.where(valid, truth, 0), self._each)
-        drawn = [np.ascontiguousarray(plain), mask, overlay(image, said, self._each), errors.astype(np.uint8)]
+        mask = overlay(image, np.where(valid, truth, 0), self.segmenter.classes)
+        drawn = [
+            np.ascontiguousarray(plain),
+            mask,
+            overlay(image, said, self.segmenter.classes),
+            errors.astype(np.uint8),
+        ]
         return shown_name(evaluation.identifiers[number]), drawn

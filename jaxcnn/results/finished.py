@@ -28,6 +28,8 @@ from jaxcnn.terminal import PatientConsole, complain
 from jaxcnn.training.parallel import set_up
 from jaxcnn.transfer.pretrained import fitted, run_arrays
 
+NOT_FINITE = "the network's output is not finite for it; its values are far from those that it has learned"
+
 
 @dataclass(frozen=True)
 class FinishedRun:
@@ -118,24 +120,18 @@ def predict(run: FinishedRun, path: str, *, top_k: int = 1) -> Iterator[dict[str
 def _finite_answers(finished: Finished, outputs: Any, top_k: int) -> Sequence[dict[str, Any] | ValueError]:
     leaves = [each.reshape(len(each), -1) for each in jax.tree.leaves(outputs)]
     finite = np.all([np.isfinite(each).all(axis=1) for each in leaves], axis=0)
-    fault = ValueError("the network's output is not finite for it; its values are far from those that it has learned")
+    fault = ValueError(NOT_FINITE)
     answers = finished.answers(outputs, top_k)
     return [answer if is_finite else fault for answer, is_finite in zip(answers, finite, strict=True)]
 
 
+OF_CLASSES = dict.fromkeys(("tta", "explain", "target"), "classes of images")  # options, and what they are for
+OF_MASKS = dict.fromkeys(("masks", "drawn"), "masks")
+
+
 def predict_command(values: Any, given: list[str]) -> int:
     """What `python -m jaxcnn.predict` does for such a run. Raises UserError, RunError."""
-    task = task_of(values.workdir)
-    for option in ("tta", "explain", "target", "masks", "drawn"):
-        if values[option].value is not None:
-            what = "masks" if option in ("masks", "drawn") else "classes of images"
-            raise UserError(f"--{option} is for {what}, and the run is of task={task}; leave it out")
-    if not given or "-" in given:
-        raise UserError("no files given; pass those that the run's task reads: docs/tasks.md")
-    if values.csv == values.json == "-":
-        raise UserError("--csv=- and --json=- would both write to stdout; give one of them a file")
-    check_step(values.step)
-    check_outputs(values, "csv", "json")
+    check_command(values, given, refused=OF_CLASSES | OF_MASKS)
     set_up(None, compilation_cache=True)
     run = load(values.workdir, values.step)
     run = replace(run, config=replace(run.config, eval_batch_size=values.batch_size or run.config.eval_batch_size))
@@ -148,24 +144,43 @@ def predict_command(values: Any, given: list[str]) -> int:
                 complain(f"{path}, {named}: {row[1]}")
             else:
                 rows.append({"path": path, **row} if len(given) > 1 else row)
-    console = PatientConsole()
-    if values.csv or values.json:
-        for output, text in ((values.csv, as_csv), (values.json, as_json)):
-            if output:
-                with writing(output) as file:
-                    file.write(text(rows))
-    else:
-        print_table(rows, console)
-    if "-" not in (values.csv, values.json):
-        told = [f"{len(rows):,} {run.finished.task.examples} predicted by {run.folder}, step {run.step:,}"]
-        told += [f"{faults:,} left out"] if faults else []
-        told += [f"written to {output}" for output in (values.csv, values.json) if output]
-        console.print("; ".join(told), soft_wrap=True)
+    tell(values, run, rows, faults)
     return 1 if faults else 0
 
 
-def as_csv(rows: list[dict[str, Any]]) -> str:
-    """Rows under their names."""
+def check_command(values: Any, given: list[str], *, refused: dict[str, str]) -> None:
+    """Raises UserError for a command that cannot be meant. `refused`: options that the run's task has not."""
+    for option, what in refused.items():
+        if values[option].value is not None:
+            raise UserError(f"--{option} is for {what}, and the run is of task={task_of(values.workdir)}; leave it out")
+    if not given or "-" in given:
+        raise UserError("no files given; pass those that the run's task reads: docs/tasks.md")
+    if values.csv == values.json == "-":
+        raise UserError("--csv=- and --json=- would both write to stdout; give one of them a file")
+    check_step(values.step)
+    check_outputs(values, "csv", "json")
+
+
+def tell(values: Any, run: FinishedRun, rows: list[dict[str, Any]], faults: int, folders: tuple[str, ...] = ()) -> None:
+    """Writes rows where the command says, or shows them, and says in a line what was done.
+
+    `folders`: that pictures of them were written to, so that they need not be shown.
+    """
+    console = PatientConsole()
+    for output, text in ((values.csv, _as_csv), (values.json, _as_json)):
+        if output:
+            with writing(output) as file:
+                file.write(text(rows))
+    outputs = [output for output in (values.csv, values.json, *folders) if output]
+    if not outputs:
+        _print_table(rows, console)
+    if "-" not in outputs:
+        told = [f"{len(rows):,} {run.finished.task.examples} predicted by {run.folder}, step {run.step:,}"]
+        told += [f"{faults:,} left out"] if faults else []
+        console.print("; ".join([*told, *(f"written to {output}" for output in outputs)]), soft_wrap=True)
+
+
+def _as_csv(rows: list[dict[str, Any]]) -> str:
     text = io.StringIO()
     writer = csv.DictWriter(text, list(rows[0]) if rows else [], lineterminator="\n")
     writer.writeheader()
@@ -173,13 +188,11 @@ def as_csv(rows: list[dict[str, Any]]) -> str:
     return text.getvalue()
 
 
-def as_json(rows: list[dict[str, Any]]) -> str:
-    """A list, a row a line."""
+def _as_json(rows: list[dict[str, Any]]) -> str:
     return "[\n" + ",\n".join(map(to_json, rows)) + "\n]\n" if rows else "[]\n"
 
 
-def print_table(rows: list[dict[str, Any]], console: Any) -> None:
-    """Rows on a terminal."""
+def _print_table(rows: list[dict[str, Any]], console: Any) -> None:
     from rich.table import Table
 
     table = Table(*(rows[0] if rows else ()))

@@ -7,25 +7,26 @@ tiles that overlap where it is larger, whose probabilities are blended by a weig
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
+from PIL import Image
 
-from jaxcnn.command import check_outputs, check_step
-from jaxcnn.data.decoding import hold_back_threads
+from jaxcnn.command import check_outputs
+from jaxcnn.data.decoding import hold_back_threads, resize_image
+from jaxcnn.data.given import folder_of_all
 from jaxcnn.data.records import ImageShape
 from jaxcnn.data.sheet import png
 from jaxcnn.errors import UserError
-from jaxcnn.files import write_atomically, writing
-from jaxcnn.results.finished import FinishedRun, as_csv, as_json, load, print_table, task_of
+from jaxcnn.files import write_atomically
+from jaxcnn.results.finished import NOT_FINITE, OF_CLASSES, OF_MASKS, FinishedRun, check_command, load, tell
 from jaxcnn.tasks.segmentation import read_whole, shape_of
 from jaxcnn.tasks.segmentation.classes import Classes
 from jaxcnn.tasks.segmentation.records import fit_whole, size_within
-from jaxcnn.terminal import PatientConsole, complain
+from jaxcnn.terminal import complain
 from jaxcnn.training.parallel import set_up
 
 OVERLAP = 0.5  # of a tile's side, with the next
@@ -57,13 +58,15 @@ class Segmenter:
         return lambda images: np.asarray(call(variables, images))
 
     def probabilities(self, image: np.ndarray) -> np.ndarray:
-        """Of an image uint8 [h, w, C] those of each pixel's classes, float32 [h, w, K]."""
+        """Of an image uint8 [h, w, C] those of each pixel's classes, float32 [h, w, K].
+
+        ValueError where the network's output is not finite.
+        """
         height, width = image.shape[:2]
         if self.run.config.data.image_size is not None and (height, width) != self.shape[:2]:
             fitted = size_within((height, width), self.shape[:2])
-            (whole,) = self._of_all([fit_whole(image, self.shape[:2])])
-            seen = jnp.asarray(whole[: fitted[0], : fitted[1]])
-            return np.asarray(jax.image.resize(seen, (height, width, seen.shape[-1]), "bilinear"))
+            whole = self.of_own(fit_whole(image, self.shape[:2]))
+            return resize_image(whole[: fitted[0], : fitted[1]], height, width)
         return self._tiled(image)
 
     def of_own(self, image: np.ndarray) -> np.ndarray:
@@ -79,8 +82,7 @@ class Segmenter:
             for left in columns
         ]
         if len(tiles) == 1:
-            (only,) = self._of_all([_filled(image, self.shape)])
-            return only[: image.shape[0], : image.shape[1]]
+            return self.of_own(_filled(image, self.shape))[: image.shape[0], : image.shape[1]]
         weight = _weight(self.shape[:2])[..., None]
         total = np.zeros((*image.shape[:2], len(self.classes)), np.float32)
         weights = np.zeros((*image.shape[:2], 1), np.float32)
@@ -96,7 +98,10 @@ class Segmenter:
         for start in range(0, len(images), self.batch_size):
             batch = images[start : start + self.batch_size]
             filled = np.stack([*batch, *[batch[0]] * (self.batch_size - len(batch))])
-            yield from self._call(filled)[: len(batch)]
+            found = self._call(filled)[: len(batch)]
+            if not np.isfinite(found).all():
+                raise ValueError(NOT_FINITE)
+            yield from found
 
 
 def _starts(size: int, tile: int) -> list[int]:
@@ -125,8 +130,6 @@ def _weight(shape: tuple[int, int]) -> np.ndarray:
 
 def mask_file(numbers: np.ndarray, classes: Classes) -> bytes:
     """A PNG whose pixels are the values that the set's own masks have, with the classes' colours as its palette."""
-    from PIL import Image
-
     byte_values = not classes.coloured and max(classes.values) <= 255
     values = classes.values if byte_values else tuple(range(len(classes)))
     palette = np.zeros((256, 3), np.uint8)
@@ -149,75 +152,62 @@ def overlay(image: np.ndarray, numbers: np.ndarray, classes: Classes) -> np.ndar
 
 def predict_command(values: Any, given: list[str]) -> int:
     """What `python -m jaxcnn.predict` does for such a run. Raises UserError, RunError."""
-    _check(values, given)
+    folders = _check(values, given)
     set_up(None, compilation_cache=True)
     hold_back_threads()
     run = load(values.workdir, values.step)
     segmenter = Segmenter(run, values.batch_size or min(8, run.batch_size))
+    outputs = Pictures(folder_of_all(given), values.masks, values.drawn)
     rows, faults = [], 0
     for path in given:
         for name, image in read_whole(path, segmenter.shape):
-            if isinstance(image, ValueError):
+            try:
+                if isinstance(image, ValueError):
+                    raise image
+                probabilities = segmenter.probabilities(image)
+                outputs.write(name, image, probabilities.argmax(axis=-1), segmenter.classes)
+                rows.append({"image": name, **run.finished.answers(probabilities[None], 1)[0]})
+            except ValueError as error:
                 faults += 1
-                complain(f"{name}: {image}")
-                continue
-            numbers = segmenter.probabilities(image).argmax(axis=-1)
-            for folder, draw in ((values.masks, mask_file), (values.drawn, partial(_drawn, image))):
-                if folder:
-                    write_atomically(_beside(folder, path, name), draw(numbers, segmenter.classes))
-            shares = np.bincount(numbers.ravel(), minlength=len(segmenter.classes)) / numbers.size
-            rows.append({"image": name, **dict(zip(segmenter.classes.names, map(float, shares), strict=True))})
-    console = PatientConsole()
-    if values.csv or values.json:
-        for output, text in ((values.csv, as_csv), (values.json, as_json)):
-            if output:
-                with writing(output) as file:
-                    file.write(text(rows))
-    elif not (values.masks or values.drawn):
-        print_table(rows, console)
-    if "-" not in (values.csv, values.json):
-        console.print(_told(run, rows, faults, values), soft_wrap=True)
+                complain(f"{name}: {error}")
+    tell(values, run, rows, faults, folders)
     return 1 if faults else 0
 
 
-def _check(values: Any, given: list[str]) -> None:
-    task = task_of(values.workdir)
-    for option in ("tta", "explain", "target"):
-        if values[option].value is not None:
-            raise UserError(f"--{option} is for classes of images, and the run is of task={task}; leave it out")
-    if not given or "-" in given:
-        raise UserError("no images given; pass files or folders")
-    if values.csv == values.json == "-":
-        raise UserError("--csv=- and --json=- would both write to stdout; give one of them a file")
-    check_step(values.step)
-    check_outputs(values, "csv", "json")
-    for option in ("masks", "drawn"):
+def _check(values: Any, given: list[str]) -> tuple[str, ...]:
+    """The folders that pictures are written to. Raises UserError for a command that cannot be meant."""
+    check_command(values, given, refused=OF_CLASSES)
+    for option in OF_MASKS:
         check_outputs(values, option, folder=True)
-    folders = [os.path.abspath(each) for each in (values.masks, values.drawn) if each]
-    if len(set(folders)) < len(folders):
+    folders = tuple(each for each in (values.masks, values.drawn) if each)
+    paths = [os.path.abspath(each) for each in folders]
+    if len(set(paths)) < len(paths):
         raise UserError("--masks and --drawn would write the same files; give each a folder of its own")
-    for folder in folders:
+    for folder in paths:
         if any(os.path.commonpath((folder, os.path.abspath(each))) == folder for each in given):
             raise UserError(f"{folder} holds the images themselves; write to another folder")
+    return folders
 
 
-def _drawn(image: np.ndarray, numbers: np.ndarray, classes: Classes) -> bytes:
-    from PIL import Image
+class Pictures:
+    """PNGs of predictions, each below its folder as the image lies below the folder of all."""
 
-    return png(Image.fromarray(overlay(image, numbers, classes)))
+    def __init__(self, images_folder: str, masks: str | None, drawn: str | None):
+        self._images_folder, self._masks, self._drawn = images_folder, masks, drawn
+        self._written: set[str] = set()
+
+    def write(self, name: str, image: np.ndarray, numbers: np.ndarray, classes: Classes) -> None:
+        """Writes an image's. ValueError where they would take the place of another image's."""
+        below = os.path.splitext(os.path.relpath(name, self._images_folder))[0] + ".png"
+        if below in self._written and (self._masks or self._drawn):
+            raise ValueError(f"another image has been written as {below}; give one of them another name")
+        self._written.add(below)
+        if self._masks:
+            _write(Path(self._masks, below), mask_file(numbers, classes))
+        if self._drawn:
+            _write(Path(self._drawn, below), png(Image.fromarray(overlay(image, numbers, classes))))
 
 
-def _beside(folder: str, given: str, name: str) -> Path:
-    """Where a PNG of an image is written: below the folder as the image lies below what was given."""
-    below = os.path.relpath(name, given) if os.path.isdir(given) else os.path.basename(name)
-    target = Path(folder, below).with_suffix(".png")
-    target.parent.mkdir(parents=True, exist_ok=True)
-    return target
-
-
-def _told(run: FinishedRun, rows: list[dict[str, Any]], faults: int, values: Any) -> str:
-    told = [f"{len(rows):,} images segmented by {run.folder}, step {run.step:,}"]
-    told += [f"{faults:,} left out"] if faults else []
-    outputs = (values.csv, values.json, values.masks, values.drawn)
-    told += [f"written to {output}" for output in outputs if output]
-    return "; ".join(told)
+def _write(file: Path, content: bytes) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(file, content)

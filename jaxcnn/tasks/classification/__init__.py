@@ -59,9 +59,17 @@ def make_task(
 
 
 def channel_facts(
-    train_arrays: Callable[[], dict[str, np.ndarray]] | None, *, config: Config, source: Source
+    train_arrays: Callable[[], dict[str, np.ndarray]] | None,
+    *,
+    config: Config,
+    source: Source,
+    image_shape: tuple[int, int, int] | None = None,
 ) -> dict[str, Any]:
-    """`mean` and `std` a channel, in 0..1: as the config has them, else measured on train."""
+    """`mean` and `std` a channel, in 0..1: as the config has them, else measured on train.
+
+    `image_shape`: of the run's images, where they are a part of examples that the source knows no shape of.
+    """
+    shape = image_shape or source.image_shape
     given = config.data.mean, config.data.std
     if None not in given:
         measured: Any = ((), ())
@@ -69,10 +77,10 @@ def channel_facts(
         measured = data_lib.channel_statistics(train_arrays()["image"])
     else:
         measured = data_lib.measure_statistics(
-            source.splits["train"], image_shape=source.image_shape, skip_damaged=config.data.damaged == "skip"
+            source.splits["train"], image_shape=shape, skip_damaged=config.data.damaged == "skip"
         )
     mean, std = (tuple(map(float, own or of_train)) for own, of_train in zip(given, measured, strict=True))
-    channels = source.image_shape[-1]
+    channels = shape[-1]
     if not len(mean) == len(std) == channels:
         raise UserError(f"data.mean and data.std need {channels} values each, one a channel; got {mean} and {std}")
     return {"mean": mean, "std": std}

@@ -8,13 +8,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxcnn import data as data_lib
 from jaxcnn.augment import check_augment, make_augment_masks, make_normalise, mirrored
 from jaxcnn.config import AugmentConfig, Config
 from jaxcnn.config.choices import LOSSES
 from jaxcnn.data.given import each_image, prepared
 from jaxcnn.data.records import ImageShape
 from jaxcnn.errors import UserError
+from jaxcnn.tasks.classification import channel_facts
 from jaxcnn.tasks.segmentation.classes import Classes
 from jaxcnn.tasks.segmentation.losses import VOID, make_loss, weights_of
 from jaxcnn.tasks.segmentation.metrics import RECORDED, counts, intersections_over_unions, iou_names, metrics_for
@@ -35,7 +35,7 @@ def make_task(config: Config, source: MaskSource, *, device_batch: int, **_: Any
             f"pixels; set loss.name={usable[0]}, or one of: {', '.join(usable[1:])}"
         )
     weights = weights_of(config.loss, lambda: source.pixels, len(source.classes))
-    facts = partial(_channel_facts, config=config, source=source)
+    facts = partial(channel_facts, config=config, source=source, image_shape=source.shape)
     return _make_task(config, source.classes, source.shape, facts, weights)
 
 
@@ -79,23 +79,6 @@ def average_mirrored(model: Callable[[Any], Any], images: Any, *, flip: bool) ->
     """Logits [B, H, W, K] of images; with `flip` the average with those of the mirrored ones, mirrored back."""
     logits = model(images)
     return 0.5 * logits + 0.5 * model(images[:, :, ::-1])[:, :, ::-1] if flip else logits
-
-
-def _channel_facts(
-    train_arrays: Callable[[], dict[str, np.ndarray]] | None, *, config: Config, source: MaskSource
-) -> dict[str, Any]:
-    """`mean` and `std` a channel, in 0..1: as the config has them, else measured on train."""
-    given = config.data.mean, config.data.std
-    measured: Any = ((), ())
-    if None in given and train_arrays is not None:
-        measured = data_lib.channel_statistics(train_arrays()["image"])
-    elif None in given:
-        measured = data_lib.measure_statistics(source.splits["train"], image_shape=source.shape)
-    mean, std = (tuple(map(float, own or of_train)) for own, of_train in zip(given, measured, strict=True))
-    channels = source.shape[-1]
-    if not len(mean) == len(std) == channels:
-        raise UserError(f"data.mean and data.std need {channels} values each, one a channel; got {mean} and {std}")
-    return {"mean": mean, "std": std}
 
 
 def _make_prepare(facts: dict[str, Any], *, augment: AugmentConfig, shape: ImageShape) -> Prepare:

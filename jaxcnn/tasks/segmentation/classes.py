@@ -24,6 +24,7 @@ from jaxcnn.terminal import short_line
 MOST_CLASSES = 255  # a class and void fit into a byte
 VOID_NAMES = ("void", "ignore", "unlabeled", "unlabelled")  # in classes.txt: pixels that count nowhere
 _LISTED = "classes.txt"
+_OF_VALUES, _OF_COLOURS = ("1", "L", "P", "I", "I;16"), ("LA", "RGB", "RGBA")  # Pillow's modes
 _GOLDEN = 0.618034  # of a turn between the hues of two classes, so that no two of few are alike
 
 
@@ -154,11 +155,14 @@ def _checked(
     colours: Any,
     coloured: bool = False,
 ) -> Classes:
-    if not 2 <= len(names) <= MOST_CLASSES:
+    if len(names) < 2:
         few = f"only one class, {names[0]!r}" if names else "no class"
-        what = few if len(names) < 2 else f"{len(names):,} classes; at most {MOST_CLASSES} fit"
-        raise UserError(f"{name}: its masks have {what}: there is nothing to tell apart" if len(names) < 2 else
-                        f"{name}: its masks have {what}; are they of instances, or smoothed?")  # fmt: skip
+        raise UserError(f"{name}: its masks have {few}: there is nothing to tell apart")
+    if len(names) > MOST_CLASSES:
+        raise UserError(
+            f"{name}: its masks have {len(names):,} classes; at most {MOST_CLASSES} fit; are they of instances, or "
+            "smoothed?"
+        )
     if len(set(names)) < len(names) or len(set(values)) < len(values):
         raise UserError(f"{name}: two classes have one name or one value; name each once")
     return Classes(names, tuple(values), tuple(each for each in void if each not in values), colours, coloured)
@@ -213,18 +217,28 @@ def decode_mask(encoded: bytes, *, coloured: bool) -> np.ndarray:
     `coloured`: values are colours, as of a palette's entries too; else levels or a palette's indices.
     """
     image = _open(encoded)
-    if coloured or image.mode in ("LA", "RGB", "RGBA"):
-        codes = _codes(image)
-        if not coloured and not _are_grey(codes):
-            raise ValueError("it has colours where the other masks have values")
-        return codes if coloured else codes & 255
-    return np.asarray(image).astype(np.int32)
+    if coloured:
+        return _codes(image)
+    if image.mode not in _OF_COLOURS:
+        return np.asarray(image).astype(np.int32)
+    codes = _codes(image)
+    if has_colours(codes):
+        raise ValueError("it has colours where the other masks have values")
+    return codes & 255
 
 
-def is_coloured(encoded: bytes) -> bool:
-    """Whether a mask's file has colours that are no greys, and no palette. Raises ValueError as decode_mask."""
+def look_at_mask(encoded: bytes) -> tuple[np.ndarray, bool]:
+    """(values as decode_mask has them where they are no colours; whether they are: colours that are no greys)."""
     image = _open(encoded)
-    return image.mode in ("RGB", "RGBA") and not _are_grey(_codes(image))
+    if image.mode not in _OF_COLOURS:
+        return np.asarray(image).astype(np.int32), False
+    codes = _codes(image)
+    return (codes, True) if has_colours(codes) else (codes & 255, False)
+
+
+def has_colours(codes: np.ndarray) -> bool:
+    """Whether red * 65536 + green * 256 + blue is no grey anywhere."""
+    return bool(((codes >> 16 != codes & 255) | (codes >> 8 & 255 != codes & 255)).any())
 
 
 def _open(encoded: bytes) -> Any:
@@ -232,8 +246,8 @@ def _open(encoded: bytes) -> Any:
     image = opened.image
     if (
         image is None
-        or image.mode not in ("1", "L", "P", "I", "I;16", "LA", "RGB", "RGBA")
-        or ";16" in str(image.tile if image.mode in ("RGB", "RGBA") else "")
+        or image.mode not in (*_OF_VALUES, *_OF_COLOURS)
+        or (image.mode in _OF_COLOURS and ";16" in str(image.tile))
     ):
         raise ValueError("it is no picture of 8 bits with a value or a colour a class; save it as such a PNG")
     if image.format in ("JPEG", "WEBP", "AVIF", "JPEG2000"):
@@ -245,7 +259,3 @@ def _open(encoded: bytes) -> Any:
 def _codes(image: Any) -> np.ndarray:
     levels = np.asarray(image.convert("RGB"), np.int32)
     return levels[..., 0] << 16 | levels[..., 1] << 8 | levels[..., 2]
-
-
-def _are_grey(codes: np.ndarray) -> bool:
-    return bool(((codes >> 16) == (codes & 255)).all() and ((codes >> 8 & 255) == (codes & 255)).all())

@@ -8,12 +8,11 @@ import io
 import os
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import TypeVar
 
 import numpy as np
 
@@ -27,7 +26,7 @@ from jaxcnn.data.streaming import num_cores
 from jaxcnn.errors import RunError, UserError, nearest
 from jaxcnn.files import read_bytes
 from jaxcnn.fingerprints import content_digest, fingerprint_of_files
-from jaxcnn.tasks.segmentation.classes import Classes, classes_of, decode_mask, is_coloured
+from jaxcnn.tasks.segmentation.classes import Classes, classes_of, decode_mask, look_at_mask
 from jaxcnn.tasks.segmentation.records import MaskedFiles, rarest_classes
 from jaxcnn.terminal import short_line
 
@@ -35,8 +34,6 @@ LAYOUT = "expected PATH/images and PATH/masks, or PATH/SPLIT/images and PATH/SPL
 IMAGES, MASKS = ("images",), ("masks", "labels", "annotations")  # folders
 _MASK_ENDINGS = ("_mask", "-mask", "_label", "_seg")  # that a mask's name may have beside its image's
 _PATIENCE = 2.0  # seconds before progress is told
-
-T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -47,34 +44,50 @@ class Pair:
     mask: str
 
 
+@dataclass(frozen=True)
+class Look:
+    """What a pass over the files says of a pair."""
+
+    shape: tuple[int, int, int]  # of the image
+    digest: str  # of both files
+    coloured: bool  # the mask has colours that are no greys
+    pixels: dict[int, int]  # of each value of the mask
+
+
 def read_folder(data: DataConfig, options: SegmentationConfig, root: Path, progress: Progress) -> StoredSet:
-    """Images in `images`, masks of the same names in `masks`, below folders of splits or below `root` itself."""
-    listed = {split: _pairs(data.name, root, *folders) for split, folders in _folders(data.name, root).items()}
+    """Images in `images`, masks of the same names in `masks`, below folders of splits or below `root` itself.
+
+    What is wrong with a pair is an error unless damaged ones are skipped, or a list names what is left out, which may
+    name it: then reading it is.
+    """
+    name, tolerant = data.name, data.damaged == "skip" or data.exclude is not None
+    listed = {split: _pairs(name, root, *folders) for split, folders in _folders(name, root).items()}
     if "train" not in listed:
-        raise UserError(f"{data.name} has {' and '.join(listed)}, but no train; {LAYOUT}")
-    every = [pair for pairs in listed.values() for pair in pairs]
-    read = partial(_for_each, data.name, every, progress=progress)
-    headers = read(partial(_header, root), what="reading the headers")
-    coloured = any(read(partial(_is_coloured, root), what="reading the masks"))
-    values = read(partial(_values, root, coloured=coloured, shapes=[shape for shape, _ in headers]), what="checking")
-    classes = _classes(data.name, options, root, dict(zip(every, values, strict=True)), listed, coloured=coloured)
-    sizes = np.array([shape[:2] for shape, _ in headers])
+        raise UserError(f"{name} has {' and '.join(listed)}, but no train; {LAYOUT}")
+    looks = _looks(name, root, [pair for pairs in listed.values() for pair in pairs], tolerant, progress)
+    classes = _classes(name, options, root, {pair: looks[pair] for pair in listed["train"] if pair in looks})
+    if not tolerant:
+        _check_values(name, classes, looks)
+    sizes = np.array([look.shape[:2] for look in looks.values()])
     height, width = (int(sizes[0, axis]) if len(set(sizes[:, axis])) == 1 else None for axis in (0, 1))
-    channels = data.channels or max(shape[2] for shape, _ in headers)
-    stored = StoredSet(classes.names, (height, width, channels), {}, "", sizes)
-    shape, pixels = run_shape(data, stored), _pixels(classes, values)
-    splits, start = {}, 0
+    channels = data.channels or max(look.shape[2] for look in looks.values())
+    stored = StoredSet(classes.names, (height, width, channels), {}, _fingerprint(listed, looks), sizes)
+    shape, splits = run_shape(data, stored), {}
     for split, pairs in listed.items():
-        of_split = pixels[start : start + len(pairs)]
-        start += len(pairs)
-        images, masks = (tuple(getattr(pair, name) for pair in pairs) for name in ("image", "mask"))
-        name = f"{data.name} split {split!r}"
-        records = MaskedFiles(name, shape, classes, rarest_classes(of_split), str(root), images, masks)
+        images, masks = (tuple(getattr(pair, kind) for pair in pairs) for kind in ("image", "mask"))
+        rarest = rarest_classes(_pixels(classes, [looks[pair].pixels if pair in looks else {} for pair in pairs]))
+        records = MaskedFiles(f"{name} split {split!r}", shape, classes, rarest, str(root), images, masks)
         splits[split] = Split(records, np.arange(len(pairs)))
-    facts = [(pair.image, pair.mask) for pair in every]
+    return replace(stored, splits=splits)
+
+
+def _fingerprint(listed: Mapping[str, list[Pair]], looks: Mapping[Pair, Look]) -> str:
+    every = [pair for pairs in listed.values() for pair in pairs]
     counts = {split: len(pairs) for split, pairs in listed.items()}
-    fingerprint = fingerprint_of_files("masks", counts, facts, contents=[digest for _, digest in headers])
-    return StoredSet(classes.names, (height, width, channels), splits, fingerprint, sizes)
+    facts = [(pair.image, pair.mask) for pair in every]
+    return fingerprint_of_files(
+        "masks", counts, facts, contents=[looks[pair].digest if pair in looks else "" for pair in every]
+    )
 
 
 # ---- what there is
@@ -148,95 +161,78 @@ def _unreadable(error: OSError) -> None:
 # ---- what is in the files
 
 
-def _for_each(
-    name: str, pairs: list[Pair], read: Callable[[int, Pair], T], *, what: str, progress: Progress
-) -> list[T]:
-    """What `read` says of each pair, by threads. Raises RunError, naming the first few that cannot be read."""
+def _looks(name: str, root: Path, pairs: list[Pair], tolerant: bool, progress: Progress) -> dict[Pair, Look]:
+    """What one pass over the files, by threads, says of each pair; of those that can be read, where that is enough.
+
+    Raises RunError.
+    """
+    looks: dict[Pair, Look] = {}
     faults: list[str] = []
-
-    def tried(number: int) -> T | None:
-        try:
-            return read(number, pairs[number])
-        except (OSError, ValueError) as error:
-            faults.append(getattr(error, "strerror", None) or short_line(error))
-            return None
-
-    found, begun = [], time.monotonic()
+    begun = time.monotonic()
     with ThreadPoolExecutor(num_cores()) as threads:
-        for number, each in enumerate(threads.map(tried, range(len(pairs)))):
-            found.append(each)
+        for number, (pair, found) in enumerate(zip(pairs, threads.map(partial(_look, root), pairs), strict=True)):
+            if isinstance(found, str):
+                faults.append(found)
+            else:
+                looks[pair] = found
             if number % 64 == 0 and time.monotonic() - begun > _PATIENCE:
-                progress(f"{what} of {name}", number, len(pairs))
-    if faults:
+                progress(f"reading the masks of {name}", number, len(pairs))
+    if faults and (not tolerant or not looks):
         more = f"; so is it with {len(faults) - 1:,} more" if len(faults) > 1 else ""
         raise RunError(f"{name}: {faults[0]}{more}; mend or remove them")
-    return found  # type: ignore[return-value]
+    if not any(look.coloured for look in looks.values()):
+        return looks
+    # Where some have colours, values of the others are colours too: greys, or a palette's entries.
+    return {
+        pair: look if look.coloured else replace(look, coloured=True, pixels=_pixels_of(root / pair.mask))
+        for pair, look in looks.items()
+    }
 
 
-def _named(path: str, read: Callable[[], T]) -> T:
+def _look(root: Path, pair: Pair) -> Look | str:
+    """What the files of a pair say, or what is wrong with one of them."""
+    path = pair.image
     try:
-        return read()
+        image = read_bytes(root / path, limit=FILE_LIMIT)
+        shape = read_header(io.BytesIO(image))
+        path = pair.mask
+        encoded = read_bytes(root / path, limit=FILE_LIMIT)
+        mask, coloured = look_at_mask(encoded)
+        if mask.shape != shape[:2]:
+            (height, width), (of_image, beside) = mask.shape, shape[:2]
+            raise ValueError(f"it is {width} x {height} pixels, and its image {beside} x {of_image}; make them alike")
     except OSError as error:
-        raise ValueError(f"{path} cannot be read ({error.strerror or short_line(error)})") from None
+        return f"{path} cannot be read ({error.strerror or short_line(error)})"
     except ValueError as error:
-        raise ValueError(f"{path}: {short_line(error)}") from None
+        return f"{path}: {short_line(error)}"
+    digest = content_digest(io.BytesIO(image)) + content_digest(io.BytesIO(encoded))
+    return Look(shape, digest, coloured, _counted(mask))
 
 
-def _header(root: Path, number: int, pair: Pair) -> tuple[tuple[int, int, int], str]:
-    """Shape of an image, and a digest of it and of its mask."""
-
-    def read() -> tuple[tuple[int, int, int], str]:
-        encoded = read_bytes(root / pair.image, limit=FILE_LIMIT)
-        mask = read_bytes(root / pair.mask, limit=FILE_LIMIT)
-        digest = content_digest(io.BytesIO(encoded)) + content_digest(io.BytesIO(mask))
-        return read_header(io.BytesIO(encoded)), digest
-
-    return _named(pair.image, read)
+def _counted(mask: np.ndarray) -> dict[int, int]:
+    values, counts = np.unique(mask, return_counts=True)
+    return dict(zip(values.tolist(), counts.tolist(), strict=True))
 
 
-def _is_coloured(root: Path, number: int, pair: Pair) -> bool:
-    return _named(pair.mask, lambda: is_coloured(read_bytes(root / pair.mask, limit=FILE_LIMIT)))
+def _pixels_of(file: Path) -> dict[int, int]:
+    return _counted(decode_mask(read_bytes(file, limit=FILE_LIMIT), coloured=True))
 
 
-def _values(
-    root: Path, number: int, pair: Pair, *, coloured: bool, shapes: list[tuple[int, int, int]]
-) -> dict[int, int]:
-    """Pixels of each value of a mask."""
-
-    def read() -> dict[int, int]:
-        mask = decode_mask(read_bytes(root / pair.mask, limit=FILE_LIMIT), coloured=coloured)
-        height, width, _ = shapes[number]
-        if mask.shape != (height, width):
-            raise ValueError(
-                f"it is {mask.shape[1]} x {mask.shape[0]} pixels, and its image {width} x {height}; make them alike"
-            )
-        values, counts = np.unique(mask, return_counts=True)
-        return dict(zip(values.tolist(), counts.tolist(), strict=True))
-
-    return _named(pair.mask, read)
-
-
-def _classes(
-    name: str,
-    options: SegmentationConfig,
-    root: Path,
-    values: Mapping[Pair, Mapping[int, int]],
-    listed: Mapping[str, list[Pair]],
-    *,
-    coloured: bool,
-) -> Classes:
-    """The set's classes, which every mask's values are of. Raises UserError."""
+def _classes(name: str, options: SegmentationConfig, root: Path, of_train: Mapping[Pair, Look]) -> Classes:
     found: Counter[int] = Counter()
-    for pair in listed["train"]:
-        found.update(values[pair])
-    classes = classes_of(name, options, root, found, coloured=coloured)
-    for pair, of_mask in values.items():
-        if unknown := classes.unknown(list(of_mask)):
+    for look in of_train.values():
+        found.update(look.pixels)
+    return classes_of(name, options, root, found, coloured=any(look.coloured for look in of_train.values()))
+
+
+def _check_values(name: str, classes: Classes, looks: Mapping[Pair, Look]) -> None:
+    """Raises UserError where a mask has a value that is no class's."""
+    for pair, look in looks.items():
+        if unknown := classes.unknown(list(look.pixels)):
             raise UserError(
-                f"{name}: {pair.mask} has {of_mask[unknown[0]]:,} pixels of {classes.shown(unknown[0])}, which is no "
-                f"class's; there are {_first_few(classes)}; mend the mask, or name the class in classes.txt"
+                f"{name}: {pair.mask} has {look.pixels[unknown[0]]:,} pixels of {classes.shown(unknown[0])}, which is "
+                f"no class's; there are {_first_few(classes)}; mend the mask, or name the class in classes.txt"
             )
-    return classes
 
 
 def _first_few(classes: Classes) -> str:

@@ -8,10 +8,9 @@ import numpy as np
 
 from jaxcnn.config import Config
 from jaxcnn.config.choices import MASKS
-from jaxcnn.data.exclusion import read_exclusion, without
 from jaxcnn.data.folder import find_path
-from jaxcnn.data.records import ImageShape, Source, StoredSet
-from jaxcnn.data.splits import Progress, assign_splits, record_numbers, restore_splits
+from jaxcnn.data.records import DamagedRecordError, ImageShape, Source, StoredSet, read_or_error
+from jaxcnn.data.splits import Progress, choose_splits
 from jaxcnn.errors import UserError
 from jaxcnn.tasks.segmentation.classes import Classes
 from jaxcnn.tasks.segmentation.losses import VOID
@@ -39,8 +38,9 @@ class MaskSource(Source):
         """How many pixels each class has in train, int64 [K]: of masks that are evenly spaced, at most 1,024."""
         train, counts = self.splits["train"], np.zeros(VOID + 1, np.int64)
         chosen = np.unique(np.linspace(0, len(train) - 1, min(len(train), _COUNTED)).round().astype(int))
-        for example in train.records.read(train.indices[chosen]):
-            counts += np.bincount(example["label"].ravel(), minlength=VOID + 1)
+        for example in read_or_error(train.records, train.indices[chosen]):
+            if not isinstance(example, DamagedRecordError):  # training tells of it, or skips it
+                counts += np.bincount(example["label"].ravel(), minlength=VOID + 1)
         return counts[: len(self.classes)]
 
 
@@ -60,25 +60,18 @@ def open_source(
     """
     data = config.data
     stored = _stored(config, progress or (lambda *_: None))
-    exclusion = None if data.exclude is None else read_exclusion(data.exclude)
-    available, num_excluded = stored.splits, 0
-    if exclusion is not None:
-        available, num_excluded = without(stored.splits, exclusion, data.name)
-    if kept is None:
-        splits = assign_splits(data, available, progress)
-    else:
-        splits = restore_splits(kept, stored.splits, stored.fingerprint)
+    chosen = choose_splits(data, stored.splits, stored.fingerprint, kept=kept, progress=progress)
     records: Any = next(iter(stored.splits.values())).records
     return MaskSource(
         name=data.name,
         class_names=stored.class_names,
         image_shape=None,
-        splits=splits,
+        splits=chosen.splits,
         fingerprint=stored.fingerprint,
         stored_sizes=stored.stored_sizes,
-        record_numbers=record_numbers(splits, stored.splits, stored.fingerprint),
-        num_excluded=num_excluded,
-        exclusion_digest=None if exclusion is None else exclusion.digest,
+        record_numbers=chosen.record_numbers,
+        num_excluded=chosen.num_excluded,
+        exclusion_digest=chosen.exclusion_digest,
         shape=records.shape,
         classes=records.classes,
     )

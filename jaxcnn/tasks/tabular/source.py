@@ -12,11 +12,10 @@ import numpy as np
 
 from jaxcnn.config import Config, DataConfig, TableConfig
 from jaxcnn.config.choices import TABLES
-from jaxcnn.data.exclusion import read_exclusion, without
 from jaxcnn.data.folder import find_path
 from jaxcnn.data.records import ArraySpec, Example, Source, Split
 from jaxcnn.data.records import Progress as Counter
-from jaxcnn.data.splits import Progress, assign_splits, record_numbers, restore_splits
+from jaxcnn.data.splits import Progress, choose_splits
 from jaxcnn.errors import UserError, nearest
 from jaxcnn.files import user_path
 from jaxcnn.fingerprints import fingerprint_of
@@ -201,10 +200,8 @@ def open_source(
     rows = TableRecords(data.name, np.empty((len(targets), 0)), targets, table.lines, table.is_file)
     stored = {"train": Split(rows, np.arange(len(rows)))}
     fingerprint = fingerprint_of("table", data.name.partition(":")[0], digest)
-    exclusion = None if data.exclude is None else read_exclusion(data.exclude)
-    available, num_excluded = (stored, 0) if exclusion is None else without(stored, exclusion, data.name)
-    splits = assign_splits(data, available, progress) if kept is None else restore_splits(kept, stored, fingerprint)
-    numbers = record_numbers(splits, stored, fingerprint)
+    chosen = choose_splits(data, stored, fingerprint, kept=kept, progress=progress)
+    splits = chosen.splits
     columns = _columns(data.name, table, names, splits["train"].indices)
     features = np.stack([each.numbers(table.columns[each.name]) for each in columns], axis=1).astype(np.float32)
     rows = replace(rows, features=features)
@@ -221,9 +218,9 @@ def open_source(
         class_counts={name: dict(zip(class_names, each, strict=True)) for name, each in counts.items()}
         if class_names
         else None,
-        record_numbers=numbers,
-        num_excluded=num_excluded,
-        exclusion_digest=None if exclusion is None else exclusion.digest,
+        record_numbers=chosen.record_numbers,
+        num_excluded=chosen.num_excluded,
+        exclusion_digest=chosen.exclusion_digest,
         layout=Layout(columns, target, class_names),
     )
 

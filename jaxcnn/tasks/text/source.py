@@ -6,16 +6,16 @@ Texts are padded with 0 to the longest, and cut at text.max_length; what is cut,
 import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from jaxcnn.config import Config, TextConfig
-from jaxcnn.data.exclusion import read_exclusion, without
 from jaxcnn.data.records import ArraySpec, Example, Source, Split
 from jaxcnn.data.records import Progress as Counter
-from jaxcnn.data.splits import Progress, assign_splits, labels_of, record_numbers, restore_splits
+from jaxcnn.data.splits import Progress, choose_splits, labels_of
 from jaxcnn.data.vocabulary import Vocabulary
 from jaxcnn.errors import UserError
 from jaxcnn.files import user_path
@@ -127,15 +127,10 @@ def open_source(
     """
     data, tell = config.data, progress or (lambda *_: None)
     stored = open_texts(data, config.text)
-    exclusion = None if data.exclude is None else read_exclusion(data.exclude)
-    available, num_excluded = stored.splits, 0
-    if exclusion is not None:
-        available, num_excluded = without(stored.splits, exclusion, data.name)
-    if kept is None:
-        _check_texts(data.name, available)
-        splits = assign_splits(data, available, progress)
-    else:
-        splits = restore_splits(kept, stored.splits, stored.fingerprint)
+    chosen = choose_splits(
+        data, stored.splits, stored.fingerprint, kept=kept, progress=progress, check=partial(_check_texts, data.name)
+    )
+    splits = chosen.splits
     vocabulary = vocabulary or _vocabulary_of(config) or _vocabulary_of_train(config.text, splits["train"])
     tokens = {name: [vocabulary.encode(text) for text in _texts(split)] for name, split in splits.items()}
     coverage = Coverage.of(tokens, vocabulary, most=config.text.max_length)
@@ -148,9 +143,9 @@ def open_source(
         splits=numbered,
         fingerprint=stored.fingerprint,
         class_counts={name: _counts(split, stored.class_names) for name, split in numbered.items()},
-        record_numbers=record_numbers(splits, stored.splits, stored.fingerprint),
-        num_excluded=num_excluded,
-        exclusion_digest=None if exclusion is None else exclusion.digest,
+        record_numbers=chosen.record_numbers,
+        num_excluded=chosen.num_excluded,
+        exclusion_digest=chosen.exclusion_digest,
         vocabulary=vocabulary,
         coverage=coverage,
     )
