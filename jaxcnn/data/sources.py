@@ -17,6 +17,7 @@ import numpy as np
 from jaxcnn.config import DataConfig
 from jaxcnn.config.choices import SOURCES
 from jaxcnn.data.arrays import open_npz
+from jaxcnn.data.chosen import choose_splits
 from jaxcnn.data.decoding import with_channels
 from jaxcnn.data.digits import open_digits
 from jaxcnn.data.folder import find_path, open_csv, open_folder
@@ -24,7 +25,6 @@ from jaxcnn.data.records import ChosenClasses, ImageShape, ImagesInMemory, Sourc
 from jaxcnn.data.splits import (
     Progress,
     assign_splits,
-    choose_splits,
     class_numbers,
     labels_of,
     named_split,

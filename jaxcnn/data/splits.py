@@ -11,7 +11,6 @@ from dataclasses import dataclass
 import numpy as np
 
 from jaxcnn.config import DataConfig, parse_fold
-from jaxcnn.data.exclusion import read_exclusion, without
 from jaxcnn.data.order import HOLDOUT_STREAM, LIMIT_STREAM, DrawnGroups
 from jaxcnn.data.records import JoinedRecords, Records, Relabelled, Split, classes_of, label_shape
 from jaxcnn.errors import UserError, nearest
@@ -22,44 +21,6 @@ Progress = Callable[[str, int, int], None]  # what, done, total
 Part = tuple[Records, np.ndarray]  # records, and which of them
 
 TEST_FRACTION = 0.1  # held out of train where a set has neither test nor validation
-
-
-@dataclass(frozen=True)
-class Chosen:
-    """The splits of a run, and what its folder keeps of how they came about."""
-
-    splits: dict[str, "Split"]
-    record_numbers: dict[str, np.ndarray]
-    num_excluded: int  # records that the exclusion list took out
-    exclusion_digest: str | None  # of the list's content
-
-
-def choose_splits(
-    data: DataConfig,
-    stored: dict[str, Split],
-    fingerprint: str,
-    *,
-    kept: dict[str, np.ndarray] | None,
-    progress: Progress | None,
-    check: Callable[[dict[str, Split]], None] = lambda available: None,
-) -> Chosen:
-    """Leaves out of a set what data.exclude names, and splits the rest; or gives the splits of a run that exists.
-
-    Args:
-      stored, fingerprint: of the set.
-      kept: the run's, as `record_numbers` had them; none: a new run's.
-      progress: told while labels are read.
-      check: of a new run's examples, those of the list left out; raises UserError.
-    """
-    exclusion = None if data.exclude is None else read_exclusion(data.exclude)
-    available, num_excluded = (stored, 0) if exclusion is None else without(stored, exclusion, data.name)
-    if kept is None:
-        check(available)
-        splits = assign_splits(data, available, progress)
-    else:
-        splits = restore_splits(kept, stored, fingerprint)
-    digest = None if exclusion is None else exclusion.digest
-    return Chosen(splits, record_numbers(splits, stored, fingerprint), num_excluded, digest)
 
 
 def assign_splits(data: DataConfig, stored: dict[str, Split], progress: Progress | None = None) -> dict[str, Split]:

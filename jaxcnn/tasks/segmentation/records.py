@@ -59,9 +59,7 @@ class MaskRecords:
     name: str
     shape: ImageShape  # of the run
     classes: Classes
-    rarest: (
-        np.ndarray
-    )  # int32 [N]: of the classes in a mask, that which the fewest have; splits have each in proportion
+    rarest: np.ndarray  # int32 [N]: of a mask's classes that which the fewest have; splits have each in proportion
 
     class_by_class: ClassVar[bool] = True  # their order may be anything: data/splits.py
     files: ClassVar[tuple[Path, ...]] = ()  # none: nothing is cached

@@ -8,9 +8,10 @@ import numpy as np
 
 from jaxcnn.config import Config
 from jaxcnn.config.choices import MASKS
+from jaxcnn.data.chosen import choose_splits
 from jaxcnn.data.folder import find_path
 from jaxcnn.data.records import DamagedRecordError, ImageShape, Source, StoredSet, read_or_error
-from jaxcnn.data.splits import Progress, choose_splits
+from jaxcnn.data.splits import Progress
 from jaxcnn.errors import UserError
 from jaxcnn.tasks.segmentation.classes import Classes
 from jaxcnn.tasks.segmentation.losses import VOID

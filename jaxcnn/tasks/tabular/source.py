@@ -12,10 +12,11 @@ import numpy as np
 
 from jaxcnn.config import Config, DataConfig, TableConfig
 from jaxcnn.config.choices import TABLES
+from jaxcnn.data.chosen import choose_splits
 from jaxcnn.data.folder import find_path
 from jaxcnn.data.records import ArraySpec, Example, Source, Split
 from jaxcnn.data.records import Progress as Counter
-from jaxcnn.data.splits import Progress, choose_splits
+from jaxcnn.data.splits import Progress
 from jaxcnn.errors import UserError, nearest
 from jaxcnn.files import user_path
 from jaxcnn.fingerprints import fingerprint_of

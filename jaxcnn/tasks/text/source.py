@@ -13,9 +13,10 @@ from typing import Any
 import numpy as np
 
 from jaxcnn.config import Config, TextConfig
+from jaxcnn.data.chosen import choose_splits
 from jaxcnn.data.records import ArraySpec, Example, Source, Split
 from jaxcnn.data.records import Progress as Counter
-from jaxcnn.data.splits import Progress, choose_splits, labels_of
+from jaxcnn.data.splits import Progress, labels_of
 from jaxcnn.data.vocabulary import Vocabulary
 from jaxcnn.errors import UserError
 from jaxcnn.files import user_path
