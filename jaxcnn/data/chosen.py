@@ -1,4 +1,4 @@
-"""The records that a run has of a set: without those that a list excludes, in splits; the same for every kind of data."""
+"""Records that a run has of a set: in splits, without those that a list excludes; alike for all kinds of data."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
